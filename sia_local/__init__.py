@@ -1,0 +1,1 @@
+"""Sparse inference-time alignment on llama.cpp."""

@@ -1,0 +1,31 @@
+"""Everything sia_local raises on purpose. A message is one sentence: what was given, expected, and to do."""
+
+from __future__ import annotations
+
+
+class SiaError(Exception):
+    """Root of the hierarchy; the command line prints it as one line and exits with 2."""
+
+
+class ConfigError(SiaError, ValueError):
+    """An option or argument outside its range, or options that exclude each other."""
+
+
+class ModelFileError(SiaError):
+    """A model file that is missing, empty, truncated, not GGUF, or that llama.cpp cannot load."""
+
+
+class IncompatibleError(SiaError):
+    """Two files that do not fit: vocabularies, widths, a head that is missing, an unsupported architecture."""
+
+
+class ContextFullError(SiaError):
+    """A prompt or a history that does not fit the context."""
+
+
+class NumericError(SiaError):
+    """NaN or infinite logits or values."""
+
+
+class DataError(SiaError):
+    """A data file (prompts, trajectories, profile) that cannot be read as what it should be."""
