@@ -1,1 +1,51 @@
-"""Sparse inference-time alignment on llama.cpp."""
+"""Sparse inference-time alignment on llama.cpp.
+
+    from sia_local import SIA, SiaConfig
+    with SIA.load("base.gguf", value="value.gguf") as sia:
+        for step in sia.generate("Once upon a time", SiaConfig(beta=2.0), max_tokens=100, seed=7):
+            print(step.text, end="", flush=True)
+
+Names are imported on first use, so that `import sia_local` and the command line's help stay instant.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .api import SIA, Completion
+    from .config import SamplingConfig, SiaConfig
+    from .decode import Candidates, Prompt, Stats, Step
+    from .errors import SiaError
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "SIA": "api",
+    "Completion": "api",
+    "SiaConfig": "config",
+    "SamplingConfig": "config",
+    "Step": "decode",
+    "Stats": "decode",
+    "Candidates": "decode",
+    "Prompt": "decode",
+    "SiaError": "errors",
+}
+__all__ = [
+    "SIA",
+    "Candidates",
+    "Completion",
+    "Prompt",
+    "SamplingConfig",
+    "SiaConfig",
+    "SiaError",
+    "Stats",
+    "Step",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

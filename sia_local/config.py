@@ -1,0 +1,141 @@
+"""What a user can set about steering and sampling, checked on construction."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from .errors import ConfigError
+
+GATES = ("entropy", "rate", "dense", "random", "first-n", "ratio", "varentropy", "off")
+ENTROPIES = ("topk", "full")
+BETA_UNITS = ("raw", "spread")
+
+
+def _require(ok: bool, sentence: str) -> None:
+    if not ok:
+        raise ConfigError(sentence)
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """What shapes the base distribution before candidates are taken, and the temperature after steering.
+
+    temperature 0 takes the best candidate. Penalties look at the last `penalty_last_n` tokens. `grammar` is
+    GBNF text. `stop` are strings that end the text; they are not part of it.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repeat_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    penalty_last_n: int = 64
+    grammar: str | None = None
+
+    def __post_init__(self) -> None:
+        _require(
+            math.isfinite(self.temperature) and self.temperature >= 0,
+            f"temperature is {self.temperature}; expected 0 (greedy) or more",
+        )
+        _require(0 < self.top_p <= 1, f"top_p is {self.top_p}; expected above 0 and at most 1 (1 = off)")
+        _require(0 <= self.min_p < 1, f"min_p is {self.min_p}; expected 0 (off) to below 1")
+        _require(self.repeat_penalty > 0, f"repeat_penalty is {self.repeat_penalty}; expected above 0 (1 = off)")
+        _require(self.penalty_last_n >= 0, f"penalty_last_n is {self.penalty_last_n}; expected 0 or more")
+
+    @property
+    def penalizes(self) -> bool:
+        return self.penalty_last_n > 0 and (
+            self.repeat_penalty != 1.0 or self.frequency_penalty != 0.0 or self.presence_penalty != 0.0
+        )
+
+
+@dataclass(frozen=True)
+class SiaConfig:
+    """The steering of one generation (DESIGN: candidates, entropy, gate, tilt), plus its sampling.
+
+    k: candidates taken at every step. gate: when to steer (`GATES`); several gates joined by `+` are OR-ed.
+    threshold: nats, for the entropy gate. rate: wanted share of steered tokens, for `rate` and `random`.
+    first_n: tokens steered by `first-n`. ratio: for the `ratio` gate, entropy over the previous token's.
+    varentropy_threshold: nats², for the `varentropy` gate. entropy: over the top k (`topk`) or the whole
+    vocabulary (`full`).
+    beta: strength; negative means the opposite of the value model. beta_unit `spread` counts beta in standard
+    deviations of V among the candidates of a junction. center subtracts the mean of V over the candidates, clip
+    bounds V before it is scaled. tail keeps the tokens outside the candidates at their base logits. kl_per_token
+    and kl_total (nats) bound what steering may spend: beta is lowered at a junction so that the budget holds.
+    min_share: candidates less likely than this share of the best are not scored (0 scores all of the k).
+    """
+
+    k: int = 10
+    gate: str = "entropy"
+    threshold: float = 1.0
+    entropy: str = "topk"
+    rate: float = 0.2
+    first_n: int = 20
+    ratio: float = 1.5
+    varentropy_threshold: float = 2.0
+    beta: float = 1.0
+    beta_unit: str = "raw"
+    center: bool = False
+    clip: tuple[float, float] | None = None
+    tail: bool = False
+    kl_per_token: float | None = None
+    kl_total: float | None = None
+    min_share: float = 0.0
+    row_group: int = 1
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+
+    def __post_init__(self) -> None:
+        _require(1 <= self.k <= 255, f"k is {self.k}; expected 1 to 255 candidates")
+        for gate in self.gate.split("+"):
+            _require(gate in GATES, f"unknown gate {gate!r}; expected one of {', '.join(GATES)}")
+        _require(
+            self.entropy in ENTROPIES, f"unknown entropy {self.entropy!r}; expected one of {', '.join(ENTROPIES)}"
+        )
+        _require(
+            self.beta_unit in BETA_UNITS,
+            f"unknown beta unit {self.beta_unit!r}; expected one of {', '.join(BETA_UNITS)}",
+        )
+        _require(not math.isnan(self.threshold), "threshold is nan; expected nats, such as 1.0")
+        _require(0 <= self.rate <= 1, f"rate is {self.rate}; expected a share from 0 to 1, such as 0.2")
+        _require(self.first_n >= 0, f"first_n is {self.first_n}; expected 0 or more tokens")
+        _require(math.isfinite(self.beta), f"beta is {self.beta}; expected a finite number")
+        _require(self.ratio > 0, f"ratio is {self.ratio}; expected above 0")
+        _require(0 <= self.min_share < 1, f"min_share is {self.min_share}; expected 0 (off) to below 1")
+        _require(self.row_group >= 1, f"row_group is {self.row_group}; expected at least 1")
+        if self.clip is not None:
+            _require(
+                len(self.clip) == 2 and self.clip[0] < self.clip[1],
+                f"clip is {self.clip}; expected two numbers, the lower first",
+            )
+        for name in ("kl_per_token", "kl_total"):
+            budget = getattr(self, name)
+            _require(budget is None or budget >= 0, f"{name} is {budget}; expected 0 nats or more")
+
+    def with_sampling(self, **changes: Any) -> SiaConfig:
+        return replace(self, sampling=replace(self.sampling, **changes))
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> SiaConfig:
+        """A published method as a setting of this sampler; `changes` replace single fields."""
+        if name not in PRESETS:
+            raise ConfigError(f"unknown preset {name!r}; expected one of {', '.join(PRESETS)}")
+        fields = dict(PRESETS[name])
+        sampling = SamplingConfig(**fields.pop("sampling", {}))
+        return cls(**{**fields, "sampling": sampling, **changes})
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # SIA (arXiv 2602.21215): ten candidates, top-k entropy above one nat, no penalties.
+    "paper": {"k": 10, "gate": "entropy", "threshold": 1.0, "entropy": "topk", "beta": 1.0},
+    # ARGS (arXiv 2402.01694): every token, greedy on logit + w * reward.
+    "args": {"k": 10, "gate": "dense", "beta": 1.5, "sampling": {"temperature": 0.0}},
+    # Reward-Augmented Decoding (arXiv 2310.09520): every token, top 20, rewards in [0, 1] times 30.
+    "rad": {"k": 20, "gate": "dense", "beta": 30.0, "clip": (0.0, 1.0)},
+    # Value Augmented Sampling (arXiv 2405.06639): centred values, the tail of the vocabulary kept.
+    "vas": {"k": 20, "gate": "dense", "beta": 1.0, "center": True, "tail": True},
+    # Controlled Decoding (arXiv 2310.17022), token-wise: every token, prefix scorer on the top k.
+    "cd": {"k": 20, "gate": "dense", "beta": 1.0},
+}

@@ -1,0 +1,73 @@
+"""Entropies and candidates of one row of logits. Pure numpy, float64 results, nats.
+
+`full` statistics touch the whole vocabulary once; `topk` ones only the k candidates. The official code of SIA
+uses the top-k entropy (its maximum is ln k), and its threshold of about 1.0 refers to that one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.floating[Any]]
+
+_BLOCKS = 64
+
+
+def top_candidates(logits: Floats, k: int) -> npt.NDArray[np.int32]:
+    """Ids of the k largest logits, best first, ties by the lower id. int32[min(k, n)].
+
+    Over a large vocabulary one pass finds the maximum of every block of 64; only the k best blocks can hold
+    the k best logits, so the exact selection runs on k * 64 numbers.
+    """
+    n = logits.shape[0]
+    k = min(k, n)
+    width = n // _BLOCKS
+    if width > 4 * k:
+        body = logits[: width * _BLOCKS].reshape(_BLOCKS, width)
+        best = np.argpartition(body.max(axis=0), width - k)[width - k :]
+        ids = (best[None, :] + (np.arange(_BLOCKS) * width)[:, None]).ravel()
+        if n > width * _BLOCKS:
+            ids = np.concatenate([ids, np.arange(width * _BLOCKS, n)])
+    else:
+        ids = np.arange(n)
+    values = logits[ids]
+    if ids.shape[0] > k:
+        bound = np.partition(values, values.shape[0] - k)[values.shape[0] - k]
+        keep = values >= bound
+        ids, values = ids[keep], values[keep]
+    return ids[np.lexsort((ids, -values))][:k].astype(np.int32)
+
+
+def log_partition(logits: Floats, scratch: Floats | None = None) -> float:
+    """log sum exp over the whole vocabulary; `scratch` (same shape and dtype) spares the temporary."""
+    top = logits.max()
+    shifted = np.subtract(logits, top, out=scratch)
+    np.exp(shifted, out=shifted)
+    return float(top) + float(np.log(shifted.sum(dtype=np.float64)))
+
+
+def entropy(logits: Floats) -> float:
+    """Entropy of softmax(logits) in nats: of the whole row (`full`) or of k candidates' logits (`topk`).
+
+    Banned tokens (-inf) count as probability 0.
+    """
+    # exp(-700) is 0 in float32 and 1e-304 in float64: the floor turns 0 * -inf into 0.
+    shifted = np.maximum(logits - logits.max(), -700.0)
+    weights = np.exp(shifted)
+    total = float(weights.sum(dtype=np.float64))
+    return max(0.0, float(np.log(total)) - float(weights @ shifted) / total)
+
+
+def varentropy(logits: Floats) -> float:
+    """Variance of -log p under softmax(logits), nats squared."""
+    shifted = logits.astype(np.float64)
+    shifted -= shifted.max()
+    weights = np.exp(shifted)
+    weights /= weights.sum()
+    alive = weights > 0
+    surprise = -np.log(weights[alive])
+    mean = weights[alive] @ surprise
+    return float(weights[alive] @ (surprise - mean) ** 2)

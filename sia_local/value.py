@@ -1,0 +1,284 @@
+"""Value models: a head over hidden states in three placements behind one protocol, `decode.Values`.
+
+separate: own GGUF (`merged` or `lean`) in its own engine. adapter: a LoRA over the base's own weights, in a
+second context of the same model. head: on the base's own hidden states, in the base's engine, where the winner's
+KV and logits are kept, so that the step after a junction needs no decode.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from . import gguf_keys
+from .decode import Prompt
+from .embeddings import EmbeddingRows
+from .engine import Engine
+from .errors import ContextFullError, IncompatibleError
+from .runtime import Context, ContextOptions, FloatArray, GgufMetadata, LoraAdapter, Model, render_chat
+
+Float64 = npt.NDArray[np.float64]
+
+_ACTIVATIONS: dict[str, Callable[[FloatArray], FloatArray]] = {
+    "relu": lambda x: np.maximum(x, 0),
+    "silu": lambda x: x / (1 + np.exp(-x)),
+    # The tanh form, as torch's gelu(approximate="tanh").
+    "gelu": lambda x: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
+}
+
+
+@dataclass(frozen=True)
+class ValueHead:
+    """V(h) = w·a + b in reward units, a = h or one hidden layer act(W h + c). All float32.
+
+    weight [n_embd] or [n_hidden]; hidden_weight [n_hidden, n_embd]; hidden_bias [n_hidden].
+    """
+
+    weight: FloatArray
+    bias: float
+    hidden_weight: FloatArray | None = None
+    hidden_bias: FloatArray | None = None
+    activation: str = "silu"
+
+    def __call__(self, hidden: FloatArray) -> Float64:
+        """hidden float32 [n, n_embd] -> float64 [n]."""
+        if self.hidden_weight is not None:
+            hidden = _ACTIVATIONS[self.activation](hidden @ self.hidden_weight.T + self.hidden_bias)
+        return (hidden @ self.weight).astype(np.float64) + self.bias
+
+    @property
+    def n_embd(self) -> int:
+        return int(self.weight.shape[0] if self.hidden_weight is None else self.hidden_weight.shape[1])
+
+
+@dataclass(frozen=True)
+class ValueFile:
+    """What the metadata of a value GGUF says; read once, before any weight is loaded."""
+
+    path: Path
+    kind: str
+    layout: str
+    architecture: str
+    head: ValueHead
+    spread: float | None
+    vocab_sha256: str | None
+    template: str | None
+    about: dict[str, Any]
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> ValueFile:
+        """Raises ModelFileError (not a readable GGUF) or IncompatibleError (no value head, unknown version)."""
+        with GgufMetadata(path) as meta:
+            version = meta.get(gguf_keys.VERSION)
+            weight = meta.get(gguf_keys.HEAD_WEIGHT)
+            if version is None or weight is None:
+                raise IncompatibleError(
+                    f"{path}: holds no value head (metadata {gguf_keys.HEAD_WEIGHT}); expected a value model, "
+                    "export one with `sia-convert export`"
+                )
+            if version != gguf_keys.CONTRACT_VERSION:
+                raise IncompatibleError(
+                    f"{path}: value model contract version {version}, this program reads version "
+                    f"{gguf_keys.CONTRACT_VERSION}; update sia_local or export again"
+                )
+            kind = meta.get(gguf_keys.KIND, "value")
+            if kind not in gguf_keys.KINDS:
+                raise IncompatibleError(
+                    f"{path}: kind {kind!r} of value model; expected one of {', '.join(gguf_keys.KINDS)}"
+                )
+            activation = meta.get(gguf_keys.HEAD_ACTIVATION, "silu")
+            if activation not in _ACTIVATIONS:
+                raise IncompatibleError(
+                    f"{path}: head activation {activation!r}; expected one of {', '.join(_ACTIVATIONS)}"
+                )
+            hidden = meta.get(gguf_keys.HEAD_HIDDEN_WEIGHT)
+            weight = np.asarray(weight, np.float32)
+            head = ValueHead(
+                weight=weight,
+                bias=float(meta.get(gguf_keys.HEAD_BIAS, 0.0)),
+                hidden_weight=None if hidden is None else hidden.astype(np.float32).reshape(len(weight), -1),
+                hidden_bias=None if hidden is None else meta.get(gguf_keys.HEAD_HIDDEN_BIAS).astype(np.float32),
+                activation=activation,
+            )
+            if not np.isfinite(head.weight).all() or not math.isfinite(head.bias):
+                raise IncompatibleError(f"{path}: the value head contains NaN or infinity; export it again")
+            spread = meta.get(gguf_keys.VALUE_SPREAD)
+            return cls(
+                path=Path(path),
+                kind=kind,
+                layout=meta.get(gguf_keys.LAYOUT, "merged"),
+                architecture=meta.get("general.architecture", "?"),
+                head=head,
+                spread=float(spread) if spread and math.isfinite(spread) else None,
+                vocab_sha256=meta.get(gguf_keys.VOCAB_SHA256) or meta.vocab_sha256(),
+                template=meta.get(gguf_keys.PROMPT_TEMPLATE) or meta.get("tokenizer.chat_template"),
+                about={
+                    key: meta.get(key)
+                    for key in (
+                        gguf_keys.BASE_NAME,
+                        gguf_keys.REWARD_NAME,
+                        gguf_keys.REWARD_MEAN,
+                        gguf_keys.REWARD_STD,
+                        gguf_keys.TRAIN_LOSS,
+                        gguf_keys.TRAIN_TOKENS,
+                    )
+                    if key in meta
+                },
+            )
+
+    def check_fits(self, base: Model, base_sha256: str | None) -> None:
+        """Raises IncompatibleError unless token ids mean the same in both and widths agree where shared."""
+        if self.vocab_sha256 and base_sha256 and self.vocab_sha256 != base_sha256:
+            raise IncompatibleError(
+                f"{self.path.name} and {base.path.name} have different vocabularies, so their token ids do not "
+                "mean the same; use a value model trained for this base"
+            )
+        if self.kind != "value" and self.head.n_embd != base.n_embd:
+            raise IncompatibleError(
+                f"{self.path.name} has a head of width {self.head.n_embd}, {base.path.name} has hidden states of "
+                f"width {base.n_embd}; use a {self.kind} trained on this base"
+            )
+
+
+class ValueModel:
+    """A value file at work. Protocol of `decode.Values`; close() frees what it loaded."""
+
+    def __init__(
+        self,
+        file: ValueFile,
+        tokenizer: Model,
+        engine: Engine,
+        shares_base: bool,
+        owned: Sequence[Any] = (),
+    ):
+        self.file = file
+        self.spread = file.spread
+        self.max_candidates = engine.branches
+        self.engine = engine
+        self._tokenizer = tokenizer
+        self._shares_base = shares_base
+        self._lean = file.kind == "value" and file.layout == "lean"
+        self._owned = owned
+
+    def close(self) -> None:
+        for thing in self._owned:
+            thing.close()
+
+    def __enter__(self) -> ValueModel:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def begin(self, slot: int, prompt: Prompt) -> None:
+        """Sets what the slot has read. Nothing is decoded before its first junction."""
+        if self._shares_base:
+            return
+        tokens: Sequence[int] = prompt.tokens
+        if self.file.template and prompt.messages:
+            tokens = tokenize_chat(self._tokenizer, self.file.template, prompt.messages)
+        if len(tokens) >= self.engine.context.n_ctx:
+            raise ContextFullError(
+                f"the prompt is {len(tokens)} tokens for the value model, its context holds "
+                f"{self.engine.context.n_ctx}; shorten it or raise --ctx"
+            )
+        self.engine.begin(slot, tokens)
+
+    def score(self, requests: Sequence[tuple[int, Any]], also: Sequence[int] = ()) -> list[Float64]:
+        """V of each candidate after what its slot has read: one decode for all requests, float64 [k] each.
+
+        also: slots of the base whose queued tokens ride along when the engine is the base's.
+        """
+        rows = self.engine.branch(
+            requests,
+            also=also if self._shares_base else (),
+            hidden=not self._lean,
+            keep_rows=self._shares_base,
+        )
+        if self._lean:
+            return [row[:, 0].astype(np.float64) + self.file.head.bias for row in rows]
+        return [self.file.head(row) for row in rows]
+
+    def accept(self, slot: int, token: int) -> None:
+        if not self._shares_base:
+            self.engine.accept(slot, token)
+
+
+def open_value(
+    file: ValueFile,
+    base: Model,
+    base_engine: Engine,
+    base_sha256: str | None,
+    *,
+    slots: int,
+    options: ContextOptions,
+    max_candidates: int,
+    n_gpu_layers: int = 0,
+) -> ValueModel:
+    """Loads a value file beside its base. `options.n_ctx` is per slot."""
+    file.check_fits(base, base_sha256)
+    if file.kind == "value-head":
+        return ValueModel(file, base, base_engine, shares_base=True)
+    options = sequences_for(options, slots, max_candidates)
+    if file.kind == "value-adapter":
+        adapter = LoraAdapter(base, file.path)
+        context = Context(base, options, adapter)
+        return ValueModel(
+            file, base, Engine(context, slots, max_candidates), shares_base=False, owned=(context, adapter)
+        )
+    model = Model(file.path, n_gpu_layers=n_gpu_layers)
+    try:
+        if not model.rolls_back:
+            raise IncompatibleError(
+                f"{file.path}: architecture {file.architecture} is recurrent or hybrid and cannot forget a rejected "
+                "candidate; use a transformer value model"
+            )
+        rows = None
+        if file.layout == "lean":
+            rows = EmbeddingRows.from_trailer(file.path) or EmbeddingRows.from_model(base.path)
+            if rows.n_embd != model.n_embd or rows.n_rows < base.n_vocab:
+                raise IncompatibleError(
+                    f"{file.path}: embedding rows are {rows.n_rows} x {rows.n_embd}, expected at least "
+                    f"{base.n_vocab} x {model.n_embd}; export the lean model with its own rows"
+                )
+        elif model.n_vocab != base.n_vocab:
+            raise IncompatibleError(
+                f"{file.path.name} has {model.n_vocab} tokens, {base.path.name} has {base.n_vocab}; use a value "
+                "model trained for this base"
+            )
+        if file.head.n_embd != model.n_embd:
+            raise IncompatibleError(
+                f"{file.path}: the head is {file.head.n_embd} wide, the model {model.n_embd}; export it again"
+            )
+        context = Context(model, options)
+    except BaseException:
+        model.close()
+        raise
+    return ValueModel(
+        file, base, Engine(context, slots, max_candidates, rows), shares_base=False, owned=(context, model)
+    )
+
+
+def sequences_for(options: ContextOptions, slots: int, branches: int) -> ContextOptions:
+    """Context options for `slots` sequences of options.n_ctx tokens each, with room for open candidates."""
+    from dataclasses import replace
+
+    return replace(
+        options, n_ctx=slots * (options.n_ctx + branches), n_seq_max=max(1, slots * (1 + branches))
+    )
+
+
+def tokenize_chat(model: Model, template: str, messages: Sequence[dict[str, str]]) -> list[int]:
+    """Tokens of a rendered chat; the beginning-of-sequence token once, whoever writes it."""
+    bos = model.token_text(model.bos) if model.bos >= 0 else ""
+    eos = model.token_text(model.eos) if model.eos >= 0 else ""
+    text = render_chat(template, messages, bos, eos)
+    tokens = model.tokenize(text, add_special=True, parse_special=True)
+    return tokens[1:] if len(tokens) > 1 and tokens[0] == tokens[1] == model.bos else tokens
