@@ -1,0 +1,135 @@
+"""Prompt sets in the formats they are published in, told apart by extension and columns.
+
+AlpacaEval JSON (`instruction`), AdvBench CSV (`goal`), HarmBench CSV (`Behavior`, `ContextString`), XSTest CSV
+(`prompt`), HEx-PHI CSV (one column, no header), JSONL of objects or strings, text with one prompt a line, and
+a folder of such files.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .errors import DataError
+
+COLUMNS = ("prompt", "instruction", "goal", "behavior", "question", "query", "text")
+CONTEXT = "contextstring"  # HarmBench puts the text a behaviour refers to here
+EXTENSIONS = (".json", ".jsonl", ".csv", ".tsv", ".txt")
+
+
+@dataclass(frozen=True)
+class PromptItem:
+    """One prompt. `id` is the set's own where it has one, else the position from 0; `meta` the other fields."""
+
+    id: str
+    text: str
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+def read_prompts(path: str | os.PathLike[str]) -> list[str]:
+    """The prompts of a file in order, without empty ones. Raises DataError with one sentence."""
+    return [item.text for item in read_prompt_items(path)]
+
+
+def read_prompt_items(path: str | os.PathLike[str]) -> list[PromptItem]:
+    """Like `read_prompts`, with identifiers and the other fields of each row."""
+    source = Path(path)
+    if source.is_dir():
+        files = sorted(child for child in source.iterdir() if child.suffix.lower() in EXTENSIONS)
+        items = [
+            PromptItem(f"{file.stem}-{item.id}", item.text, item.meta)
+            for file in files
+            for item in read_prompt_items(file)
+        ]
+    else:
+        items = _read_file(source)
+    if not items:
+        raise DataError(f"'{source}' holds no prompts; expected at least one, in {', '.join(EXTENSIONS)}")
+    return items
+
+
+def _read_file(source: Path) -> list[PromptItem]:
+    try:
+        text = source.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError as error:
+        raise DataError(f"the prompt file '{source}' does not exist; check the path") from error
+    except OSError as error:
+        raise DataError(f"the prompt file '{source}' cannot be read ({error}); check the path") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"'{source}' is not UTF-8 text ({error}); expected {', '.join(EXTENSIONS)}") from error
+    suffix = source.suffix.lower()
+    if suffix in (".csv", ".tsv"):
+        return _from_table(text, source, "\t" if suffix == ".tsv" else ",")
+    if suffix == ".jsonl":
+        lines = [(n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
+        return _from_records([_parse(line, source, f"line {n}") for n, line in lines], source)
+    if suffix == ".json":
+        data = _parse(text, source, "the file")
+        if not isinstance(data, list):
+            raise DataError(f"'{source}' holds a JSON {type(data).__name__}; expected a list of objects or strings")
+        return _from_records(data, source)
+    return [
+        PromptItem(str(index), line.strip())
+        for index, line in enumerate(line for line in text.split("\n") if line.strip())
+    ]
+
+
+def _parse(text: str, source: Path, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{where} of '{source}' is not JSON ({error}); expected one value a line in .jsonl, "
+                        "one list in .json") from error  # fmt: skip
+
+
+def _from_table(text: str, source: Path, delimiter: str) -> list[PromptItem]:
+    try:
+        rows = [row for row in csv.reader(io.StringIO(text), delimiter=delimiter, strict=True) if any(row)]
+    except csv.Error as error:
+        raise DataError(f"'{source}' is not a readable table ({error}); expected CSV with quoted text") from error
+    if not rows:
+        return []
+    header = rows[0]
+    if any(name.strip().lower() in COLUMNS for name in header):
+        return _from_records([dict(zip(header, row, strict=False)) for row in rows[1:]], source)
+    if all(len(row) == 1 for row in rows):
+        return [PromptItem(str(index), row[0].strip()) for index, row in enumerate(rows)]
+    raise DataError(
+        f"'{source}' has the columns {', '.join(header)}; expected one of {', '.join(COLUMNS)}, "
+        "or a single column without a header"
+    )
+
+
+def _from_records(records: list[Any], source: Path) -> list[PromptItem]:
+    items = []
+    for index, record in enumerate(records):
+        if isinstance(record, str):
+            if record.strip():
+                items.append(PromptItem(str(index), record.strip()))
+            continue
+        if not isinstance(record, Mapping):
+            raise DataError(
+                f"entry {index} of '{source}' is a {type(record).__name__}; expected an object or a string"
+            )
+        by_name = {str(key).strip().lower(): value for key, value in record.items()}
+        column = next((name for name in COLUMNS if name in by_name), None)
+        if column is None or not isinstance(by_name[column], str):
+            raise DataError(
+                f"entry {index} of '{source}' has the fields {', '.join(map(str, record))}; "
+                f"expected text in one of {', '.join(COLUMNS)}"
+            )
+        prompt = by_name[column].strip()
+        if not prompt:
+            continue
+        if by_name.get(CONTEXT):
+            prompt = f"{by_name[CONTEXT].strip()}\n\n---\n\n{prompt}"  # as HarmBench joins them
+        identifier = by_name.get("id", by_name.get("behaviorid", by_name.get("prompt_id", index)))
+        meta = {str(k): v for k, v in record.items() if str(k).strip().lower() not in (column, "id")}
+        items.append(PromptItem(str(identifier), prompt, meta))
+    return items
