@@ -283,6 +283,7 @@ class Model:
         params = C.llama_model_default_params()
         params.n_gpu_layers = n_gpu_layers
         params.vocab_only = vocab_only
+        self.n_gpu_layers = n_gpu_layers
         self._ptr = C.llama_model_load_from_file(os.fsencode(self.path), params)
         if not self._ptr:
             raise ModelFileError(
@@ -411,7 +412,9 @@ class ContextOptions:
 
     n_ctx: cells of the KV cache, shared by all sequences. n_seq_max: sequences (sizes the output buffer:
     n_seq_max × n_vocab floats). n_batch: most tokens a decode takes. type_k / type_v: KV cache types
-    (KV_TYPES). flash_attention: `auto`, `on` or `off`.
+    (KV_TYPES). flash_attention: `on`, `off`, or `auto`: llama.cpp decides on a GPU; on the CPU it stays off
+    unless the V cache is quantized, since there it rounds by batch shape and a token's logits would depend on
+    which rows shared its decode.
     """
 
     n_ctx: int = 4096
@@ -453,7 +456,10 @@ class Context:
         params.n_threads = params.n_threads_batch = options.n_threads or default_threads()
         params.type_k = KV_TYPES[options.type_k]
         params.type_v = KV_TYPES[options.type_v]
-        params.flash_attn_type = FLASH_ATTENTION[options.flash_attention]
+        flash = options.flash_attention
+        if flash == "auto" and model.n_gpu_layers == 0 and options.type_v in ("f16", "f32"):
+            flash = "off"
+        params.flash_attn_type = FLASH_ATTENTION[flash]
         params.offload_kqv = options.offload_kqv
         params.pooling_type = C.LLAMA_POOLING_TYPE_NONE
         params.kv_unified = True
