@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+from pathlib import Path
 from typing import Any
 
 import click
@@ -46,7 +47,8 @@ class Commands(click.Group):
     """A group whose commands are imported on demand and whose `SiaError`s end as one line and exit code 2."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
+        here = Path(__file__).parent
+        return [name for name, (module, _) in COMMANDS.items() if (here / f"{module}.py").exists()]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:

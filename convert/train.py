@@ -1,0 +1,430 @@
+"""Trains a value model on scored trajectories; stops when held-out loss does, resumes bit for bit."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import io
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sia_local.errors import ConfigError, DataError, NumericError
+from sia_local.files import atomic_write
+
+from .aside import provenance
+from .checkpoint_hf import load_torch_file, read_json
+from .examples import Example, Reader, Split, batches, load_split, load_tokenizer
+from .head import ValueCheckpoint, ValueMeta
+from .metrics import pairwise_accuracy, r2, spearman
+from .progress import Progress, duration
+from .value_model import LOSSES, LoraSettings, ValueModel, build, pad, save_changes, value_loss
+
+PLACEMENTS = ("separate", "adapter", "head")
+SCHEDULES = ("constant", "linear", "cosine")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run. The defaults are the paper's recipe.
+
+    tune: `lora`, `full` (all weights but the embeddings) or `none`; None follows the placement. head_hidden:
+    width of the head's hidden layer, 0 for a linear head. lam: lambda of td-lambda. patience: epochs without
+    a better held-out loss before stopping. save_every: optimiser steps between resumable states.
+    """
+
+    backbone: str
+    data: tuple[str, ...]
+    out: str
+    placement: str = "separate"
+    tune: str | None = None
+    layers: int | None = None
+    head_hidden: int = 0
+    loss: str = "trajectory-mean"
+    lam: float = 0.95
+    lora: LoraSettings = field(default_factory=LoraSettings)
+    epochs: int = 3
+    batch: int = 16
+    accumulate: int = 1
+    lr: float = 1e-4
+    head_lr: float | None = None
+    weight_decay: float = 1e-4
+    clip: float = 1.0
+    schedule: str = "constant"
+    warmup: int = 0
+    held_out: float = 0.1
+    patience: int = 2
+    max_length: int = 1024
+    template: str = "chat"
+    stop_token: str | None = None
+    reward_name: str = "unknown"
+    base_name: str = ""
+    bf16: bool | None = None
+    checkpointing: bool = False
+    seed: int = 0
+    save_every: int = 200
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("placement", PLACEMENTS), ("loss", LOSSES), ("schedule", SCHEDULES)):
+            if getattr(self, name) not in allowed:
+                raise ConfigError(f"{name} {getattr(self, name)!r}: expected one of {', '.join(allowed)}")
+        if self.tune not in (None, "lora", "full", "none"):
+            raise ConfigError(f"tune {self.tune!r}: expected lora, full or none")
+        if self.placement == "adapter" and (self.tuning != "lora" or self.layers):
+            raise ConfigError("placement adapter is a LoRA over the whole base: leave out --tune and --layers")
+        if self.placement == "head" and (self.tuning != "none" or self.layers):
+            raise ConfigError("placement head trains a head on the whole frozen base: leave out --tune and --layers")
+        if min(self.epochs, self.batch, self.accumulate, self.patience, self.save_every) < 1 or self.lr <= 0:
+            raise ConfigError("epochs, batch, accumulate, patience, save-every and lr must be positive")
+        if not 0.0 < self.held_out < 1.0 or not 0.0 <= self.lam <= 1.0:
+            raise ConfigError("expected 0 < held-out < 1 and 0 <= lambda <= 1")
+
+    @property
+    def tuning(self) -> str:
+        return self.tune or ("none" if self.placement == "head" else "lora")
+
+    def fingerprint(self) -> str:
+        """Hash of everything that decides the result, files by content."""
+        settings = dataclasses.asdict(self)
+        for name in ("out", "data", "epochs", "save_every", "patience"):
+            settings.pop(name)
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+        for path in self.data:
+            if not Path(path).is_file():
+                raise DataError(f"no file at {path}: expected scored trajectories (JSONL)")
+            digest.update(Path(path).read_bytes())
+        return digest.hexdigest()
+
+
+@dataclass
+class Place:
+    """Where a run stands; everything that a resumed run needs beside weights and optimiser."""
+
+    epoch: int = 0
+    step: int = 0  # optimiser steps done in this epoch
+    total: int = 0  # optimiser steps done in all
+    tokens: int = 0
+    loss_sum: float = 0.0
+    loss_count: float = 0.0
+    best: float = float("inf")
+    stale: int = 0
+    seconds: float = 0.0
+    history: list[dict[str, float]] = field(default_factory=list)
+    curve: list[list[float]] = field(default_factory=list)  # [step, training loss]
+
+
+def train(config: TrainConfig, resume: bool = True) -> dict[str, Any]:
+    """Runs to the end of training and returns the report also written to `training.json`.
+
+    With `resume` an interrupted run of the same configuration and data continues exactly where its last state
+    was saved. The folder always holds the best model so far. Errors: ConfigError, DataError, NumericError.
+    """
+    return Trainer(config).run(resume)
+
+
+class Trainer:
+    """One run: model, data and optimiser; `run` is the loop."""
+
+    def __init__(self, config: TrainConfig):
+        from accelerate import Accelerator
+
+        self.config = config
+        self.out = Path(config.out)
+        self.key = config.fingerprint()
+        gpu = torch.cuda.is_available()
+        half = gpu if config.bf16 is None else config.bf16
+        self.accelerator = Accelerator(mixed_precision="bf16" if half else "no", cpu=not gpu)
+        torch.manual_seed(config.seed)
+        tokenizer = load_tokenizer(config.backbone)
+        self.reader = Reader(tokenizer, config.template, config.stop_token, config.placement == "head")
+        self.model = build(
+            config.backbone,
+            config.tuning,
+            config.lora,
+            config.layers,
+            config.head_hidden,
+            torch.bfloat16 if half and gpu else torch.float32,
+            config.checkpointing,
+        )
+        n_vocab = int(self.model.backbone.get_input_embeddings().num_embeddings)  # type: ignore
+        longest = min(config.max_length, int(self.model.backbone.config.max_position_embeddings))  # type: ignore
+        self.split: Split = load_split(
+            config.data, self.reader, n_vocab, config.held_out, longest, config.seed, config.limit
+        )
+        parts = self.model.trainable()
+        head_lr = config.head_lr or config.lr
+        self.optimizer = torch.optim.AdamW(
+            [
+                {"params": [p for n, p in parts.items() if not n.startswith("head.")], "lr": config.lr},
+                {"params": [p for n, p in parts.items() if n.startswith("head.")], "lr": head_lr},
+            ],
+            weight_decay=config.weight_decay,
+        )
+        self.rates = [config.lr, head_lr]
+        self.wrapped = self.accelerator.prepare_model(self.model)
+        self.device = self.accelerator.device
+        self.place = Place()
+        self.cache: dict[int, Tensor] = {}
+
+    def run(self, resume: bool) -> dict[str, Any]:
+        c, p, main = self.config, self.place, self.accelerator.is_main_process
+        self.out.mkdir(parents=True, exist_ok=True)
+        if resume:
+            self.restore()
+        p = self.place
+        n, m = len(self.split.train), len(self.split.held_out)
+        if main:
+            trained = sum(x.numel() for x in self.model.trainable().values())
+            print(f"{n} training and {m} held-out trajectories, {self.split.dropped} dropped; {trained:,} weights")
+        while p.epoch < c.epochs and p.stale < c.patience:
+            self.epoch()
+            metrics = self.evaluate()
+            metrics |= {"epoch": p.epoch + 1, "train_loss": p.loss_sum / max(p.loss_count, 1.0)}
+            p.history.append(metrics)
+            better = metrics["loss"] < p.best
+            p.best, p.stale = (metrics["loss"], 0) if better else (p.best, p.stale + 1)
+            p.epoch, p.step, p.loss_sum, p.loss_count = p.epoch + 1, 0, 0.0, 0.0
+            if main:
+                print(_line(metrics, better), flush=True)
+                if better:
+                    self.save_model()
+            self.save_state()
+        return self.finish() if main else {}
+
+    def epoch(self) -> None:
+        """Trains from where the place says to the end of the epoch."""
+        c, p = self.config, self.place
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        rng = np.random.default_rng([c.seed, p.epoch])
+        packed = batches(self.split.train, c.batch, rng)
+        per_step = c.accumulate * world
+        steps = [packed[i : i + per_step] for i in range(0, len(packed), per_step)]
+        progress = Progress(f"epoch {p.epoch + 1}/{c.epochs}", len(steps), p.step)
+        self.wrapped.train()
+        while p.step < len(steps):
+            started = time.monotonic()
+            group = steps[p.step]
+            whole = sum(map(len, group))
+            # A rank without a batch of its own computes the first one with weight 0: all ranks must take part.
+            mine = [(b, len(b) / whole * world) for b in group[rank::world]] or [(group[0], 0.0)]
+            rate = self._set_rate(len(steps))
+            loss_sum = 0.0
+            for i, (batch, weight) in enumerate(mine):
+                last = i == len(mine) - 1
+                waiting = contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped)
+                with waiting, self.accelerator.autocast():
+                    losses = self._losses(batch)
+                    self.accelerator.backward(losses.mean() * weight)
+                loss_sum += float(losses.detach().mean()) * weight
+            loss = float(self.accelerator.reduce(torch.tensor(loss_sum, device=self.device), "sum")) / world
+            if not np.isfinite(loss):
+                raise NumericError(f"the loss became {loss} at step {p.total + 1}: lower --lr (now {rate:g})")
+            self.accelerator.clip_grad_norm_(list(self.model.trainable().values()), c.clip)
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+            p.step, p.total = p.step + 1, p.total + 1
+            p.tokens += sum(len(self.split.train[i].ids) - self.split.train[i].start for b in group for i in b)
+            p.loss_sum, p.loss_count = p.loss_sum + loss * whole, p.loss_count + whole
+            p.seconds += time.monotonic() - started
+            p.curve.append([p.total, loss])
+            if self.accelerator.is_main_process:
+                progress.update(1, f"loss {p.loss_sum / p.loss_count:.4f}")
+            if p.step % c.save_every == 0 and p.step < len(steps):
+                self.save_state()
+
+    def _set_rate(self, steps_an_epoch: int) -> float:
+        c, done = self.config, self.place.total
+        total = max(1, steps_an_epoch * c.epochs)
+        part = min(1.0, done / total)
+        factor = {"constant": 1.0, "linear": 1.0 - part, "cosine": 0.5 * (1.0 + float(np.cos(np.pi * part)))}
+        scale = factor[c.schedule] * (min(1.0, (done + 1) / c.warmup) if c.warmup else 1.0)
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * scale
+        return self.rates[0] * scale
+
+    def _values(self, part: list[Example], keys: list[int] | None) -> tuple[Tensor, Tensor]:
+        """Values and response mask [batch, n] of examples; a frozen backbone's states are kept under `keys`."""
+        mask = torch.zeros(len(part), max(len(e.ids) for e in part))
+        for i, e in enumerate(part):
+            mask[i, e.start : len(e.ids)] = 1.0
+        ids = pad([e.ids for e in part]).to(self.device)
+        mask = mask.to(self.device)
+        if self.config.tuning != "none" or keys is None:
+            return self.wrapped(ids), mask
+        if any(k not in self.cache for k in keys):
+            with torch.no_grad():
+                states = self.model.hidden(ids)
+            for i, (k, e) in enumerate(zip(keys, part, strict=True)):
+                if sum(s.numel() for s in self.cache.values()) < 5e8:
+                    self.cache[k] = states[i, : len(e.ids)].cpu()
+            return self.wrapped(None, states), mask
+        kept = [self.cache[k].to(self.device) for k in keys]
+        return self.wrapped(None, torch.nn.utils.rnn.pad_sequence(kept, batch_first=True)), mask
+
+    def _losses(self, batch: list[int]) -> Tensor:
+        part = [self.split.train[i] for i in batch]
+        values, mask = self._values(part, batch)
+        rewards = torch.tensor([self._standard(e.reward) for e in part], device=self.device)
+        return value_loss(values, mask, rewards, self.config.loss, self.config.lam)
+
+    def _standard(self, reward: float) -> float:
+        return (reward - self.split.mean) / self.split.std
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """Held-out loss and metrics, of the mean of V over the response and of V at its last token."""
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        self.wrapped.eval()
+        rows: list[list[float]] = []  # index, loss, squared error a token, mean V, last V
+        examples = self.split.held_out
+        for batch in batches(examples, max(self.config.batch, 32), None)[rank::world]:
+            part = [examples[i] for i in batch]
+            with self.accelerator.autocast():
+                values, mask = self._values(part, None)
+            rewards = torch.tensor([self._standard(e.reward) for e in part], device=self.device)
+            losses = value_loss(values, mask, rewards, self.config.loss, self.config.lam)
+            squares = value_loss(values, mask, rewards, "per-token")
+            means = (values * mask).sum(1) / mask.sum(1)
+            for i, index in enumerate(batch):
+                final = values[i, len(part[i].ids) - 1]
+                rows.append([index, *(float(x) for x in (losses[i], squares[i], means[i], final))])
+        if world > 1:
+            from accelerate.utils import gather_object
+
+            rows = gather_object(rows)
+        rows.sort()
+        table = np.array(rows)
+        order = table[:, 0].astype(int)
+        actual = np.array([self._standard(examples[i].reward) for i in order])
+        groups = [examples[i].prompt_id for i in order]
+        averages, lasts = table[:, 3], table[:, 4]
+        return {
+            "loss": float(table[:, 1].mean()),
+            "r2": r2(averages, actual),
+            "r2_last": r2(lasts, actual),
+            "r2_token": 1.0 - float(table[:, 2].mean()) / max(float(actual.var()), 1e-12),
+            "spearman": spearman(averages, actual),
+            "spearman_last": spearman(lasts, actual),
+            "pairwise": pairwise_accuracy(averages, actual, groups),
+            "pairwise_last": pairwise_accuracy(lasts, actual, groups),
+        }
+
+    def save_model(self) -> None:
+        """Writes the model as it is now as the folder's value model."""
+        c = self.config
+        save_changes(self.model, self.out, c.tuning)
+        meta = ValueMeta(
+            backbone=str(Path(c.backbone).resolve()),
+            placement=c.placement,
+            tune=c.tuning,
+            layers=c.layers,
+            reward_mean=self.split.mean,
+            reward_std=self.split.std,
+            reward_name=c.reward_name,
+            loss=f"td-lambda {c.lam:g}" if c.loss == "td-lambda" else c.loss,
+            train_tokens=self.place.tokens,
+            prompt_template=self.reader.template,
+            base_name=c.base_name,
+            stop_token=self.reader.stop_token,
+            made_by=provenance(),
+        )
+        ValueCheckpoint(self.out, meta, self.model.head.to_head()).save()
+
+    def save_state(self) -> None:
+        """Writes `state.pt`: weights, optimiser, random generators and place."""
+        random = [torch.get_rng_state()]
+        if self.device.type == "cuda":
+            random.append(torch.cuda.get_rng_state(self.device))
+        if self.accelerator.num_processes > 1:
+            from accelerate.utils import gather_object
+
+            everyone = gather_object([random])
+        else:
+            everyone = [random]
+        if not self.accelerator.is_main_process:
+            return
+        state = {
+            "key": self.key,
+            "weights": {name: w.detach().cpu() for name, w in self.model.trainable().items()},
+            "optimizer": self.optimizer.state_dict(),
+            "random": everyone,
+            "place": json.dumps(dataclasses.asdict(self.place)),
+        }
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        with atomic_write(self.out / "state.pt", "wb") as handle:
+            handle.write(buffer.getvalue())
+
+    def restore(self) -> None:
+        """Continues from `state.pt` if there is one. ConfigError if it belongs to another run."""
+        if not (self.out / "state.pt").exists():
+            return
+        state = load_torch_file(self.out / "state.pt")
+        if state["key"] != self.key:
+            raise ConfigError(
+                f"{self.out} holds a run with other settings or data: give another --out, or --restart to begin again"
+            )
+        parts = self.model.trainable()
+        with torch.no_grad():
+            for name, weight in state["weights"].items():
+                parts[name].copy_(weight)
+        self.optimizer.load_state_dict(state["optimizer"])
+        random = state["random"][self.accelerator.process_index % len(state["random"])]
+        torch.set_rng_state(random[0])
+        if self.device.type == "cuda" and len(random) > 1:
+            torch.cuda.set_rng_state(random[1], self.device)
+        self.place = Place(**json.loads(state["place"]))
+        if self.accelerator.is_main_process:
+            print(f"continuing at epoch {self.place.epoch + 1}, step {self.place.step}", flush=True)
+
+    def finish(self) -> dict[str, Any]:
+        """Writes training.json and loss.png and returns the report."""
+        from .plot import loss_curve
+
+        p = self.place
+        best = min(p.history, key=lambda h: h["loss"]) if p.history else {}
+        report = {
+            "config": dataclasses.asdict(self.config),
+            "best": best,
+            "epochs": p.history,
+            "steps": p.total,
+            "seconds": round(p.seconds, 1),
+            "response_tokens": p.tokens,
+            "training_trajectories": len(self.split.train),
+            "held_out_trajectories": len(self.split.held_out),
+            "dropped": self.split.dropped,
+            "reward_mean": self.split.mean,
+            "reward_std": self.split.std,
+            "stopped_early": p.stale >= self.config.patience,
+            "loss_curve": p.curve,
+            **provenance(),
+        }
+        with atomic_write(self.out / "training.json") as handle:
+            json.dump(report, handle, indent=1)
+        loss_curve(p.curve, p.history, self.out / "loss.png")
+        print(f"best epoch {int(best.get('epoch', 0))}, {duration(p.seconds)} of training; wrote {self.out}")
+        return report
+
+
+def _line(m: dict[str, float], better: bool) -> str:
+    return (
+        f"epoch {int(m['epoch'])}: train {m['train_loss']:.4f}, held-out {m['loss']:.4f}, R2 {m['r2']:.3f} "
+        f"(last {m['r2_last']:.3f}), Spearman {m['spearman']:.3f}, pairwise {m['pairwise']:.3f} "
+        f"(last {m['pairwise_last']:.3f}){', best so far' if better else ''}"
+    )
+
+
+def read_report(folder: str | Path) -> dict[str, Any]:
+    """`training.json` of a finished run."""
+    return read_json(Path(folder) / "training.json")
+
+
+__all__ = ["TrainConfig", "Trainer", "ValueModel", "read_report", "train"]
