@@ -27,7 +27,8 @@ def top_candidates(logits: Floats, k: int) -> npt.NDArray[np.int32]:
     width = n // _BLOCKS
     if width > 4 * k:
         body = logits[: width * _BLOCKS].reshape(_BLOCKS, width)
-        best = np.argpartition(body.max(axis=0), width - k)[width - k :]
+        peaks = body.max(axis=0)
+        best = np.flatnonzero(peaks >= np.partition(peaks, width - k)[width - k])
         ids = (best[None, :] + (np.arange(_BLOCKS) * width)[:, None]).ravel()
         if n > width * _BLOCKS:
             ids = np.concatenate([ids, np.arange(width * _BLOCKS, n)])

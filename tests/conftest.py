@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import models
+import pytest
+
+
+@pytest.fixture(scope="session")
+def make_gguf(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """make_gguf(kind="base", arch="qwen3", **over) -> path; the same arguments give the same file."""
+    folder = tmp_path_factory.mktemp("gguf")
+    made: dict[str, Path] = {}
+
+    def make(kind: str = "base", arch: str = "qwen3", **over: object) -> Path:
+        key = f"{arch}-{kind}-{sorted(over.items())!r}"
+        if key not in made:
+            made[key] = models.write(folder / f"{arch}-{kind}-{len(made)}.gguf", arch, kind, **over)
+        return made[key]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def base_gguf(make_gguf: Callable[..., Path]) -> Path:
+    return make_gguf("base")
+
+
+@pytest.fixture(scope="session")
+def value_gguf(make_gguf: Callable[..., Path]) -> Path:
+    return make_gguf("merged", seed=1)
+
+
+@pytest.fixture(scope="session")
+def lean_gguf(make_gguf: Callable[..., Path]) -> Path:
+    return make_gguf("lean", seed=1)
+
+
+@pytest.fixture(scope="session")
+def adapter_gguf(make_gguf: Callable[..., Path]) -> Path:
+    return make_gguf("adapter", seed=2)
+
+
+@pytest.fixture(scope="session")
+def head_gguf(make_gguf: Callable[..., Path]) -> Path:
+    return make_gguf("head")

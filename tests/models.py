@@ -1,0 +1,141 @@
+"""Random-weight GGUFs for the runtime's tests, written directly: no torch, milliseconds each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+
+from sia_local import gguf_keys
+from sia_local.shapes import vocabulary
+
+N_VOCAB, N_EMBD, N_FF, N_HEAD, N_KV, HEAD_DIM, N_LAYER, N_CTX = 320, 64, 96, 4, 2, 16, 2, 512
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def tokens(n_vocab: int = N_VOCAB) -> list[str]:
+    return vocabulary(n_vocab)[0]
+
+
+def head(seed: int = 5) -> tuple[np.ndarray, float]:
+    rng = np.random.default_rng(seed)
+    return rng.standard_normal(N_EMBD).astype(np.float32), 0.25
+
+
+def _layers(arch: str, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    def matrix(out: int, into: int) -> np.ndarray:
+        return (rng.standard_normal((out, into)) * 1.5 / np.sqrt(into)).astype(np.float32)
+
+    def norm(n: int) -> np.ndarray:
+        return (1 + 0.1 * rng.standard_normal(n)).astype(np.float32)
+
+    out: dict[str, np.ndarray] = {}
+    for i in range(N_LAYER):
+        b = f"blk.{i}."
+        q, kv = N_HEAD * HEAD_DIM, N_KV * HEAD_DIM
+        out |= {b + "attn_norm.weight": norm(N_EMBD), b + "ffn_norm.weight": norm(N_EMBD)}
+        out |= {b + "attn_q.weight": matrix(q, N_EMBD), b + "attn_output.weight": matrix(N_EMBD, q)}
+        out |= {b + "attn_k.weight": matrix(kv, N_EMBD), b + "attn_v.weight": matrix(kv, N_EMBD)}
+        out |= {b + "ffn_gate.weight": matrix(N_FF, N_EMBD), b + "ffn_up.weight": matrix(N_FF, N_EMBD)}
+        out[b + "ffn_down.weight"] = matrix(N_EMBD, N_FF)
+        if arch == "qwen2":
+            for name, n in (("attn_q", q), ("attn_k", kv), ("attn_v", kv)):
+                out[f"{b}{name}.bias"] = (0.1 * rng.standard_normal(n)).astype(np.float32)
+        if arch == "qwen3":
+            out |= {b + "attn_q_norm.weight": norm(HEAD_DIM), b + "attn_k_norm.weight": norm(HEAD_DIM)}
+    out["output_norm.weight"] = norm(N_EMBD)
+    return out
+
+
+def _hparams(writer: gguf.GGUFWriter) -> None:
+    writer.add_context_length(N_CTX)
+    writer.add_embedding_length(N_EMBD)
+    writer.add_block_count(N_LAYER)
+    writer.add_feed_forward_length(N_FF)
+    writer.add_head_count(N_HEAD)
+    writer.add_head_count_kv(N_KV)
+    writer.add_key_length(HEAD_DIM)
+    writer.add_value_length(HEAD_DIM)
+    writer.add_rope_dimension_count(HEAD_DIM)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_layer_norm_rms_eps(1e-6)
+
+
+def _tokenizer(writer: gguf.GGUFWriter, n_vocab: int, template: str | None) -> None:
+    words, types, merges, special = vocabulary(n_vocab)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("qwen2")
+    writer.add_token_list(words)
+    writer.add_token_types(types)
+    writer.add_token_merges(merges)
+    writer.add_eos_token_id(special["<|im_end|>"])
+    writer.add_bos_token_id(special["<|endoftext|>"])
+    writer.add_add_bos_token(False)
+    if template:
+        writer.add_chat_template(template)
+
+
+def _contract(writer: gguf.GGUFWriter, kind: str, n_vocab: int, over: dict[str, Any]) -> None:
+    weight, bias = head()
+    writer.add_uint32(gguf_keys.VERSION, over.get("version", gguf_keys.CONTRACT_VERSION))
+    writer.add_string(gguf_keys.KIND, kind)
+    writer.add_array(gguf_keys.HEAD_WEIGHT, [float(x) for x in over.get("head", weight)])
+    writer.add_float32(gguf_keys.HEAD_BIAS, bias)
+    writer.add_float32(gguf_keys.VALUE_SPREAD, 0.5)
+    writer.add_string(gguf_keys.PROMPT_TEMPLATE, over.get("template", TEMPLATE))
+    digest = gguf_keys.vocab_sha256(t.encode() for t in tokens(n_vocab))
+    writer.add_string(gguf_keys.VOCAB_SHA256, over.get("sha256", digest))
+
+
+def write(path: Path, arch: str = "qwen3", kind: str = "base", seed: int = 0, **over: Any) -> Path:
+    """kind: base, merged, lean, adapter or head. over: n_vocab, template, version, sha256, head, nan."""
+    rng = np.random.default_rng(seed)
+    n_vocab = over.get("n_vocab", N_VOCAB)
+    writer = gguf.GGUFWriter(str(path), arch)
+    writer.add_name(path.stem)
+    layers = _layers(arch, rng)
+    embeddings = rng.standard_normal((n_vocab, N_EMBD)).astype(np.float32)
+    output = (rng.standard_normal((n_vocab, N_EMBD)) * 2 / np.sqrt(N_EMBD)).astype(np.float32)
+    weights: dict[str, np.ndarray] = {}
+    if kind in ("base", "merged"):
+        _hparams(writer)
+        writer.add_vocab_size(n_vocab)
+        _tokenizer(writer, n_vocab, over.get("template", TEMPLATE))
+        weights = {"token_embd.weight": embeddings, "output.weight": output, **layers}
+        if over.get("nan"):
+            weights["output_norm.weight"] = np.full(N_EMBD, np.nan, np.float32)
+    elif kind == "lean":
+        _hparams(writer)
+        writer.add_vocab_size(1)
+        writer.add_tokenizer_model("no_vocab")
+        weights = {"token_embd.weight": np.zeros((1, N_EMBD), np.float32), "output.weight": head()[0][None], **layers}
+    elif kind == "adapter":
+        writer.add_type("adapter")
+        writer.add_string("adapter.type", "lora")
+        writer.add_float32("adapter.lora.alpha", 4.0)
+        for name in ("attn_q", "attn_v"):
+            shape = layers[f"blk.1.{name}.weight"].shape
+            weights[f"blk.1.{name}.weight.lora_a"] = rng.standard_normal((4, shape[1])).astype(np.float32) / 8
+            weights[f"blk.1.{name}.weight.lora_b"] = rng.standard_normal((shape[0], 4)).astype(np.float32) / 8
+    if kind != "base":
+        kinds = {"merged": "value", "lean": "value", "adapter": "value-adapter", "head": "value-head"}
+        _contract(writer, kinds[kind], n_vocab, over)
+        if kind in gguf_keys.LAYOUTS:
+            writer.add_string(gguf_keys.LAYOUT, kind)
+    for name, tensor in weights.items():
+        writer.add_tensor(name, tensor)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    if kind == "lean":
+        from sia_local.embeddings import write_trailer
+
+        with path.open("ab") as handle:
+            write_trailer(handle, embeddings.view(np.uint8).reshape(n_vocab, -1), 0, N_EMBD)
+    return path

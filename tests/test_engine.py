@@ -1,0 +1,160 @@
+"""Incremental equals fresh: whatever happened in the KV cache, values and logits are those of the plain prefix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sia_local import SIA
+from sia_local.decode import Prompt
+
+TOLERANCE = 1e-4
+PLACEMENTS = ("merged", "lean", "adapter", "head")
+
+
+@contextmanager
+def load(make_gguf: Callable[..., Path], kind: str, arch: str = "qwen3", slots: int = 1) -> Iterator[SIA]:
+    seed = {"merged": 1, "lean": 1, "adapter": 2, "head": 0}[kind]
+    with SIA.load(
+        make_gguf("base", arch),
+        make_gguf(kind, arch, seed=seed),
+        n_ctx=96,
+        slots=slots,
+        n_threads=1,
+        max_candidates=4,
+        type_k="f32",
+        type_v="f32",
+        flash_attention="off",
+    ) as sia:
+        yield sia
+
+
+def fresh(sia: SIA, slot: int, tokens: list[int], candidates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Next logits and candidate values of a prefix, encoded from nothing in an empty slot."""
+    sia.engine.release(slot)
+    if sia.value.engine is not sia.engine:
+        sia.value.engine.release(slot)
+    prompt = Prompt(tuple(tokens))
+    sia.engine.begin(slot, tokens)
+    sia.value.begin(slot, prompt)
+    logits = sia.engine.logits([slot])[0].copy()
+    return logits, sia.value.score([(slot, candidates)])[0].copy()
+
+
+@pytest.mark.parametrize("arch", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("kind", PLACEMENTS)
+def test_every_placement_and_architecture(make_gguf: Callable[..., Path], kind: str, arch: str) -> None:
+    with load(make_gguf, kind, arch) as sia:
+        run_history(sia, np.random.default_rng(5), steps=14, slots=1)
+
+
+@pytest.mark.parametrize("kind", PLACEMENTS)
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 10_000), slots=st.integers(1, 3))
+def test_random_histories(make_gguf: Callable[..., Path], kind: str, seed: int, slots: int) -> None:
+    with load(make_gguf, kind, slots=slots + 1) as sia:
+        run_history(sia, np.random.default_rng(seed), steps=10, slots=slots)
+
+
+def run_history(sia: SIA, rng: np.random.Generator, steps: int, slots: int) -> None:
+    """Junctions, commits, unscored tokens, losers and new prompts at random; then every slot against fresh."""
+    texts = [rng.integers(0, 200, rng.integers(2, 9)).tolist() for _ in range(slots)]
+
+    def start(slot: int) -> None:
+        sia.engine.begin(slot, texts[slot])
+        sia.value.begin(slot, Prompt(tuple(texts[slot])))
+
+    for slot in range(slots):
+        start(slot)
+    live = list(range(slots))
+    for _ in range(steps):
+        rows = dict(zip(live, [r.copy() for r in sia.engine.logits(live)], strict=True))
+        junctions = [s for s in live if rng.random() < 0.5]
+        plain = [s for s in live if s not in junctions]
+        for slot in plain:
+            accept(sia, texts, slot, int(rng.integers(0, 200)))
+        if junctions:
+            asked = [(s, np.argsort(-rows[s])[: rng.integers(2, 5)].astype(np.int32)) for s in junctions]
+            sia.value.score(asked, plain)
+            for slot, candidates in asked:
+                outside = rng.random() < 0.2
+                accept(sia, texts, slot, 7 if outside else int(rng.choice(candidates)))
+        if rng.random() < 0.15:
+            slot = int(rng.choice(live))
+            texts[slot] = texts[slot][: rng.integers(1, len(texts[slot]) + 1)] + [3, 4]
+            start(slot)
+    rows = [r.copy() for r in sia.engine.logits(live)]
+    candidates = [np.argsort(-row)[:4].astype(np.int32) for row in rows]
+    values = [v.copy() for v in sia.value.score(list(zip(live, candidates, strict=True)))]
+    spare = slots if slots < len(sia.engine.slots) else 0
+    for slot in live:
+        logits, expected = fresh(sia, spare, texts[slot], candidates[slot])
+        np.testing.assert_allclose(rows[slot], logits, atol=TOLERANCE)
+        np.testing.assert_allclose(values[slot], expected, atol=TOLERANCE)
+
+
+def accept(sia: SIA, texts: list[list[int]], slot: int, token: int) -> None:
+    sia.engine.accept(slot, token)
+    sia.value.accept(slot, token)
+    texts[slot].append(token)
+
+
+def test_a_long_queue_is_flushed_in_full_batches(make_gguf: Callable[..., Path]) -> None:
+    with load(make_gguf, "lean", slots=2) as sia:
+        sia.value.engine.context.batch.capacity = 16
+        tokens = np.random.default_rng(1).integers(0, 200, 60).tolist()
+        sia.engine.begin(0, tokens[:5])
+        sia.value.begin(0, Prompt(tuple(tokens[:5])))
+        for token in tokens[5:]:
+            sia.value.accept(0, token)
+        candidates = np.array([1, 2, 3, 4], np.int32)
+        incremental = sia.value.score([(0, candidates)])[0].copy()
+        sia.value.engine.context.batch.capacity = 512
+        np.testing.assert_allclose(incremental, fresh(sia, 1, tokens, candidates)[1], atol=TOLERANCE)
+
+
+def test_lean_and_merged_agree(make_gguf: Callable[..., Path]) -> None:
+    values = []
+    for kind in ("merged", "lean"):
+        with load(make_gguf, kind) as sia:
+            sia.value.begin(0, Prompt((5, 6, 7)))
+            values.append(sia.value.score([(0, np.array([1, 2, 3, 4], np.int32))])[0])
+    np.testing.assert_allclose(values[0], values[1], atol=TOLERANCE)
+
+
+def test_a_junction_costs_one_decode_and_the_head_placement_keeps_the_winners_logits(
+    make_gguf: Callable[..., Path],
+) -> None:
+    with load(make_gguf, "head") as sia:
+        sia.engine.begin(0, [5, 6, 7])
+        best = np.argsort(-sia.engine.logits([0])[0])[:4].astype(np.int32)
+        before = sia.engine.decodes
+        sia.value.score([(0, best)])
+        sia.engine.accept(0, int(best[2]))
+        sia.engine.logits([0])
+        assert sia.engine.decodes == before + 1
+
+
+def test_a_longer_prompt_reencodes_only_its_new_part(make_gguf: Callable[..., Path]) -> None:
+    with load(make_gguf, "merged") as sia:
+        sia.engine.begin(0, list(range(20)))
+        sia.engine.logits([0])
+        before = sia.engine.decoded_tokens
+        assert sia.engine.begin(0, list(range(25))) == 20
+        sia.engine.logits([0])
+        assert sia.engine.decoded_tokens == before + 5
+
+
+def test_samples_of_one_prompt_encode_it_once(make_gguf: Callable[..., Path]) -> None:
+    with load(make_gguf, "merged", slots=3) as sia:
+        for slot in range(3):
+            sia.engine.begin(slot, list(range(30)))
+        rows = sia.engine.logits([0, 1, 2])
+        np.testing.assert_allclose(rows[0], rows[2], atol=TOLERANCE)
+        assert sia.engine.decoded_tokens == 29 + 3

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from sia_local.config import SiaConfig
+from sia_local.errors import ConfigError
+from sia_local.gates import Moment, RateGate, make_gate
+
+
+def opened(gate, entropies) -> np.ndarray:
+    return np.array([gate.opens(Moment(i, float(h))) for i, h in enumerate(entropies)])
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.1, 0.2, 0.5, 0.8, 1.0])
+@pytest.mark.parametrize("shape", ["steady", "drifting", "sticky"])
+def test_rate_gate_holds_the_rate_within_two_points_over_500_tokens(rate: float, shape: str) -> None:
+    rng = np.random.default_rng(11)
+    entropies = {
+        "steady": rng.gamma(1.0, 0.8, 500),
+        "drifting": rng.gamma(1.0, 0.3 + np.linspace(0, 2, 500)),
+        "sticky": np.repeat(rng.gamma(1.0, 0.8, 100), 5),
+    }[shape]
+    realised = opened(RateGate(rate, start=1.0), entropies).mean()
+    assert abs(realised - rate) <= 0.02
+
+
+def test_rate_gate_prefers_the_high_entropies() -> None:
+    entropies = np.random.default_rng(0).gamma(1.0, 0.8, 2000)
+    steered = opened(RateGate(0.2), entropies)
+    assert entropies[steered].mean() > 2 * entropies[~steered].mean()
+
+
+def test_gates_by_name() -> None:
+    entropies = [0.2, 1.0, 1.7, 0.4]
+    assert opened(make_gate(SiaConfig(threshold=1.0)), entropies).tolist() == [False, True, True, False]
+    assert opened(make_gate(SiaConfig(gate="dense")), entropies).all()
+    assert not opened(make_gate(SiaConfig(gate="off")), entropies).any()
+    assert opened(make_gate(SiaConfig(gate="first-n", first_n=2)), entropies).tolist() == [True, True, False, False]
+
+
+def test_random_gate_repeats_with_its_seed_and_keeps_its_rate() -> None:
+    a = opened(make_gate(SiaConfig(gate="random", rate=0.3), seed=1), np.zeros(4000))
+    b = opened(make_gate(SiaConfig(gate="random", rate=0.3), seed=1), np.zeros(4000))
+    assert (a == b).all() and abs(a.mean() - 0.3) < 0.03
+
+
+def test_ratio_and_varentropy_gates_and_their_union() -> None:
+    ratio = make_gate(SiaConfig(gate="ratio", ratio=2.0))
+    assert ratio.opens(Moment(1, 1.0, previous=0.4)) and not ratio.opens(Moment(1, 1.0, previous=0.6))
+    assert not ratio.opens(Moment(0, 1.0))
+    either = make_gate(SiaConfig(gate="entropy+varentropy", threshold=1.0, varentropy_threshold=2.0))
+    assert either.opens(Moment(0, 0.1, varentropy=2.5)) and either.opens(Moment(0, 1.2))
+    assert not either.opens(Moment(0, 0.1, varentropy=1.0))
+
+
+def test_config_sentences_name_the_value_and_the_range() -> None:
+    with pytest.raises(ConfigError, match=r"unknown gate 'sometimes'; expected one of entropy, rate"):
+        SiaConfig(gate="sometimes")
+    with pytest.raises(ConfigError, match=r"rate is 20; expected a share from 0 to 1"):
+        SiaConfig(rate=20)
+    assert SiaConfig(beta=-2.0).beta == -2.0
