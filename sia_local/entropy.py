@@ -45,6 +45,8 @@ def top_candidates(logits: Floats, k: int) -> npt.NDArray[np.int32]:
 def log_partition(logits: Floats, scratch: Floats | None = None) -> float:
     """log sum exp over the whole vocabulary; `scratch` (same shape and dtype) spares the temporary."""
     top = logits.max()
+    if not np.isfinite(top):
+        return float(top)
     shifted = np.subtract(logits, top, out=scratch)
     np.exp(shifted, out=shifted)
     return float(top) + float(np.log(shifted.sum(dtype=np.float64)))

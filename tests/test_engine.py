@@ -87,7 +87,7 @@ def run_history(sia: SIA, rng: np.random.Generator, steps: int, slots: int) -> N
                 accept(sia, texts, slot, 7 if outside else int(rng.choice(candidates)))
         if rng.random() < 0.15:
             slot = int(rng.choice(live))
-            texts[slot] = texts[slot][: rng.integers(1, len(texts[slot]) + 1)] + [3, 4]
+            texts[slot] = [*texts[slot][: rng.integers(1, len(texts[slot]) + 1)], 3, 4]
             start(slot)
     rows = [r.copy() for r in sia.engine.logits(live)]
     candidates = [np.argsort(-row)[:4].astype(np.int32) for row in rows]

@@ -1,0 +1,38 @@
+# `make chat` and `make test` set up everything they need in .venv; the first run compiles llama.cpp.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# llama.cpp without the parts nothing here uses. For a GPU: make chat CMAKE_ARGS="-DGGML_CUDA=on" (or GGML_METAL,
+# GGML_VULKAN), in a fresh .venv.
+export CMAKE_ARGS ?= -DLLAVA_BUILD=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_SERVER=OFF -DLLAMA_OPENSSL=OFF
+export CMAKE_BUILD_PARALLEL_LEVEL ?= $(shell getconf _NPROCESSORS_ONLN)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: chat test lint clean
+
+chat: $(VENV)/.runtime
+	@$(BIN)/sia-local chat
+
+test: $(VENV)/.test lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+$(VENV)/.runtime: pyproject.toml
+	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	@echo "Installing; the first time llama.cpp is compiled, about six minutes on two cores."
+	$(BIN)/pip install --quiet --editable ".[rewards]"
+	@touch $@
+
+# A CPU build of torch: an unpinned one would pull gigabytes of CUDA libraries on Linux.
+TORCH ?= torch==2.13.0
+$(VENV)/.test: $(VENV)/.runtime
+	$(BIN)/pip install --quiet $(TORCH)
+	$(BIN)/pip install --quiet --editable ".[convert,test]"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build/tests

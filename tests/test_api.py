@@ -1,0 +1,154 @@
+"""SIA on tiny GGUFs: llama.cpp as its own oracle, and every refusal with its sentence."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sia_local import SIA, SamplingConfig, SiaConfig
+from sia_local.entropy import top_candidates
+from sia_local.errors import ConfigError, ContextFullError, IncompatibleError, ModelFileError, NumericError
+
+EXACT = {"n_ctx": 128, "n_threads": 1, "type_k": "f32", "type_v": "f32", "flash_attention": "off"}
+
+
+def tokens(sia: SIA, config: SiaConfig | None = None, **options: object) -> list[int]:
+    options = {"max_tokens": 30, "seed": 7, **options}
+    return [s.token for s in sia.generate("hello there", config, **options)]
+
+
+@pytest.mark.parametrize("kind", ["merged", "lean", "adapter", "head"])
+def test_beta_zero_threshold_99_and_off_are_one_text(make_gguf: Callable[..., Path], kind: str) -> None:
+    seed = 0 if kind == "head" else 1
+    with SIA.load(make_gguf("base"), make_gguf(kind, seed=seed), **EXACT) as sia:
+        off = tokens(sia, SiaConfig(gate="off"))
+        assert sia.last_stats.junctions == 0
+        assert tokens(sia, SiaConfig(threshold=99.0)) == off and sia.last_stats.junctions == 0
+        assert tokens(sia, SiaConfig(gate="dense", beta=0.0)) == off and sia.last_stats.junctions == len(off)
+        assert tokens(sia, SiaConfig(gate="dense", beta=2.0)) != off
+
+
+def test_greedy_equals_llama_cpp_pythons_own_generation(base_gguf: Path) -> None:
+    from llama_cpp import Llama
+
+    with SIA.load(base_gguf, **EXACT) as sia:
+        prompt = sia.prompt("hello there", raw=True)
+        steps = sia.generate(prompt, SiaConfig(sampling=SamplingConfig(temperature=0.0)), max_tokens=20)
+        ours = [s.token for s in steps]
+    llama = Llama(str(base_gguf), n_ctx=128, n_threads=1, verbose=False)
+    theirs = []
+    for token in llama.generate(list(prompt.tokens), temp=0.0, repeat_penalty=1.0):
+        theirs.append(token)
+        if len(theirs) == len(ours):
+            break
+    llama.close()
+    assert ours == theirs
+
+
+def test_a_seed_reproduces_the_text_byte_for_byte(base_gguf: Path, value_gguf: Path) -> None:
+    def run() -> str:
+        with SIA.load(base_gguf, value_gguf, **EXACT) as sia:
+            return "".join(s.text for s in sia.generate("hello", SiaConfig(threshold=0.5), max_tokens=40, seed=3))
+
+    assert run() == run()
+
+
+def test_parallel_sequences_give_the_texts_they_give_alone(base_gguf: Path, value_gguf: Path) -> None:
+    config = SiaConfig(threshold=1.5, beta=2.0)
+    with SIA.load(base_gguf, value_gguf, slots=3, **EXACT) as sia:
+        jobs = [sia.job(f"story {i}", config, max_tokens=12 + i, seed=i, id=i) for i in range(5)]
+        together = {c.job: c.tokens for c in sia.complete(jobs)}
+    with SIA.load(base_gguf, value_gguf, **EXACT) as sia:
+        for i in range(5):
+            alone = [s for s in sia.generate(f"story {i}", config, max_tokens=12 + i, seed=i)]
+            assert together[i] == [s.token for s in alone if s.finish != "eog"]
+
+
+def test_grammar_penalties_and_truncation_are_llama_cpps(base_gguf: Path) -> None:
+    with SIA.load(base_gguf, **EXACT) as sia:
+        grammar = 'root ::= ("ab" | "ba")+ "."'
+        text = "".join(
+            s.text for s in sia.generate("x", SiaConfig(sampling=SamplingConfig(grammar=grammar)), max_tokens=30)
+        )
+        assert set(text) <= set("ab.") and text[:2] in ("ab", "ba")
+        greedy = tokens(sia, SiaConfig(sampling=SamplingConfig(temperature=0.0)), max_tokens=60)
+        penal = SamplingConfig(temperature=0.0, repeat_penalty=5.0, penalty_last_n=200)
+        assert len(set(tokens(sia, SiaConfig(sampling=penal), max_tokens=60))) > len(set(greedy))
+        narrow = SiaConfig(sampling=SamplingConfig(min_p=0.9))
+        for step in sia.generate("x", narrow, max_tokens=10, trace=True):
+            assert step.candidates is not None
+            p = step.candidates.p_base
+            assert (p >= 0.9 * p[0] - 1e-6).all()
+
+
+def test_the_penalty_pool_is_exact(base_gguf: Path) -> None:
+    """Filtering a pool of the best gives what filtering the whole vocabulary gives."""
+    from sia_local import runtime
+    from sia_local.filters import LogitFilter
+
+    with runtime.Model(base_gguf) as model:
+        rng = np.random.default_rng(0)
+        config = SamplingConfig(repeat_penalty=1.7, frequency_penalty=-0.4, presence_penalty=0.3, penalty_last_n=20)
+        prompt = rng.integers(0, model.n_vocab, 30).tolist()
+        pooled = LogitFilter(model, config, prompt)
+        chain = runtime.SamplerChain([runtime.penalties(model, 20, 1.7, -0.4, 0.3)])
+        for token in prompt[-20:]:
+            chain.accept(token)
+        row = rng.standard_normal(model.n_vocab).astype(np.float32) * 3
+        ids, logits = chain.apply(np.arange(model.n_vocab, dtype=np.int32), row)
+        whole = np.full(model.n_vocab, -np.inf, np.float32)
+        whole[ids] = logits
+        ours, values = pooled.candidates(row, 10)
+        assert ours.tolist() == top_candidates(whole, 10).tolist()
+        np.testing.assert_array_equal(values, whole[ours])
+        pooled.close()
+        chain.close()
+
+
+def test_values_read_their_own_rendering(make_gguf: Callable[..., Path]) -> None:
+    plain = make_gguf("merged", seed=1, template="{% for m in messages %}{{ m['content'] }}{% endfor %}")
+    with SIA.load(make_gguf("base"), plain, **EXACT) as sia:
+        sia.value.begin(0, sia.prompt("hello"))
+        assert sia.value.engine.slots[0].tokens == sia.model.tokenize("hello")
+
+
+def test_refusals(make_gguf: Callable[..., Path], tmp_path: Path) -> None:
+    base = make_gguf("base")
+    with pytest.raises(ModelFileError, match="no such file"):
+        SIA.load(tmp_path / "none.gguf")
+    (tmp_path / "empty.gguf").touch()
+    with pytest.raises(ModelFileError, match="the file is empty"):
+        SIA.load(tmp_path / "empty.gguf")
+    (tmp_path / "text.gguf").write_text("hello")
+    with pytest.raises(ModelFileError, match="a GGUF file starts with b'GGUF'"):
+        SIA.load(tmp_path / "text.gguf")
+    (tmp_path / "cut.gguf").write_bytes(base.read_bytes()[: base.stat().st_size // 2])
+    with pytest.raises(ModelFileError, match=r"llama\.cpp cannot load this file"):
+        SIA.load(tmp_path / "cut.gguf")
+    with pytest.raises(IncompatibleError, match="holds no value head"):
+        SIA.load(base, base)
+    with pytest.raises(IncompatibleError, match="different vocabularies"):
+        SIA.load(base, make_gguf("merged", sha256="0" * 64))
+    with pytest.raises(IncompatibleError, match="a head of width 32"):
+        SIA.load(base, make_gguf("head", head=(0.1,) * 32))
+    with pytest.raises(IncompatibleError, match="contract version 9"):
+        SIA.load(base, make_gguf("merged", version=9))
+    with SIA.load(base, **EXACT) as sia:
+        with pytest.raises(ContextFullError, match="the context holds 128"):
+            sia.prompt("a b " * 200)
+        with pytest.raises(ConfigError, match="cannot be parsed"):
+            tokens(sia, SiaConfig(sampling=SamplingConfig(grammar="root ::= (")))
+    with SIA.load(make_gguf("base", nan=True), **EXACT) as sia, pytest.raises(NumericError, match="logits at token 0"):
+        tokens(sia)
+    with SIA.load(base, make_gguf("merged", nan=True), **EXACT) as sia, pytest.raises(NumericError, match="value"):
+        tokens(sia, SiaConfig(gate="dense"))
+
+
+def test_importing_the_runtime_brings_no_torch() -> None:
+    code = "import sia_local.api, sys; assert not {'torch', 'transformers', 'sklearn', 'gguf'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,183 @@
+"""The loop against table models: exact tokens, order of calls, and what a Step reports."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from sia_local.config import SamplingConfig, SiaConfig
+from sia_local.decode import Job, Prompt, Stats, decode
+from sia_local.errors import NumericError
+
+END = 3
+
+
+class TableBase:
+    """Logits depend on the last token only."""
+
+    def __init__(self, table: Sequence[Sequence[float]], slots: int = 1):
+        self.table = np.array(table, np.float32)
+        self.held: list[list[int]] = [[] for _ in range(slots)]
+        self.decodes = 0
+
+    def begin(self, slot: int, tokens: Sequence[int]) -> int:
+        self.held[slot] = list(tokens)
+        return 0
+
+    def logits(self, slots: Sequence[int]) -> list[np.ndarray]:
+        self.decodes += 1
+        return [self.table[self.held[s][-1]] for s in slots]
+
+    def accept(self, slot: int, token: int) -> None:
+        self.held[slot].append(token)
+
+
+class TableValues:
+    spread: float | None = 0.5
+    max_candidates = 10
+
+    def __init__(self, values: Sequence[float]):
+        self.values = np.array(values)
+        self.calls: list[list[tuple[int, list[int]]]] = []
+        self.held: dict[int, list[int]] = {}
+
+    def begin(self, slot: int, prompt: Prompt) -> None:
+        self.held[slot] = list(prompt.tokens)
+
+    def score(self, requests, also):
+        self.calls.append([(s, list(map(int, c))) for s, c in requests])
+        return [self.values[c] for _, c in requests]
+
+    def accept(self, slot: int, token: int) -> None:
+        self.held[slot].append(token)
+
+
+class Letters:
+    def push(self, token: int, last: bool) -> tuple[str, bool]:
+        return "abcd"[token], False
+
+
+def job(config: SiaConfig, n: int = 6, seed: int = 0, id: int = 0, first: int = 0, trace: bool = True) -> Job:
+    return Job(
+        prompt=Prompt((first,)),
+        config=config,
+        max_tokens=n,
+        seed=seed,
+        ends=lambda t: t == END,
+        sink=Letters(),
+        trace=trace,
+        id=id,
+    )
+
+
+# Token 0 is unsure about what follows, token 1 is sure of 0, token 2 is sure of 1.
+TABLE = [[0.0, 1.0, 1.0, -9.0], [9.0, 0.0, 0.0, -9.0], [0.0, 9.0, 0.0, -9.0], [0.0] * 4]
+GREEDY = SamplingConfig(temperature=0.0)
+
+
+def test_only_the_unsure_token_is_steered() -> None:
+    base, values = TableBase(TABLE), TableValues([0.0, 0.0, 5.0, 0.0])
+    steps = list(decode(base, values, [job(SiaConfig(k=3, threshold=0.5, sampling=GREEDY))]))
+    assert [s.token for s in steps] == [2, 1, 0, 2, 1, 0]
+    assert [s.steered for s in steps] == [True, False, False, True, False, False]
+    assert "".join(s.text for s in steps) == "cbacba"
+    assert values.calls == [[(0, [1, 2, 0])]] * 2
+    assert [s.finish for s in steps] == [None] * 5 + ["length"]
+    assert base.decodes == 6
+
+
+@pytest.mark.parametrize(
+    "config", [SiaConfig(k=3, gate="off"), SiaConfig(k=3, threshold=99.0), SiaConfig(k=3, gate="dense", beta=0.0)]
+)
+def test_beta_zero_a_high_threshold_and_off_give_the_same_tokens(config: SiaConfig) -> None:
+    values = TableValues([3.0, 1.0, 5.0, 0.0])
+    expected = [s.token for s in decode(TableBase(TABLE), None, [job(SiaConfig(k=3), n=80, seed=5)])]
+    steps = list(decode(TableBase(TABLE), values, [job(config, n=80, seed=5)]))
+    assert [s.token for s in steps] == expected
+    assert len(values.calls) == (80 if config.gate == "dense" else 0)
+
+
+def test_the_random_gate_does_not_disturb_the_sampling() -> None:
+    off = [s.token for s in decode(TableBase(TABLE), None, [job(SiaConfig(k=3, gate="off"), n=60, seed=2)])]
+    config = SiaConfig(k=3, gate="random", rate=0.5, beta=0.0)
+    steered = [s.token for s in decode(TableBase(TABLE), TableValues([1, 2, 3, 4]), [job(config, n=60, seed=2)])]
+    assert steered == off
+
+
+def test_a_seed_repeats_and_another_differs() -> None:
+    def run(seed: int) -> list[int]:
+        return [s.token for s in decode(TableBase([[1.0] * 4] * 4), None, [job(SiaConfig(k=3), n=50, seed=seed)])]
+
+    assert run(1) == run(1) != run(2)
+
+
+def test_step_reports_candidates_and_kl() -> None:
+    base, values = TableBase([[2.0, 1.0, 0.5, 0.0]]), TableValues([0.3, -0.2, 1.1, 0.7])
+    (step,) = decode(base, values, [job(SiaConfig(k=4, gate="dense"), n=1)])
+    assert step.candidates is not None
+    np.testing.assert_allclose(
+        step.candidates.p_steered, [0.5203964221, 0.1161161370, 0.2584212153, 0.1050662256], atol=1e-6
+    )
+    assert step.candidates.p_base.sum() == pytest.approx(1)
+    # The golden KL to the base of six tokens, less what leaving out the last two costs.
+    left_out = np.log((np.exp([2.0, 1.0, 0.5, 0.0]).sum() + np.exp(-1.0) + np.exp(-3.0)) / np.exp([2, 1, 0.5, 0]).sum())
+    assert step.kl == pytest.approx(0.1157653556 - left_out, abs=1e-6)
+    assert step.kl_truncation == pytest.approx(0, abs=1e-9)
+    assert step.entropy == pytest.approx(1.1097670015, abs=1e-6)
+
+
+def test_calibrated_beta_counts_in_spreads_and_unscored_candidates_are_average() -> None:
+    values = TableValues([0.3, -0.2, 1.1, 0.7])
+    values.max_candidates = 2
+    config = SiaConfig(k=4, gate="dense", beta=1.0, beta_unit="spread")
+    (step,) = decode(TableBase([[2.0, 1.0, 0.5, 0.0]]), values, [job(config, n=1)])
+    assert step.beta == 2.0 and step.candidates is not None
+    assert values.calls == [[(0, [0, 1])]]
+    scores = np.array([2.0, 1.0, 0.5, 0.0]) + 2.0 * np.array([0.3, -0.2, 0.05, 0.05])
+    np.testing.assert_allclose(step.candidates.p_steered, np.exp(scores) / np.exp(scores).sum(), atol=1e-6)
+
+
+def test_a_kept_tail_is_value_augmented_sampling() -> None:
+    row = [2.0, 1.0, 0.5, 0.0, -1.0, -3.0]
+    values = TableValues([0.3, -0.2, 1.1, 0.7, 9.0, 9.0])
+    config = SiaConfig(k=4, gate="dense", center=True, tail=True)
+    (step,) = decode(TableBase([row]), values, [job(config, n=1, first=0)])
+    assert step.candidates is not None
+    np.testing.assert_allclose(
+        step.candidates.p_steered, [0.5027785573, 0.1121850601, 0.2496724426, 0.1015092400], atol=1e-6
+    )
+    assert step.kl_truncation == pytest.approx(0, abs=1e-9)
+
+
+def test_several_sequences_score_in_one_call_and_slots_take_the_next_job() -> None:
+    base, values = TableBase(TABLE, slots=2), TableValues([0.0, 0.0, 5.0, 0.0])
+    config = SiaConfig(k=3, threshold=0.5, sampling=GREEDY)
+    jobs = [job(config, n=3, id=0), job(config, n=2, id=1), job(config, n=2, id=2)]
+    stats = Stats()
+    steps = list(decode(base, values, jobs, slots=2, stats=stats))
+    alone = [s.token for s in decode(TableBase(TABLE), values, [job(config, n=3)])]
+    assert [s.token for s in steps if s.job == 0] == alone
+    assert {s.job for s in steps} == {0, 1, 2} and stats.tokens == 7
+    assert values.calls[0] == [(0, [1, 2, 0]), (1, [1, 2, 0])]
+    assert base.decodes <= 4 + 3
+
+
+def test_end_of_generation_is_a_step_and_is_not_accepted() -> None:
+    base = TableBase([[0.0, 0.0, 0.0, 9.0]])
+    steps = list(decode(base, None, [job(SiaConfig(sampling=GREEDY))]))
+    assert [(s.token, s.finish) for s in steps] == [(END, "eog")] and base.held[0] == [0]
+
+
+def test_a_full_context_ends_the_text() -> None:
+    steps = list(decode(TableBase([[9.0, 0, 0, 0]]), None, [job(SiaConfig(sampling=GREEDY), n=50)], n_ctx=4))
+    assert len(steps) == 3 and steps[-1].finish == "context"
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_nan_is_refused_with_a_sentence(bad: float) -> None:
+    with pytest.raises(NumericError, match="base model's logits at token 0"):
+        list(decode(TableBase([[0.0, bad, 0.0, 0.0]]), None, [job(SiaConfig())]))
+    with pytest.raises(NumericError, match="value model returned NaN"):
+        list(decode(TableBase(TABLE), TableValues([0, bad, 0, 0]), [job(SiaConfig(gate="dense"))]))
