@@ -60,6 +60,7 @@ class Engine:
         self.decodes = 0
         self.decoded_tokens = 0
         self._n_outputs = 0
+        self._filled: list[tuple[int, int]] = []
         self._rows = rows
         self._sequences = np.array(
             [[s] + [slots + s * branches + j for j in range(branches)] for s in range(slots)], np.int32
@@ -127,7 +128,11 @@ class Engine:
 
         Views into llama.cpp's buffer, valid until the next decode of this context.
         """
-        if pending := [s for s in slots if self.slots[s].row is None]:
+        pending = [s for s in slots if self.slots[s].row is None]
+        for slot in pending:
+            if self.queue_length(slot) == 0:
+                self._forget(slot, self.slots[slot].n_past - 1)
+        if pending:
             self._decode(pending, [])
         return [row for s in slots if (row := self.slots[s].row) is not None]
 
@@ -179,6 +184,9 @@ class Engine:
 
     def _make_room(self, also: Sequence[int], requests: Sequence[tuple[int, Ids]], hidden: bool) -> None:
         """Runs queues that do not belong into the coming batch beforehand, without outputs."""
+        # An interrupt while an earlier batch was being filled may have left rows behind.
+        self.context.batch.n = 0
+        self._filled.clear()
         slots = [*also, *(slot for slot, _ in requests)]
         candidates = sum(len(c) for _, c in requests)
         queued = sum(map(self.queue_length, slots))
@@ -228,7 +236,7 @@ class Engine:
         return [int(row[at]) for at in first]
 
     def _fill(self, slot: int, count: int) -> None:
-        """Adds the first `count` queued tokens of a slot to the batch, without output, and counts them as held."""
+        """Adds the first `count` queued tokens of a slot to the batch, without output."""
         batch, state, sequences = self.context.batch, self.slots[slot], self._sequences[slot]
         n, past = batch.n, state.n_past
         self._feed(n, state.tokens[past : past + count])
@@ -237,14 +245,14 @@ class Engine:
         batch.seq[n : n + count, : len(sequences)] = sequences
         batch.output[n : n + count] = 0
         batch.n += count
-        state.n_past += count
+        self._filled.append((slot, count))
 
     def _fill_branch(self, slot: int, candidates: Ids) -> None:
         """Adds candidates at a slot's next position, each on its own shadow sequence, with output."""
         batch, state = self.context.batch, self.slots[slot]
         n, k = batch.n, len(candidates)
         self._feed(n, candidates)
-        batch.pos[n : n + k] = state.n_past
+        batch.pos[n : n + k] = len(state.tokens)
         batch.n_seq[n : n + k] = 1
         batch.seq[n : n + k, 0] = self._sequences[slot][1 : 1 + k]
         batch.output[n : n + k] = 1
@@ -260,10 +268,22 @@ class Engine:
             batch.embd[at : at + len(tokens)] = self._rows[tokens]
 
     def _run(self, hidden: bool = False) -> None:
+        """Decodes the filled batch. If that fails, or is interrupted, every slot is as it was before."""
+        filled, self._filled = self._filled, []
+        n = self.context.batch.n
+        try:
+            self.context.set_embeddings(hidden)
+            self.context.decode()
+        except BaseException:
+            self.context.batch.n = 0
+            for slot, state in enumerate(self.slots):
+                state.open = state.open_rows = state.row = None
+                self._forget(slot, state.n_past)
+            raise
+        for slot, count in filled:
+            self.slots[slot].n_past += count
         self.decodes += 1
-        self.decoded_tokens += self.context.batch.n
-        self.context.set_embeddings(hidden)
-        self.context.decode()
+        self.decoded_tokens += n
 
     def _save_rows(self, running: set[int]) -> None:
         """Rows of slots that sit this decode out would be overwritten; rare, so copying them is fine."""

@@ -158,3 +158,19 @@ def test_samples_of_one_prompt_encode_it_once(make_gguf: Callable[..., Path]) ->
         rows = sia.engine.logits([0, 1, 2])
         np.testing.assert_allclose(rows[0], rows[2], atol=TOLERANCE)
         assert sia.engine.decoded_tokens == 29 + 3
+
+
+def test_a_decode_that_fails_leaves_every_slot_usable(
+    make_gguf: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with load(make_gguf, "head", slots=2) as sia:
+        sia.engine.begin(0, [5, 6, 7])
+        expected = sia.engine.logits([0])[0].copy()
+        candidates = np.array([1, 2, 3], np.int32)
+        with monkeypatch.context() as patched:
+            patched.setattr(sia.engine.context, "decode", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                sia.value.score([(0, candidates)])
+        np.testing.assert_allclose(sia.engine.logits([0])[0], expected, atol=TOLERANCE)
+        values = sia.value.score([(0, candidates)])[0].copy()
+        np.testing.assert_allclose(values, fresh(sia, 1, [5, 6, 7], candidates)[1], atol=TOLERANCE)
