@@ -1,0 +1,211 @@
+"""A chat session: history, settings and answers. It neither reads nor prints; see chat_commands for /commands."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from .config import SiaConfig
+from .decode import Prompt, Stats, Step
+from .errors import ContextFullError, DataError
+from .files import atomic_write
+
+Message = dict[str, str]
+_SETTINGS = ("gate", "threshold", "rate", "beta")
+
+
+class Generator(Protocol):
+    """What a session needs of SIA."""
+
+    n_ctx: int
+    last_stats: Stats
+
+    def prompt(self, prompt: str | Sequence[Message], raw: bool = False) -> Prompt: ...
+    def generate(
+        self,
+        prompt: str | Sequence[Message] | Prompt,
+        config: SiaConfig | None = None,
+        *,
+        max_tokens: int = 256,
+        seed: int = 0,
+        stop: Sequence[str] = (),
+        raw: bool = False,
+        trace: bool = False,
+    ) -> Iterator[Step]: ...
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Something the user should know that is not part of the answer."""
+
+    text: str
+
+
+@dataclass
+class Totals:
+    """Sums over a session's answers. KL in nats, times in ms."""
+
+    answers: int = 0
+    tokens: int = 0
+    junctions: int = 0
+    flips: int = 0
+    kl: float = 0.0
+    kl_truncation: float = 0.0
+    value_ms: float = 0.0
+
+    def add(self, stats: Stats) -> None:
+        self.answers += 1
+        for name in ("tokens", "junctions", "flips", "kl", "kl_truncation", "value_ms"):
+            setattr(self, name, getattr(self, name) + getattr(stats, name))
+
+
+@dataclass
+class Session:
+    """turns: user and assistant messages in order. steps: the last answer's, with candidates; answered: the
+    configuration it was made with. seed: of the first answer; every further one, a retry too, takes the next.
+    steering: `/sia on|off`."""
+
+    sia: Generator
+    config: SiaConfig = field(default_factory=SiaConfig)
+    system: str | None = None
+    max_tokens: int = 256
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+    steering: bool = True
+    turns: list[Message] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
+    answered: SiaConfig = field(default_factory=SiaConfig)
+    totals: Totals = field(default_factory=Totals)
+    _drawn: int = 0
+
+    @property
+    def active(self) -> SiaConfig:
+        """The configuration of the next answer."""
+        return self.config if self.steering else replace(self.config, gate="off")
+
+    @property
+    def messages(self) -> list[Message]:
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        return system + [dict(turn) for turn in self.turns]
+
+    def ask(self, text: str) -> Iterator[Step | Notice]:
+        """Streams the answer to a user turn and keeps both.
+
+        Closing the iterator early keeps what came so far; an error before the first token leaves the session as
+        it was. Raises ContextFullError if the turn alone does not fit.
+        """
+        yield from self._answer([*self.turns, {"role": "user", "content": text}])
+
+    def retry(self) -> Iterator[Step | Notice]:
+        """Answers the last user turn again, with another seed. Raises DataError if there is none."""
+        if not self.turns:
+            raise DataError("there is nothing to retry; ask something first")
+        answered = self.turns[-1]["role"] == "assistant"
+        yield from self._answer(self.turns[:-1] if answered else list(self.turns))
+
+    def undo(self) -> str | None:
+        """Forgets the last exchange; returns what the user had said, None without one."""
+        if self.turns and self.turns[-1]["role"] == "assistant":
+            self.turns.pop()
+        self.steps = []
+        return self.turns.pop()["content"] if self.turns else None
+
+    def clear(self) -> None:
+        self.turns, self.steps = [], []
+
+    def _answer(self, turns: list[Message]) -> Iterator[Step | Notice]:
+        before, self.turns = self.turns, turns
+        seed = self.seed + self._drawn
+        self._drawn += 1
+        self.steps, self.answered = [], self.active
+        text = ""
+        try:
+            prompt, dropped = self._fitting_prompt()
+            if dropped:
+                yield Notice(_dropped_sentence(dropped))
+            steps = self.sia.generate(
+                prompt, self.answered, max_tokens=self.max_tokens, seed=seed, stop=self.stop, trace=True
+            )
+            for step in steps:
+                self.steps.append(step)
+                text += step.text
+                yield step
+            if self.steps and self.steps[-1].finish == "context":
+                yield Notice("the answer was cut because the context is full; the oldest turns go when you go on")
+        finally:
+            if self.steps:
+                self.turns.append({"role": "assistant", "content": text})
+                self.totals.add(self.sia.last_stats)
+            else:
+                self.turns = before
+
+    def _fitting_prompt(self) -> tuple[Prompt, int]:
+        """The prompt, and how many of the oldest turns had to go so that an answer fits behind it."""
+        room = min(self.max_tokens, self.sia.n_ctx // 4)
+        dropped = 0
+        while True:
+            last = len(self.turns) == 1
+            try:
+                prompt = self.sia.prompt(self.messages)
+                if last or len(prompt.tokens) + room <= self.sia.n_ctx:
+                    return prompt, dropped
+            except ContextFullError:
+                if last:
+                    raise
+            # An exchange goes as a whole: templates expect a user turn first.
+            count = 2 if len(self.turns) > 2 and self.turns[1]["role"] == "assistant" else 1
+            self.turns = self.turns[count:]
+            dropped += count
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the chat as JSON: system prompt, turns, settings."""
+        whole = {
+            "version": 1,
+            "system": self.system,
+            "turns": self.turns,
+            "steering": self.steering,
+            "settings": {name: getattr(self.config, name) for name in _SETTINGS},
+        }
+        with atomic_write(path) as out:
+            json.dump(whole, out, ensure_ascii=False, indent=2)
+            out.write("\n")
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Takes over a saved chat; on an error (DataError, ConfigError) the session stays as it was."""
+        whole = _read(Path(path))
+        settings = whole.get("settings") or {}
+        if not isinstance(settings, dict):
+            raise DataError(f"{path}: settings are not an object; expected a chat written by /save")
+        config = replace(self.config, **{name: settings[name] for name in _SETTINGS if name in settings})
+        self.config, self.system, self.turns = config, whole.get("system") or None, whole["turns"]
+        self.steering, self.steps = bool(whole.get("steering", True)), []
+
+
+def _dropped_sentence(n: int) -> str:
+    what = "the oldest turn is" if n == 1 else f"the {n} oldest turns are"
+    return f"the context is full: {what} forgotten, the system prompt stays"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        whole = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; expected a chat written by /save") from None
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}; expected a chat written by /save") from None
+    except ValueError:
+        raise DataError(f"{path}: is not JSON; expected a chat written by /save") from None
+    if not isinstance(whole, dict) or not isinstance(whole.get("turns"), list):
+        raise DataError(f"{path}: has no list of turns; expected a chat written by /save")
+    for turn in whole["turns"]:
+        if (
+            not isinstance(turn, dict)
+            or turn.get("role") not in ("user", "assistant")
+            or not isinstance(turn.get("content"), str)
+        ):
+            raise DataError(f"{path}: a turn is not {{role, content}}; expected a chat written by /save")
+    return whole

@@ -1,0 +1,189 @@
+"""The /commands of a chat: text in, text out, on a Session. No printing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from . import trace, why
+from .chat import Session
+from .errors import ConfigError, SiaError
+
+HELP = """\
+/help               this list
+/sia on|off         steering on or off
+/beta X             strength of steering; 0 does nothing, below 0 means the opposite
+/threshold X        steer where the base's entropy is X nats or more
+/rate X             steer this share of the tokens, such as 0.2
+/why [N]            what steering did at the last junctions; N: every candidate of junction N
+/stats              speed, junctions and KL of the last answer and of the session
+/report FILE.html   the last answer as a page, every junction with its candidates
+/system [TEXT|off]  show, set or remove the system prompt
+/retry              answer again, with another seed
+/undo               forget the last exchange
+/save FILE          write the chat as JSON
+/load FILE          continue a saved chat
+/clear              forget the whole chat, keep the system prompt and the settings
+/quit               leave (also Ctrl-D)
+
+A line that ends in \\ goes on in the next one; a block between lines of \"\"\" is one message.
+Ctrl-C stops an answer and keeps what it said."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a command says, and what the terminal is to do: `quit`, `retry` or nothing."""
+
+    text: str = ""
+    action: str | None = None
+
+
+class Commands:
+    """Bound to a session. `text` names tokens; `about` are facts for reports (model and value file)."""
+
+    def __init__(self, session: Session, text: trace.TokenText, about: dict[str, Any] | None = None):
+        self.session = session
+        self.text = text
+        self.about = about or {}
+
+    def run(self, line: str) -> Reply:
+        """Runs one line that begins with `/`. Raises SiaError with a sentence; the session stays usable."""
+        name, _, rest = line.strip().partition(" ")
+        method: Callable[[str], Reply] | None = getattr(self, f"_{name[1:]}", None) if name[1:].isalpha() else None
+        if method is None:
+            raise ConfigError(f"unknown command {name}; /help lists the commands")
+        return method(rest.strip())
+
+    def _help(self, rest: str) -> Reply:
+        return Reply(HELP)
+
+    def _quit(self, rest: str) -> Reply:
+        return Reply(action="quit")
+
+    _exit = _quit
+
+    def _retry(self, rest: str) -> Reply:
+        if not self.session.turns:
+            raise ConfigError("there is nothing to retry; ask something first")
+        return Reply(action="retry")
+
+    def _sia(self, rest: str) -> Reply:
+        if rest not in ("on", "off", ""):
+            raise ConfigError(f"/sia takes on or off, {rest!r} was given")
+        if rest:
+            self.session.steering = rest == "on"
+        return Reply(self.settings())
+
+    def _beta(self, rest: str) -> Reply:
+        return self._set(rest, "/beta", lambda x: {"beta": x})
+
+    def _threshold(self, rest: str) -> Reply:
+        return self._set(rest, "/threshold", lambda x: {"threshold": x, "gate": "entropy"})
+
+    def _rate(self, rest: str) -> Reply:
+        return self._set(rest, "/rate", lambda x: {"rate": x, "gate": "rate"})
+
+    def _why(self, rest: str) -> Reply:
+        steps, config = self.session.steps, self.session.answered
+        if not rest:
+            return Reply(why.overview(steps, config, self.text))
+        if not rest.isdecimal():
+            raise ConfigError(f"/why takes the number of a junction, {rest!r} was given")
+        return Reply(why.detail(steps, int(rest), config, self.text))
+
+    def _stats(self, rest: str) -> Reply:
+        s, t = self.session, self.session.totals
+        lines = [self.settings()]
+        if t.answers:
+            lines.append(f"last answer: {trace.closing_line(s.sia.last_stats)}")
+            rate = 100 * t.junctions / t.tokens if t.tokens else 0.0
+            steering = t.kl - t.kl_truncation
+            lines.append(
+                f"session: {t.answers} answers, {t.tokens} tokens, {rate:.1f} % junctions ({t.junctions}, {t.flips} "
+                f"turned), KL {t.kl:.2f} nats (steering {steering:.2f}, truncation {t.kl_truncation:.2f})"
+            )
+        return Reply("\n".join(lines))
+
+    def _system(self, rest: str) -> Reply:
+        if rest:
+            self.session.system = None if rest == "off" else rest
+        now = self.session.system
+        return Reply(f"system prompt: {now}" if now else "no system prompt")
+
+    def _undo(self, rest: str) -> Reply:
+        said = self.session.undo()
+        if said is None:
+            raise ConfigError("there is nothing to undo; ask something first")
+        return Reply(f"forgotten: {said}")
+
+    def _clear(self, rest: str) -> Reply:
+        self.session.clear()
+        return Reply("the chat is empty")
+
+    def _save(self, rest: str) -> Reply:
+        path = _path(rest, "/save", "chat.json")
+        self._write(path, lambda: self.session.save(path))
+        return Reply(f"saved {len(self.session.turns)} turns to {path}")
+
+    def _load(self, rest: str) -> Reply:
+        path = _path(rest, "/load", "chat.json")
+        self.session.load(path)
+        return Reply(f"loaded {len(self.session.turns)} turns from {path}\n{self.settings()}")
+
+    def _report(self, rest: str) -> Reply:
+        s, path = self.session, _path(rest, "/report", "answer.html")
+        if not s.steps:
+            raise ConfigError("there is no answer to report yet; ask something first")
+        from .files import atomic_write
+        from .report import answer_report
+
+        asked = next((turn["content"] for turn in reversed(s.turns) if turn["role"] == "user"), "")
+        page = answer_report(
+            [trace.record(step, self.text) for step in s.steps],
+            {"prompt": asked, **self.about, **trace.report_facts(s.answered)},
+        )
+
+        def write() -> None:
+            with atomic_write(path) as out:
+                out.write(page)
+
+        self._write(path, write)
+        return Reply(f"wrote {path}")
+
+    def settings(self) -> str:
+        """What the next answer is made with, in one line."""
+        config = self.session.config
+        if not self.session.steering or config.gate == "off":
+            return "steering off"
+        facts = trace.report_facts(config)
+        return "steering on: " + ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in facts.items())
+
+    def _set(self, rest: str, name: str, fields: Callable[[float], dict[str, Any]]) -> Reply:
+        if rest:
+            self.session.config = replace(self.session.config, **fields(_number(rest, name)))
+        return Reply(self.settings())
+
+    def _write(self, path: Path, write: Callable[[], None]) -> None:
+        try:
+            write()
+        except OSError as error:
+            raise SiaError(f"{path}: {error.strerror}; give a path that can be written") from None
+
+
+def _number(text: str, name: str) -> float:
+    try:
+        x = float(text.replace(",", "."))
+    except ValueError:
+        x = math.nan
+    if math.isnan(x):
+        raise ConfigError(f"{name} takes a number, {text!r} was given")
+    return x
+
+
+def _path(text: str, name: str, example: str) -> Path:
+    if not text:
+        raise ConfigError(f"{name} takes a file; for instance {name} {example}")
+    return Path(text).expanduser()

@@ -1,0 +1,197 @@
+"""`sia-local chat`: the terminal around a chat session."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..errors import IncompatibleError, SiaError
+from .options import (
+    config_from,
+    load_from,
+    model_options,
+    sampling_options,
+    seed_from,
+    steering_options,
+    stops_from,
+)
+
+if TYPE_CHECKING:
+    from ..api import SIA
+    from ..chat import Notice, Session
+    from ..decode import Step
+    from .terminal import Style
+
+PROMPT, MORE = "> ", ". "
+HISTORY_LINES = 1000
+
+
+@click.command()
+@click.option("--system", help="System prompt.")
+@click.option("--load", "saved", type=click.Path(), help="Continue a chat written by /save.")
+@model_options
+@steering_options
+@sampling_options
+def chat(**options: Any) -> None:
+    """Chat with a steered model.
+
+    Steered words are marked as they appear; /why says what steering did, /help lists the commands. Messages can
+    be piped in, one a line.
+    """
+    config, stop, seed = config_from(options), stops_from(options), seed_from(options)
+    from ..chat import Session
+    from ..chat_commands import Commands
+    from ..trace import token_text
+    from .terminal import Style, notice, writer
+
+    with load_from(options, config) as sia:
+        if sia.model.chat_template is None:
+            raise IncompatibleError(
+                f"{sia.model.path.name}: has no chat template, so it cannot hold a chat; use a model that has one, "
+                "or `sia-local generate --raw`"
+            )
+        steered = sia.value is not None
+        session = Session(
+            sia, config, options["system"], options["max_tokens"], seed, stop, steering=steered and config.gate != "off"
+        )
+        value_name = sia.value.file.path.name if sia.value is not None else None  # type: ignore[attr-defined]
+        commands = Commands(session, token_text(sia.model), {"model": sia.model.path.name, "value": value_name})
+        if options["saved"]:
+            session.load(options["saved"])
+        style = Style.of_terminal()
+        notice(f"{sia.model.path.name}, steered by {value_name}" if steered else f"{sia.model.path.name}, unsteered")
+        notice(commands.settings() if steered else "no value model: give one with -v value.gguf to steer")
+        if style.on:
+            notice(f"{style.legend}\n/help lists the commands, /why explains the last answer, Ctrl-D leaves\n")
+        _talk(session, commands.run, Terminal(sia, writer(), style))
+
+
+class Terminal:
+    """Prints answers as they come; Ctrl-C ends one between two tokens, a second Ctrl-C at once."""
+
+    def __init__(self, sia: SIA, write: Callable[[str], None], style: Style):
+        self.sia, self.write, self.style = sia, write, style
+
+    def answer(self, stream: Iterator[Step | Notice]) -> None:
+        from ..chat import Notice
+        from ..trace import closing_line, flipped
+        from .terminal import interruptible, notice
+
+        wrote, stopped = "", False
+        try:
+            with interruptible() as interrupted:
+                for event in stream:
+                    if isinstance(event, Notice):
+                        wrote = self._end_line(wrote)
+                        notice(f"[{event.text}]")
+                        continue
+                    self.write(self.style.token(event.text, event.steered, flipped(event)))
+                    wrote += event.text
+                    if stopped := interrupted():
+                        break
+        except KeyboardInterrupt:
+            stopped = True
+        finally:
+            stream.close()  # type: ignore[attr-defined]
+            self._end_line(wrote)
+        if stopped:
+            notice("[stopped]")
+        if self.style.on:
+            self.write(self.style.dim(closing_line(self.sia.last_stats)) + "\n\n")
+
+    def _end_line(self, wrote: str) -> str:
+        if wrote and not wrote.endswith("\n"):
+            self.write("\n")
+        return ""
+
+
+def _talk(session: Session, run: Callable[[str], Any], terminal: Terminal) -> None:
+    from .terminal import notice
+
+    for message in _messages():
+        try:
+            if not message.startswith("/"):
+                terminal.answer(session.ask(message))
+                continue
+            reply = run(message)
+            if reply.text:
+                terminal.write(reply.text + "\n")
+            if reply.action == "quit":
+                return
+            if reply.action == "retry":
+                terminal.answer(session.retry())
+        except SiaError as error:
+            notice(f"Error: {error}")
+
+
+def _messages() -> Iterator[str]:
+    """What the user enters, whole messages, until the end of input. Ctrl-C discards a half-typed one."""
+    tty = sys.stdin.isatty()
+    if tty:
+        _line_editing()
+    while True:
+        try:
+            message = _message(input if tty else _piped_line)
+        except EOFError:
+            if tty:
+                click.echo()
+            return
+        except KeyboardInterrupt:
+            click.echo()
+            continue
+        if message.strip():
+            yield message
+
+
+def _piped_line(_prompt: str) -> str:
+    line = sys.stdin.readline()
+    if not line:
+        raise EOFError
+    return line.rstrip("\r\n")
+
+
+def _message(line_after: Callable[[str], str]) -> str:
+    """One message: a line, lines joined by a closing backslash, or a block between two lines of three quotes."""
+    line = line_after(PROMPT)
+    if line.lstrip().startswith('"""'):
+        lines = [line.lstrip()[3:]]
+        while not lines[-1].rstrip().endswith('"""'):
+            lines.append(line_after(MORE))
+        lines[-1] = lines[-1].rstrip()[:-3]
+        return "\n".join(lines).strip("\n")
+    lines = [line]
+    while lines[-1].endswith("\\"):
+        lines[-1] = lines[-1][:-1]
+        lines.append(line_after(MORE))
+    return "\n".join(lines)
+
+
+def _line_editing() -> None:
+    """Line editing and a history that outlives the session, where the platform has readline."""
+    try:
+        import readline
+    except ImportError:
+        return
+    import atexit
+
+    root = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
+    file = Path(root).expanduser() / "sia_local" / "chat_history"
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if file.exists():
+            readline.read_history_file(file)
+    except OSError:
+        return
+
+    def save() -> None:
+        readline.set_history_length(HISTORY_LINES)
+        with suppress(OSError):
+            readline.write_history_file(file)
+
+    atexit.register(save)

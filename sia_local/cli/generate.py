@@ -1,0 +1,129 @@
+"""`sia-local generate`: one prompt, one text."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from ..errors import ConfigError
+from .options import (
+    config_from,
+    load_from,
+    model_options,
+    read_text,
+    sampling_options,
+    seed_from,
+    steering_options,
+    stops_from,
+)
+
+
+@click.command()
+@click.option("-p", "--prompt", help="The prompt.  [default: standard input]")
+@click.option("-f", "--file", type=click.Path(), help="Read the prompt from a file; - is standard input.")
+@click.option("--system", help="System prompt, for the chat template.")
+@model_options
+@steering_options
+@sampling_options
+@click.option("--raw", is_flag=True, help="Continue the prompt as it stands, without chat template.")
+@click.option("--trace", type=click.Path(), metavar="FILE.jsonl", help="Write every token with its candidates.")
+@click.option("--report", type=click.Path(), metavar="FILE.html", help="Write the text with its junctions marked.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+def generate(**options: Any) -> None:
+    """Generate text from a prompt, steered at its junctions.
+
+    The text goes to standard output, everything else to standard error.
+    """
+    config, stop, seed = config_from(options), stops_from(options), seed_from(options)
+    prompt = _prompt(options)
+    if options["raw"] and options["system"]:
+        raise ConfigError("--raw and --system were given; a system prompt needs the chat template, drop --raw")
+    wants_trace = bool(options["trace"] or options["report"])
+
+    from .. import __version__, trace
+    from ..runtime import versions
+    from .terminal import interruptible, notice, writer
+
+    records, text, tokens, finish = [], "", [], None
+    with load_from(options, config) as sia, interruptible() as interrupted:
+        if sia.value is None and config.gate != "off":
+            notice("no value model: the text is not steered; give one with -v value.gguf")
+        messages = [{"role": "system", "content": options["system"]}] if options["system"] else []
+        asked = prompt if options["raw"] or not messages else [*messages, {"role": "user", "content": prompt}]
+        label, write = trace.token_text(sia.model), writer()
+        steps = sia.generate(
+            asked,
+            config,
+            max_tokens=options["max_tokens"],
+            seed=seed,
+            stop=stop,
+            raw=options["raw"],
+            trace=wants_trace,
+        )
+        try:
+            for step in steps:
+                text, finish = text + step.text, step.finish
+                if step.finish != "eog":
+                    tokens.append(step.token)
+                if wants_trace:
+                    records.append(trace.record(step, label))
+                if not options["as_json"]:
+                    write(step.text)
+                if interrupted():
+                    break
+        finally:
+            if not options["as_json"] and text and not text.endswith("\n"):
+                write("\n")
+        stats = sia.last_stats
+        about = {"sia-local": __version__, **versions()}
+        models = {
+            "model": sia.model.path.name,
+            "value": sia.value.file.path.name if sia.value is not None else None,  # type: ignore[attr-defined]
+        }
+    if options["trace"]:
+        trace.write(options["trace"], records)
+    if options["report"]:
+        from ..files import atomic_write
+        from ..report import answer_report
+
+        meta = {"prompt": prompt, **models, **trace.report_facts(config), "seed": seed}
+        with atomic_write(options["report"]) as out:
+            out.write(answer_report(records, meta))
+    if options["as_json"]:
+        import json
+
+        whole = {
+            "text": text,
+            "finish": finish or "interrupted",
+            "tokens": tokens,
+            "seed": seed,
+            **models,
+            "config": trace.config_dict(config),
+            "stats": trace.stats_dict(stats),
+            "versions": about,
+        }
+        click.echo(json.dumps(whole, ensure_ascii=False))
+    notice(f"{trace.closing_line(stats)} · seed {seed}")
+    if interrupted():
+        raise SystemExit(130)
+
+
+def _prompt(options: dict[str, Any]) -> str:
+    given, file = options["prompt"], options["file"]
+    if given is not None and file is not None:
+        raise ConfigError("both --prompt and --file were given; give one of them")
+    if given is not None:
+        return str(given)
+    if file is not None and file != "-":
+        text = read_text(file, "a text file with the prompt")
+    elif file is None and sys.stdin.isatty():
+        raise ConfigError("no prompt was given; give one with -p, a file with -f, or pipe it in")
+    else:
+        try:
+            text = sys.stdin.buffer.read().decode("utf-8")
+        except UnicodeDecodeError:
+            raise ConfigError("standard input is not UTF-8 text; expected the prompt") from None
+    # Files and pipes end in a line break that belongs to them, not to the prompt.
+    return text.removesuffix("\n").removesuffix("\r")

@@ -1,0 +1,81 @@
+"""`sia-local inspect`: what a GGUF holds for this program."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from ..inspection import Inspection
+
+_KINDS = {
+    "base": "base model",
+    "value": "value model with weights of its own",
+    "value-adapter": "value model, LoRA adapter over its base",
+    "value-head": "value model, head on its base's hidden states",
+}
+
+
+@click.command()
+@click.argument("file", type=click.Path())
+@click.option("-v", "--value", type=click.Path(), help="Also say whether this value model fits FILE.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def inspect(file: str, value: str | None, as_json: bool) -> None:
+    """What a GGUF holds for this program: FILE is a base or a value model.
+
+    With --value, both are loaded as a generation would load them; if they do not fit, the exit code is 2.
+    """
+    from ..errors import IncompatibleError
+    from ..inspection import check_fit, inspect_file
+
+    found = [inspect_file(path) for path in (file, value) if path is not None]
+    if as_json:
+        import json
+        from dataclasses import asdict
+
+        whole = [asdict(one) | {"path": str(one.path)} for one in found]
+        click.echo(json.dumps(whole if value else whole[0], ensure_ascii=False, indent=2))
+    else:
+        click.echo("\n\n".join(_describe(one) for one in found))
+    if value is None:
+        return
+    if found[0].kind != "base":
+        raise IncompatibleError(f"{file}: is a value model; expected a base model first, then --value with this file")
+    check_fit(file, value)
+    click.echo(f"\n{found[1].path.name} fits {found[0].path.name}", err=as_json)
+
+
+def _describe(one: Inspection) -> str:
+    layout = f", layout {one.layout}" if one.layout else ""
+    rows: list[tuple[str, Any]] = [
+        ("kind", _KINDS.get(one.kind, one.kind) + layout),
+        ("name", one.name),
+        ("architecture", one.architecture + (" (recurrent: cannot be a value model)" if one.recurrent else "")),
+        ("size", _size(one)),
+        ("quantization", one.quantization),
+        ("layers × width", f"{one.n_layer} × {one.n_embd}" if one.n_layer and one.n_embd else None),
+        ("trained context", f"{one.n_ctx_train} tokens" if one.n_ctx_train else None),
+        ("vocabulary", f"{one.n_vocab} tokens, {one.tokenizer}" if one.n_vocab else None),
+        ("fingerprint", one.vocab_sha256),
+    ]
+    if one.kind == "base":
+        rows.append(("chat template", "yes" if one.chat_template else "no (only --raw)"))
+    rows += sorted(one.sia.items())
+    width = max(len(name) for name, shown in rows if shown is not None)
+    lines = [f"  {name.ljust(width)}  {_one_line(shown)}" for name, shown in rows if shown is not None]
+    return "\n".join([str(one.path), *lines])
+
+
+def _size(one: Inspection) -> str:
+    size, unit = one.size_bytes / 1e6, "MB"
+    if size >= 1000:
+        size, unit = size / 1000, "GB"
+    weights = f", {one.parameters / 1e6:.1f} M parameters" if one.parameters else ", no weights"
+    return f"{size:.1f} {unit}{weights}"
+
+
+def _one_line(shown: Any) -> str:
+    if isinstance(shown, float):
+        return f"{shown:.6g}"
+    return str(shown).replace("\n", "⏎")

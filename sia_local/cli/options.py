@@ -1,0 +1,218 @@
+"""Options that several commands share, and what becomes of them: a SiaConfig and a loaded SIA."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from ..config import BETA_UNITS, ENTROPIES, GATES, PRESETS, SamplingConfig, SiaConfig
+from ..errors import ConfigError
+
+if TYPE_CHECKING:
+    from ..api import SIA
+
+F = TypeVar("F", bound=Callable[..., Any])
+BASE_FILE, VALUE_FILE = "demo-base.gguf", "demo-value.gguf"
+DEFAULT_CONTEXT = 4096
+_DEFAULTS, _SAMPLING = SiaConfig(), SamplingConfig()
+
+
+def _all(*options: Callable[[F], F]) -> Callable[[F], F]:
+    def decorate(function: F) -> F:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+def model_options(function: F) -> F:
+    """-m, -v, --ctx, --threads, --n-gpu-layers and KV cache options, for load_from()."""
+    return _all(
+        click.option("-m", "--model", type=click.Path(), help="Base model, GGUF.  [default: models/demo-base.gguf]"),
+        click.option(
+            "-v",
+            "--value",
+            type=click.Path(),
+            help="Value model, GGUF, or `none`.  [default: models/demo-value.gguf; none if -m is given]",
+        ),
+        click.option(
+            "--ctx",
+            type=click.IntRange(min=1),
+            help=f"Tokens of context.  [default: what the model was trained on, at most {DEFAULT_CONTEXT}]",
+        ),
+        click.option("--threads", type=click.IntRange(min=0), default=0, help="CPU threads.  [default: one a core]"),
+        click.option("--n-gpu-layers", type=int, default=0, help="Layers on the GPU, -1 for all.  [default: 0]"),
+        click.option("--kv-type", metavar="TYPE", help="KV cache format: f32, f16, q8_0, …  [default: f16]"),
+        click.option("--kv-type-k", metavar="TYPE", help="KV cache format of the keys alone."),
+        click.option("--kv-type-v", metavar="TYPE", help="KV cache format of the values alone."),
+        click.option("--flash-attention", default="auto", metavar="auto|on|off", help="[default: auto]"),
+    )(function)
+
+
+def steering_options(function: F) -> F:
+    """Gate, threshold, beta and budgets, for config_from(). Unset options stay None: presets show through."""
+    d = _DEFAULTS
+    return _all(
+        click.option(
+            "--gate",
+            multiple=True,
+            metavar="NAME",
+            help=f"When to steer: {', '.join(GATES)}. Several are OR-ed.  [default: {d.gate}]",
+        ),
+        click.option("--threshold", type=float, help=f"Entropy of a junction, nats.  [default: {d.threshold}]"),
+        click.option("--entropy", metavar="|".join(ENTROPIES), help=f"[default: {d.entropy}]"),
+        click.option("--rate", type=float, help="Wanted share of steered tokens; alone it means --gate rate."),
+        click.option("--first-n", type=int, help="Tokens steered by --gate first-n; alone it means that gate."),
+        click.option("--ratio", type=float, help="Rise of entropy that --gate ratio waits for."),
+        click.option("--varentropy", type=float, help="Threshold of --gate varentropy, nats²."),
+        click.option("-k", "--candidates", "k", type=int, help=f"Candidates of a token.  [default: {d.k}]"),
+        click.option("--beta", type=float, help=f"Strength; below 0 the opposite.  [default: {d.beta}]"),
+        click.option("--beta-unit", metavar="|".join(BETA_UNITS), help=f"[default: {d.beta_unit}]"),
+        click.option("--center", is_flag=True, default=None, help="Subtract the candidates' mean value."),
+        click.option("--clip", type=(float, float), metavar="LOW HIGH", help="Bound the values."),
+        click.option("--tail", is_flag=True, default=None, help="Keep tokens beyond the candidates, unsteered."),
+        click.option("--min-share", type=float, help="Score only candidates this likely, relative to the best."),
+        click.option("--row-group", type=int, help="Fill scored candidates up to a multiple of this."),
+        click.option("--kl-per-token", type=float, help="Nats a token that steering may spend on average."),
+        click.option("--kl-total", type=float, help="Nats that steering may spend on the whole text."),
+        click.option("--paper", is_flag=True, help="The paper's setting; same as --preset paper."),
+        click.option("--preset", metavar="|".join(PRESETS), help="A published method."),
+    )(function)
+
+
+def sampling_options(function: F) -> F:
+    """Temperature, truncation, penalties, grammar, stop strings, length and seed."""
+    s = _SAMPLING
+    return _all(
+        click.option("-n", "--max-tokens", type=int, default=256, show_default=True, help="Longest answer, tokens."),
+        click.option("--temp", "temperature", type=float, help=f"0 takes the best.  [default: {s.temperature}]"),
+        click.option("--top-p", type=float, help=f"[default: {s.top_p}, off]"),
+        click.option("--min-p", type=float, help=f"[default: {s.min_p}, off]"),
+        click.option("--repeat-penalty", type=float, help=f"[default: {s.repeat_penalty}, off]"),
+        click.option("--frequency-penalty", type=float, help=f"[default: {s.frequency_penalty}, off]"),
+        click.option("--presence-penalty", type=float, help=f"[default: {s.presence_penalty}, off]"),
+        click.option("--penalty-last-n", type=int, help=f"Tokens penalties look at.  [default: {s.penalty_last_n}]"),
+        click.option("--grammar-file", type=click.Path(), help="GBNF grammar the text must follow."),
+        click.option("--stop", multiple=True, help="Text that ends the answer (\\n is a line break); repeatable."),
+        click.option("--seed", type=click.IntRange(min=0), help="The same seed gives the same text.  [default: drawn]"),
+    )(function)
+
+
+def config_from(options: Mapping[str, Any], start: Mapping[str, Any] | None = None) -> SiaConfig:
+    """The configuration that options ask for. Later wins: defaults, `start` (fields, e.g. of a profile),
+    preset, options. Raises ConfigError."""
+    fields: dict[str, Any] = dict(start or {})
+    preset = options.get("preset")
+    if options.get("paper"):
+        if preset not in (None, "paper"):
+            raise ConfigError(f"--paper and --preset {preset} were given; give one of them")
+        preset = "paper"
+    if preset is not None:
+        if preset not in PRESETS:
+            raise ConfigError(f"unknown preset {preset!r}; expected one of {', '.join(PRESETS)}")
+        fields |= PRESETS[preset]
+    sampling = dict(fields.pop("sampling", {}))
+    plain = ("threshold", "entropy", "rate", "first_n", "ratio", "k", "beta", "beta_unit", "center", "clip", "tail")
+    names = dict.fromkeys((*plain, "min_share", "row_group", "kl_per_token", "kl_total"))
+    given = {name: options[name] for name in names if options.get(name) is not None}
+    if options.get("varentropy") is not None:
+        given["varentropy_threshold"] = options["varentropy"]
+    fields |= given
+    if options.get("gate"):
+        fields["gate"] = "+".join(options["gate"])
+    elif implied := [gate for gate, field in _IMPLIED.items() if field in given]:
+        fields["gate"] = "+".join(implied)
+    for name in SamplingConfig.__dataclass_fields__:
+        if options.get(name) is not None:
+            sampling[name] = options[name]
+    if options.get("grammar_file"):
+        sampling["grammar"] = read_text(options["grammar_file"], "a GBNF grammar")
+    return SiaConfig(**fields, sampling=SamplingConfig(**sampling))
+
+
+# A gate's own parameter, given without --gate, means that gate.
+_IMPLIED = {"rate": "rate", "first-n": "first_n", "ratio": "ratio", "varentropy": "varentropy_threshold"}
+
+
+def seed_from(options: Mapping[str, Any]) -> int:
+    """The seed given, or one drawn (small enough to be retyped)."""
+    given = options.get("seed")
+    return secrets.randbelow(1 << 31) if given is None else int(given)
+
+
+def stops_from(options: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(s.replace("\\n", "\n").replace("\\t", "\t") for s in options.get("stop") or ())
+
+
+def models_folder() -> Path:
+    """$SIA_MODELS, or models/ of the checkout, or models/ of the current folder."""
+    if named := os.environ.get("SIA_MODELS"):
+        return Path(named)
+    checkout = Path(__file__).resolve().parents[2] / "models"
+    return checkout if (checkout / BASE_FILE).is_file() else Path("models")
+
+
+def model_paths(options: Mapping[str, Any]) -> tuple[Path, Path | None]:
+    """Base and value file. Defaults apply only together: a shipped value model fits the shipped base."""
+    model, value = options.get("model"), options.get("value")
+    folder = models_folder()
+    if model is None:
+        base = folder / BASE_FILE
+        if not base.is_file():
+            raise ConfigError(
+                f"no model was given and {base} does not exist; give a base with -m base.gguf and a value model "
+                "with -v value.gguf, or name the folder of the demo models in SIA_MODELS"
+            )
+        if value is None:
+            shipped = folder / VALUE_FILE
+            return base, shipped if shipped.is_file() else None
+    else:
+        base = Path(model)
+    return base, None if value in (None, "none") else Path(value)
+
+
+def load_from(options: Mapping[str, Any], config: SiaConfig | None = None, slots: int = 1) -> SIA:
+    """Loads the models that options name. `config` sizes the value model's candidates."""
+    from ..api import DEFAULT_CANDIDATES, SIA
+
+    base, value = model_paths(options)
+    both = options.get("kv_type") or "f16"
+    k = config.k if config is not None else DEFAULT_CANDIDATES
+    return SIA.load(
+        base,
+        value,
+        n_ctx=options.get("ctx") or _trained_context(base),
+        slots=slots,
+        n_threads=options.get("threads") or 0,
+        n_gpu_layers=options.get("n_gpu_layers") or 0,
+        max_candidates=None if k == DEFAULT_CANDIDATES else k,
+        type_k=options.get("kv_type_k") or both,
+        type_v=options.get("kv_type_v") or both,
+        flash_attention=options.get("flash_attention") or "auto",
+    )
+
+
+def _trained_context(base: Path) -> int:
+    from ..runtime import GgufMetadata
+
+    with GgufMetadata(base) as meta:
+        trained = meta.get(f"{meta.get('general.architecture')}.context_length")
+    return min(int(trained or DEFAULT_CONTEXT), DEFAULT_CONTEXT)
+
+
+def read_text(path: str | os.PathLike[str], what: str) -> str:
+    """A UTF-8 file's content. Raises ConfigError with a sentence that names `what` was expected."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; expected {what}, check the path") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: is not UTF-8 text; expected {what}") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}; expected {what}") from None

@@ -1,0 +1,87 @@
+"""Standard streams of the commands: text that cannot break on an odd locale, Ctrl-C between two tokens."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+
+def writer() -> Callable[[str], None]:
+    """Writes and flushes text to standard output; a character the terminal cannot show becomes `?`."""
+    out = sys.stdout
+    if hasattr(out, "reconfigure"):
+        out.reconfigure(errors="replace")
+
+    def write(text: str) -> None:
+        if text:
+            out.write(text)
+            out.flush()
+
+    return write
+
+
+def notice(text: str) -> None:
+    """A line on standard error."""
+    click.echo(text, err=True)
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C sets a flag that the caller looks at between two tokens; the second Ctrl-C interrupts at once.
+
+    An exception in the middle of a decode could leave the KV cache and its bookkeeping apart.
+    """
+    pressed = threading.Event()
+
+    def on_signal(number: int, frame: Any) -> None:
+        if pressed.is_set():
+            raise KeyboardInterrupt
+        pressed.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield pressed.is_set
+        return
+    before = signal.signal(signal.SIGINT, on_signal)
+    try:
+        yield pressed.is_set
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+class Style:
+    """How steered tokens look: coloured and underlined, only underlined under NO_COLOR, plain off a terminal."""
+
+    def __init__(self, on: bool, colour: bool = True):
+        self.on = on
+        self._turned = "\x1b[1;4;32m" if colour else "\x1b[1;4m"
+        self._steered = "\x1b[4;36m" if colour else "\x1b[4m"
+
+    @classmethod
+    def of_terminal(cls) -> Style:
+        on = sys.stdout.isatty() and os.environ.get("TERM", "") != "dumb"
+        return cls(on, not os.environ.get("NO_COLOR"))
+
+    def token(self, text: str, steered: bool, turned: bool) -> str:
+        """A token's text with its mark; white space around it stays unmarked."""
+        core = text.strip()
+        if not self.on or not steered or not core:
+            return text
+        at = text.index(core)
+        return f"{text[:at]}{self._turned if turned else self._steered}{core}\x1b[0m{text[at + len(core) :]}"
+
+    def dim(self, text: str) -> str:
+        return f"\x1b[2m{text}\x1b[0m" if self.on else text
+
+    @property
+    def legend(self) -> str:
+        if not self.on:
+            return ""
+        steered, turned = self.token("steered", True, False), self.token("turned", True, True)
+        return f"{steered}: a junction, the value model was asked · {turned}: it changed the favourite"
