@@ -7,13 +7,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from .config import SiaConfig
-from .decode import Job, Prompt, Stats, Step, Values, decode
+from .decode import Job, Prompt, Stats, Step, decode
 from .engine import Engine
 from .errors import ConfigError, ContextFullError, IncompatibleError
 from .filters import LogitFilter
-from .runtime import Context, ContextOptions, GgufMetadata, Model
+from .runtime import Context, ContextOptions, Model
+from .sources import Source, Specs, open_sources, parse_specs, read_files
 from .text import TextStream
-from .value import ValueFile, open_value, sequences_for, tokenize_chat
+from .value import sequences_for, tokenize_chat
 
 Messages = Sequence[dict[str, str]]
 
@@ -50,7 +51,7 @@ class Completion:
 class SIA:
     """Use as a context manager, or call close(). Not thread safe: one generation at a time."""
 
-    def __init__(self, model: Model, engine: Engine, value: Values | None, n_ctx: int, slots: int):
+    def __init__(self, model: Model, engine: Engine, value: Source | None, n_ctx: int, slots: int):
         self.model = model
         self.engine = engine
         self.value = value
@@ -62,7 +63,7 @@ class SIA:
     def load(
         cls,
         model: str | os.PathLike[str],
-        value: str | os.PathLike[str] | None = None,
+        value: Specs | None = None,
         *,
         n_ctx: int = 2048,
         slots: int = 1,
@@ -75,16 +76,19 @@ class SIA:
     ) -> SIA:
         """Loads a base GGUF and, beside it, a value GGUF of any placement.
 
-        n_ctx: tokens a sequence may hold. slots: sequences that generate at once. max_candidates: most
-        candidates a junction can score (default 10; 4 for a `value-head`, which scores in the base's own
-        decode). Raises ModelFileError and IncompatibleError with a sentence each.
+        value: a path, `Guides(plus, minus)`, or several sources with weights ("a.gguf:0.7", (path, weight), ValuePath,
+        Guides): then `sia.value` is a MixedValues, whose weights can change. n_ctx: tokens a sequence may hold.
+        slots: sequences that generate at once. max_candidates: most candidates a junction can score (default 10; 4
+        for a `value-head`, which scores in the base's own decode). Raises ModelFileError and IncompatibleError with a
+        sentence each.
         """
         if slots < 1:
             raise ConfigError(f"slots is {slots}; expected at least 1 sequence")
-        file = ValueFile.read(value) if value is not None else None
+        specs = parse_specs(value)
+        files = read_files(specs)
         branches = max_candidates or DEFAULT_CANDIDATES
         base_branches = 0
-        if file is not None and file.kind == "value-head":
+        if any(file is not None and file.kind == "value-head" for file in files):
             base_branches = max_candidates or DEFAULT_HEAD_CANDIDATES
         options = ContextOptions(
             n_ctx=n_ctx,
@@ -94,7 +98,7 @@ class SIA:
             flash_attention=flash_attention,
         )
         base = Model(model, n_gpu_layers=n_gpu_layers)
-        if file is not None and base_branches and not base.rolls_back:
+        if base_branches and not base.rolls_back:
             base.close()
             raise IncompatibleError(
                 f"{model}: recurrent and hybrid models cannot forget a rejected candidate, so a value-head does "
@@ -104,20 +108,16 @@ class SIA:
         try:
             context = Context(base, sequences_for(options, slots, base_branches))
             engine = Engine(context, slots, base_branches)
-            opened = None
-            if file is not None:
-                with GgufMetadata(model) as meta:
-                    sha256 = meta.vocab_sha256()
-                opened = open_value(
-                    file,
-                    base,
-                    engine,
-                    sha256,
-                    slots=slots,
-                    options=options,
-                    max_candidates=branches,
-                    n_gpu_layers=n_gpu_layers,
-                )
+            opened = open_sources(
+                specs,
+                files,
+                base,
+                engine,
+                slots=slots,
+                options=options,
+                max_candidates=branches,
+                n_gpu_layers=n_gpu_layers,
+            )
         except BaseException:
             if context is not None:
                 context.close()
@@ -132,7 +132,7 @@ class SIA:
         self.close()
 
     def close(self) -> None:
-        if self.value is not None and hasattr(self.value, "close"):
+        if self.value is not None:
             self.value.close()
         self.engine.context.close()
         self.model.close()

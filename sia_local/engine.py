@@ -10,7 +10,7 @@ winner's is shared with all): bookkeeping, no decode.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,6 +23,8 @@ from .runtime import Context, FloatArray
 Ids = Sequence[int] | npt.NDArray[np.int32]
 
 LONGEST_HIDDEN_QUEUE = 8
+# Every row of a trail pays the output layer and a row of logits, so it comes in pieces.
+LONGEST_TRAIL = 32
 SHORTEST_SHARED_PREFIX = 4
 
 
@@ -162,6 +164,32 @@ class Engine:
                 self.slots[slot].open_rows = logits[at : at + len(candidates)]
         rows = self.context.hidden(n_outputs) if hidden else logits
         return [rows[at : at + len(c)] for (_, c), at in zip(requests, first, strict=True)]
+
+    def trail(
+        self, slot: int, prefix: Ids, tokens: Ids, *, hidden: bool = False
+    ) -> Iterator[FloatArray]:
+        """Output rows (hidden states with `hidden`) after each of `tokens` behind `prefix`, in chunks.
+
+        Views [n, n_vocab] or [n, n_embd], valid until the next one. The slot ends up holding prefix and tokens.
+        """
+        if len(prefix):
+            self.begin(slot, prefix)
+            self._run_queue(slot, len(prefix))
+        else:
+            self.release(slot)
+        state = self.slots[slot]
+        chunk = min(self.context.batch.capacity, LONGEST_TRAIL)
+        for at in range(0, len(tokens), chunk):
+            part = [int(t) for t in tokens[at : at + chunk]]
+            self._save_rows({slot})
+            state.tokens += part
+            state.row = None
+            self._fill(slot, len(part))
+            self.context.batch.output[: len(part)] = 1
+            self._run(hidden)
+            yield self.context.hidden(len(part)) if hidden else self.context.logits(len(part))
+        # The last token queues again: its row is what a continuation would want.
+        self._forget(slot, len(state.tokens) - 1)
 
     def release(self, slot: int) -> None:
         """Forgets a slot's content and frees its KV cells."""

@@ -159,11 +159,12 @@ class ValueModel:
         owned: Sequence[Any] = (),
     ):
         self.file = file
+        self.name = file.path.stem
         self.spread = file.spread
         self.max_candidates = engine.branches
         self.engine = engine
         self._tokenizer = tokenizer
-        self._shares_base = shares_base
+        self.shares_base = shares_base
         self._lean = file.kind == "value" and file.layout == "lean"
         self._owned = owned
 
@@ -177,13 +178,17 @@ class ValueModel:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def tokens(self, prompt: Prompt) -> Sequence[int]:
+        """The prompt as this model reads it."""
+        if self.file.template and prompt.messages and not self.shares_base:
+            return tokenize_chat(self._tokenizer, self.file.template, prompt.messages)
+        return prompt.tokens
+
     def begin(self, slot: int, prompt: Prompt) -> None:
         """Sets what the slot has read. Nothing is decoded before its first junction."""
-        if self._shares_base:
+        if self.shares_base:
             return
-        tokens: Sequence[int] = prompt.tokens
-        if self.file.template and prompt.messages:
-            tokens = tokenize_chat(self._tokenizer, self.file.template, prompt.messages)
+        tokens = self.tokens(prompt)
         if len(tokens) >= self.engine.context.n_ctx:
             raise ContextFullError(
                 f"the prompt is {len(tokens)} tokens for the value model, its context holds "
@@ -198,23 +203,31 @@ class ValueModel:
         """
         rows = self.engine.branch(
             requests,
-            also=also if self._shares_base else (),
+            also=also if self.shares_base else (),
             hidden=not self._lean,
-            keep_rows=self._shares_base,
+            keep_rows=self.shares_base,
         )
+        return [self._values(row) for row in rows]
+
+    def trajectory(self, slot: int, prompt: Prompt, tokens: Sequence[int]) -> Float64:
+        """V after every token of a finished text, float64 [n]; the slot's content is replaced by it."""
+        rows = self.engine.trail(slot, self.tokens(prompt), tokens, hidden=not self._lean)
+        return np.concatenate([self._values(row) for row in rows])
+
+    def _values(self, rows: FloatArray) -> Float64:
         if self._lean:
-            return [row[:, 0].astype(np.float64) + self.file.head.bias for row in rows]
-        return [self.file.head(row) for row in rows]
+            return rows[:, 0].astype(np.float64) + self.file.head.bias
+        return self.file.head(rows)
 
     def accept(self, slot: int, token: int) -> None:
-        if not self._shares_base:
+        if not self.shares_base:
             self.engine.accept(slot, token)
 
 
 def open_value(
     file: ValueFile,
     base: Model,
-    base_engine: Engine,
+    base_engine: Engine | None,
     base_sha256: str | None,
     *,
     slots: int,
@@ -222,9 +235,14 @@ def open_value(
     max_candidates: int,
     n_gpu_layers: int = 0,
 ) -> ValueModel:
-    """Loads a value file beside its base. `options.n_ctx` is per slot."""
+    """Loads a value file beside its base. `options.n_ctx` is per slot. Only a value-head needs `base_engine`."""
     file.check_fits(base, base_sha256)
     if file.kind == "value-head":
+        if base_engine is None:
+            raise IncompatibleError(
+                f"{file.path.name} is a value-head: it reads the hidden states of the base's own decode, which belongs "
+                "to another program here; use a value model of its own (kind value) or a value-adapter"
+            )
         return ValueModel(file, base, base_engine, shares_base=True)
     options = sequences_for(options, slots, max_candidates)
     if file.kind == "value-adapter":
