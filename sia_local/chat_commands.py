@@ -16,6 +16,7 @@ HELP = """\
 /help               this list
 /sia on|off         steering on or off
 /beta X             strength of steering; 0 does nothing, below 0 means the opposite
+/beta NAME X        weight of one of several values
 /threshold X        steer where the base's entropy is X nats or more
 /rate X             steer this share of the tokens, such as 0.2
 /why [N]            what steering did at the last junctions; N: every candidate of junction N
@@ -78,6 +79,13 @@ class Commands:
         return Reply(self.settings())
 
     def _beta(self, rest: str) -> Reply:
+        name, _, number = rest.partition(" ")
+        if number:
+            mixed = getattr(self.session.sia, "value", None)
+            if not hasattr(mixed, "set_weight"):
+                raise ConfigError(f"/beta {rest} names a value, but there is one value model; expected /beta {number}")
+            mixed.set_weight(name, _number(number.strip(), "/beta"))
+            return Reply(f"values: {mixed.name}")
         return self._set(rest, "/beta", lambda x: {"beta": x})
 
     def _threshold(self, rest: str) -> Reply:

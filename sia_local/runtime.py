@@ -658,6 +658,11 @@ _FTYPES = {
 }
 
 
+def quantization_name(file_type: int) -> str:
+    """Name of a GGUF's `general.file_type`, e.g. Q4_K_M; the number itself if this release does not know it."""
+    return next((name for name, value in _FTYPES.items() if value == file_type), f"type {file_type}")
+
+
 def quantize(
     src: str | os.PathLike[str], dst: str | os.PathLike[str], ftype: str, n_threads: int = 0
 ) -> None:

@@ -60,7 +60,7 @@ def chat(**options: Any) -> None:
         session = Session(
             sia, config, options["system"], options["max_tokens"], seed, stop, steering=steered and config.gate != "off"
         )
-        value_name = sia.value.file.path.name if sia.value is not None else None  # type: ignore[attr-defined]
+        value_name = sia.value.name if sia.value is not None else None
         commands = Commands(session, token_text(sia.model), {"model": sia.model.path.name, "value": value_name})
         if options["saved"]:
             session.load(options["saved"])

@@ -80,7 +80,7 @@ def generate(**options: Any) -> None:
         about = {"sia-local": __version__, **versions()}
         models = {
             "model": sia.model.path.name,
-            "value": sia.value.file.path.name if sia.value is not None else None,  # type: ignore[attr-defined]
+            "value": sia.value.name if sia.value is not None else None,
         }
     if options["trace"]:
         trace.write(options["trace"], records)

@@ -38,9 +38,14 @@ def model_options(function: F) -> F:
         click.option(
             "-v",
             "--value",
-            type=click.Path(),
-            help="Value model, GGUF, or `none`.  [default: models/demo-value.gguf; none if -m is given]",
+            multiple=True,
+            metavar="FILE[:WEIGHT]",
+            help="Value model, GGUF, or `none`; several are weighed.  [default: models/demo-value.gguf without -m]",
         ),
+        click.option("--guide-plus", type=click.Path(), help="Language model whose log-probabilities are the values."),
+        click.option("--guide-minus", type=click.Path(), help="Language model whose log-probabilities are subtracted."),
+        click.option("--guide-plus-prompt", help="What the first guide reads; {prompt} stands for the message."),
+        click.option("--guide-minus-prompt", help="What the second guide reads; {prompt} stands for the message."),
         click.option(
             "--ctx",
             type=click.IntRange(min=1),
@@ -158,35 +163,48 @@ def models_folder() -> Path:
     return checkout if (checkout / BASE_FILE).is_file() else Path("models")
 
 
-def model_paths(options: Mapping[str, Any]) -> tuple[Path, Path | None]:
-    """Base and value file. Defaults apply only together: a shipped value model fits the shipped base."""
-    model, value = options.get("model"), options.get("value")
-    folder = models_folder()
-    if model is None:
-        base = folder / BASE_FILE
-        if not base.is_file():
-            raise ConfigError(
-                f"no model was given and {base} does not exist; give a base with -m base.gguf and a value model "
-                "with -v value.gguf, or name the folder of the demo models in SIA_MODELS"
-            )
-        if value is None:
-            shipped = folder / VALUE_FILE
-            return base, shipped if shipped.is_file() else None
-    else:
-        base = Path(model)
-    return base, None if value in (None, "none") else Path(value)
+def model_paths(options: Mapping[str, Any]) -> tuple[Path, list[Any]]:
+    """Base file and value sources, as SIA.load takes them. The shipped value model goes with the shipped base only.
+
+    Raises ConfigError.
+    """
+    values = [value for value in options.get("value") or () if value != "none"]
+    values += _guides(options)
+    if options.get("model") is not None:
+        return Path(options["model"]), values
+    base = models_folder() / BASE_FILE
+    if not base.is_file():
+        raise ConfigError(
+            f"no model was given and {base} does not exist; give a base with -m base.gguf and a value model with "
+            "-v value.gguf, or name the folder of the demo models in SIA_MODELS"
+        )
+    shipped = base.with_name(VALUE_FILE)
+    if not values and not options.get("value") and shipped.is_file():
+        values = [shipped]
+    return base, values
+
+
+def _guides(options: Mapping[str, Any]) -> list[Any]:
+    fields = {name.removeprefix("guide_"): options[name] for name in options if name.startswith("guide_")}
+    if not any(fields.values()):
+        return []
+    if not fields["plus"]:
+        raise ConfigError("a guide option was given without --guide-plus; expected --guide-plus model.gguf")
+    from ..sources import Guides
+
+    return [Guides(**fields)]
 
 
 def load_from(options: Mapping[str, Any], config: SiaConfig | None = None, slots: int = 1) -> SIA:
     """Loads the models that options name. `config` sizes the value model's candidates."""
     from ..api import DEFAULT_CANDIDATES, SIA
 
-    base, value = model_paths(options)
+    base, values = model_paths(options)
     both = options.get("kv_type") or "f16"
     k = config.k if config is not None else DEFAULT_CANDIDATES
     return SIA.load(
         base,
-        value,
+        values or None,
         n_ctx=options.get("ctx") or _trained_context(base),
         slots=slots,
         n_threads=options.get("threads") or 0,
