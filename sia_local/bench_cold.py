@@ -1,0 +1,112 @@
+"""Start-up time and peak memory, each in a fresh process: the same work as the arms of `bench`, once.
+
+Run this before any model is loaded: the kernel counts the memory of a process that starts another one towards
+the peak of the new one.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+from .errors import SiaError
+from .gguf_keys import KIND, LAYOUT
+from .runtime import GgufMetadata
+
+_KV_BYTES = {"f32": 4.0, "f16": 2.0, "q8_0": 34 / 32, "q5_1": 24 / 32, "q5_0": 22 / 32, "q4_1": 20 / 32}
+_KV_BYTES |= {"q4_0": 18 / 32}
+
+
+@dataclass(frozen=True)
+class Cold:
+    """Seconds from process start to exit, and peak resident memory in MB (10^6 bytes; None where the system
+    does not tell)."""
+
+    seconds: float
+    peak_mb: float | None
+
+
+@dataclass(frozen=True)
+class ColdRow:
+    """One way to start, ours or llama-cpp-python's with the same files (None: no such way)."""
+
+    placement: str
+    ours: Cold
+    rival: Cold | None
+    added_mb: float | None = None
+    expected_mb: float | None = None
+
+
+def spawn(command: Sequence[str]) -> Cold:
+    """Runs a command to its end. SiaError with its last words if it fails."""
+    started = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    said = process.stderr.read()
+    if not hasattr(os, "wait4"):
+        code, peak = process.wait(), None
+    else:
+        _, status, usage = os.wait4(process.pid, 0)
+        code = process.returncode = os.waitstatus_to_exitcode(status)
+        peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
+    seconds = time.perf_counter() - started
+    if code != 0:
+        raise SiaError(f"a measured process ended with {code}: {said.strip().splitlines()[-1:] or ''}")
+    return Cold(seconds, peak)
+
+
+def repeat(command: Sequence[str], n: int) -> Cold:
+    """The mean time of n runs after one that warms the page cache, and the highest peak."""
+    runs = [spawn(command) for _ in range(n + 1)][1:]
+    peaks = [r.peak_mb for r in runs if r.peak_mb is not None]
+    return Cold(fmean(r.seconds for r in runs), max(peaks) if peaks else None)
+
+
+def kv_cache_mb(model: Path, cells: int, type_k: str = "f16", type_v: str = "f16") -> float:
+    """MB of a KV cache of `cells` tokens for this model, from its metadata."""
+    with GgufMetadata(model) as meta:
+        arch = meta.get("general.architecture")
+        heads = int(meta.get(f"{arch}.attention.head_count"))
+        kv_heads = int(meta.get(f"{arch}.attention.head_count_kv", heads))
+        width = int(meta.get(f"{arch}.embedding_length")) // heads
+        key = int(meta.get(f"{arch}.attention.key_length", width))
+        value = int(meta.get(f"{arch}.attention.value_length", width))
+        layers = int(meta.get(f"{arch}.block_count"))
+    return layers * kv_heads * cells * (key * _KV_BYTES[type_k] + value * _KV_BYTES[type_v]) / 1e6
+
+
+def measure_cold(
+    model: Path, values: Sequence[Path], n_ctx: int, n_threads: int, n_gpu_layers: int, n: int
+) -> list[ColdRow]:
+    """One row unsteered and one for each value file. `added_mb` is memory over the unsteered process."""
+    from .rival import STARTUP_SCRIPT
+
+    def rival(*paths: Path) -> Cold:
+        return repeat([sys.executable, "-c", STARTUP_SCRIPT, str(n_ctx), str(n_threads), *map(str, paths)], n)
+
+    def ours(value: Path | None) -> Cold:
+        command = [sys.executable, "-m", "sia_local", "generate", "-p", "Hello", "--raw", "-n", "1"]
+        command += ["-m", str(model), "-v", str(value or "none"), "--gate", "dense" if value else "off"]
+        command += ["--ctx", str(n_ctx), "--threads", str(n_threads), "--n-gpu-layers", str(n_gpu_layers)]
+        return repeat(command, n)
+
+    plain = ours(None)
+    alone = rival(model)
+    rows = [ColdRow("unsteered", plain, alone)]
+    for value in values:
+        with GgufMetadata(value) as meta:
+            kind, layout = meta.get(KIND, "value"), meta.get(LAYOUT, "merged")
+        cold = ours(value)
+        added = None if cold.peak_mb is None or plain.peak_mb is None else cold.peak_mb - plain.peak_mb
+        expected = None
+        if kind == "value-adapter":
+            expected = value.stat().st_size / 1e6 + kv_cache_mb(model, n_ctx + 10)
+        same_files = rival(model, value) if (kind, layout) == ("value", "merged") else None
+        rows.append(ColdRow(value.name, cold, same_files, added, expected))
+    return rows

@@ -1,0 +1,235 @@
+"""What `bench` found, as Markdown, CSV, JSON or JSON lines, and held against the goals of the design."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import platform
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from .bench import RIVAL, UNSTEERED, BenchOptions, Row
+from .bench_cold import ColdRow
+from .runtime import Model, versions
+
+FORMATS = ("md", "csv", "json", "jsonl")
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A ratio the design asks for, and what this run measured (None: its arms did not run)."""
+
+    name: str
+    goal: float
+    measured: float | None
+    at_most: bool = False
+
+    @property
+    def met(self) -> bool | None:
+        if self.measured is None:
+            return None
+        return self.measured <= self.goal if self.at_most else self.measured >= self.goal
+
+
+def setting(options: BenchOptions, model: Model) -> dict[str, Any]:
+    """What identifies a measurement: versions, machine, backend, model, threads, time."""
+    from . import __version__
+
+    said = versions()
+    return {
+        "sia_local": __version__,
+        "llama_cpp_python": said["llama-cpp-python"],
+        "numpy": said["numpy"],
+        "backend": said["backend"],
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+        "system": platform.system(),
+        "model": model.description,
+        "model_file": options.model.name,
+        "model_mb": model.size_bytes / 1e6,
+        "threads": options.threads,
+        "n_gpu_layers": options.n_gpu_layers,
+        "type_k": options.type_k,
+        "type_v": options.type_v,
+        "flash_attention": options.flash_attention,
+        "repetitions": options.repetitions,
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.lower().startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def goals(rows: Sequence[Row], cold: Sequence[ColdRow] = ()) -> list[Goal]:
+    """The goals table of the design, from the first generation test that has the arms."""
+    records = [row.summary() for row in rows if row.test.startswith("tg")]
+    records = [r for r in records if r["test"] == records[0]["test"]]
+
+    def ratio(sequences: int = 1, **wanted: Any) -> float | None:
+        found = [
+            float(r["ratio"])
+            for r in records
+            if r["ratio"] is not None
+            and r["sequences"] == sequences
+            and all(w(r[name]) if callable(w) else r[name] == w for name, w in wanted.items())
+        ]
+        return max(found, default=None)
+
+    def over(a: float | None, b: float | None) -> float | None:
+        return a / b if a is not None and b else None
+
+    def fifth(rate: float | None) -> bool:
+        return rate is not None and abs(rate - 0.2) < 1e-6
+
+    own = lambda size: size is not None and size > 0.9  # noqa: E731
+    quarter = lambda size: size is not None and size <= 0.35  # noqa: E731
+    separate = lambda placement: placement in ("separate", "lean")  # noqa: E731
+    sparse: dict[str, Any] = {"arm": "sparse", "rate": fifth}
+    head = ratio(**sparse, placement="head")
+    many = max(
+        (
+            speedup
+            for placement in ("head", "lean", "separate", "adapter")
+            if (speedup := over(ratio(8, **sparse, placement=placement), ratio(**sparse, placement=placement)))
+        ),
+        default=None,
+    )
+    start = next((over(c.ours.seconds, c.rival.seconds) for c in cold if c.rival), None)
+    adapter = next((over(c.added_mb, c.expected_mb) for c in cold if c.expected_mb), None)
+    return [
+        Goal(f"unsteered / {RIVAL} generate", 1.05, over(ratio(arm=UNSTEERED), ratio(arm=f"{RIVAL} generate"))),
+        Goal("head at 20 % / unsteered", 0.83, head),
+        Goal(
+            "separate, the base's size, at 20 % / unsteered", 0.65, ratio(**sparse, placement=separate, value_size=own)
+        ),
+        Goal(
+            "separate, a quarter of it, at 20 % / unsteered",
+            0.85,
+            ratio(**sparse, placement=separate, value_size=quarter),
+        ),
+        Goal(
+            "head at 20 % / separate dense", 4.0, over(head, ratio(arm="dense", placement="separate", value_size=own))
+        ),
+        Goal("8 texts / 1 text, steered, best placement", 2.5, many),
+        Goal("start-up over llama-cpp-python's", 1.2, start, at_most=True),
+        Goal("memory added by the adapter over file + KV cache", 1.1, adapter, at_most=True),
+    ]
+
+
+def render(
+    form: str, about: dict[str, Any], rows: Sequence[Row], cold: Sequence[ColdRow], failed: Sequence[str] = ()
+) -> str:
+    records = [row.summary() for row in rows]
+    if form == "json":
+        document = {
+            "setting": about,
+            "rows": records,
+            "cold": [asdict(row) for row in cold],
+            "goals": [{**asdict(goal), "met": goal.met} for goal in goals(rows, cold)] if rows else [],
+            "failed": list(failed),
+        }
+        return json.dumps(document, indent=2)
+    if form == "jsonl":
+        return "\n".join(json.dumps({**record, **about}) for record in records)
+    if form == "csv":
+        sheet = io.StringIO()
+        writer = csv.DictWriter(sheet, [*records[0], *about] if records else [*about], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({**record, **about} for record in records)
+        return sheet.getvalue().rstrip("\n")
+    return _markdown(about, records, rows, cold, failed)
+
+
+def _markdown(
+    about: dict[str, Any],
+    records: Sequence[dict[str, Any]],
+    rows: Sequence[Row],
+    cold: Sequence[ColdRow],
+    failed: Sequence[str],
+) -> str:
+    a = about
+    parts = [
+        f"{a['model']} ({a['model_mb']:.0f} MB) · {a['cpu']}, {a['threads']} threads, {a['backend']}"
+        f" · sia-local {a['sia_local']}, llama-cpp-python {a['llama_cpp_python']} · {a['repetitions']} repetitions"
+        f" · {a['time'][:10]}"
+    ]
+    names = ("test", "arm", "value model", "junctions", "k", "texts", "tokens/s", "of unsteered", "floor")
+    if records:
+        parts.append(
+            _table(
+                (*names, "ms a junction", "value rows a token"),
+                (
+                    (
+                        r["test"],
+                        r["arm"],
+                        r["placement"] + (f" {r['value_size']:.2f}" if r["value_size"] else ""),
+                        f"{r['junction_rate']:.0%}".replace("%", " %") if r["placement"] != "-" else "",
+                        r["k"] or "",
+                        r["sequences"],
+                        f"{r['tokens_per_second']:.2f} ± {r['tokens_per_second_sd']:.2f}",
+                        f"{r['ratio']:.2f} ± {r['ratio_sd']:.2f}" if r["ratio"] is not None else "",
+                        f"{r['floor_ratio']:.3f}" if r["floor_ratio"] is not None else "",
+                        f"{r['ms_per_junction']:.1f}" if r["ms_per_junction"] is not None else "",
+                        f"{r['value_rows_per_token']:.2f}" if r["placement"] != "-" else "",
+                    )
+                    for r in records
+                ),
+            )
+        )
+    if cold:
+        parts.append(
+            _table(
+                (
+                    "fresh process, one token",
+                    "s",
+                    "llama-cpp-python, same files, s",
+                    "peak MB",
+                    "added MB",
+                    "of which expected",
+                ),
+                (
+                    (
+                        c.placement,
+                        f"{c.ours.seconds:.2f}",
+                        f"{c.rival.seconds:.2f}" if c.rival else "",
+                        *(f"{x:.0f}" if x is not None else "" for x in (c.ours.peak_mb, c.added_mb, c.expected_mb)),
+                    )
+                    for c in cold
+                ),
+            )
+        )
+    held = [goal for goal in goals(rows, cold) if goal.measured is not None] if rows else []
+    if held:
+        parts.append(
+            _table(
+                ("ratio", "goal", "measured", ""),
+                (
+                    (
+                        g.name,
+                        f"{'≤' if g.at_most else '≥'} {g.goal:g}",
+                        f"{g.measured:.2f}",
+                        "" if g.met else "missed",
+                    )
+                    for g in held
+                ),
+            )
+        )
+    parts += [f"Not measured: {sentence}" for sentence in failed]
+    return "\n\n".join(parts)
+
+
+def _table(header: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
+    rows = ["| " + " | ".join(map(str, line)) + " |" for line in lines]
+    return "\n".join(["| " + " | ".join(header) + " |", "|" + " --- |" * len(header), *rows])
