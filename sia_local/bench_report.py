@@ -13,7 +13,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from .bench import RIVAL, UNSTEERED, BenchOptions, Row
+from .bench import BenchOptions
+from .bench_arms import RIVAL, UNSTEERED, Row
 from .bench_cold import ColdRow
 from .runtime import Model, versions
 
