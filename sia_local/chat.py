@@ -13,6 +13,7 @@ from .config import SiaConfig
 from .decode import Prompt, Stats, Step
 from .errors import ContextFullError, DataError
 from .files import atomic_write
+from .text import Written
 
 Message = dict[str, str]
 _SETTINGS = ("gate", "threshold", "rate", "beta")
@@ -138,7 +139,8 @@ class Session:
                 yield Notice("the answer was cut because the context is full; the oldest turns go when you go on")
         finally:
             if self.steps:
-                self.turns.append({"role": "assistant", "content": text})
+                ids = [step.token for step in self.steps if step.finish != "eog"]
+                self.turns.append({"role": "assistant", "content": Written(text, ids)})
                 self.totals.add(self.sia.last_stats)
             else:
                 self.turns = before
@@ -177,9 +179,7 @@ class Session:
     def load(self, path: str | os.PathLike[str]) -> None:
         """Takes over a saved chat; on an error (DataError, ConfigError) the session stays as it was."""
         whole = _read(Path(path))
-        settings = whole.get("settings") or {}
-        if not isinstance(settings, dict):
-            raise DataError(f"{path}: settings are not an object; expected a chat written by /save")
+        settings = whole.get("settings", {})
         config = replace(self.config, **{name: settings[name] for name in _SETTINGS if name in settings})
         self.config, self.system, self.turns = config, whole.get("system") or None, whole["turns"]
         self.steering, self.steps = bool(whole.get("steering", True)), []
@@ -201,6 +201,13 @@ def _read(path: Path) -> dict[str, Any]:
         raise DataError(f"{path}: is not JSON; expected a chat written by /save") from None
     if not isinstance(whole, dict) or not isinstance(whole.get("turns"), list):
         raise DataError(f"{path}: has no list of turns; expected a chat written by /save")
+    if not isinstance(whole.get("system", ""), str | None):
+        raise DataError(f"{path}: the system prompt is not text; expected a chat written by /save")
+    settings = whole.get("settings", {})
+    if not isinstance(settings, dict) or not all(
+        isinstance(settings.get(name, 0), str if name == "gate" else int | float) for name in settings
+    ):
+        raise DataError(f"{path}: the settings are not numbers by name; expected a chat written by /save")
     for turn in whole["turns"]:
         if (
             not isinstance(turn, dict)

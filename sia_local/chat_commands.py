@@ -81,8 +81,8 @@ class Commands:
     def _beta(self, rest: str) -> Reply:
         name, _, number = rest.partition(" ")
         if number:
-            mixed = getattr(self.session.sia, "value", None)
-            if not hasattr(mixed, "set_weight"):
+            mixed: Any = getattr(self.session.sia, "value", None)
+            if mixed is None or not hasattr(mixed, "set_weight"):
                 raise ConfigError(f"/beta {rest} names a value, but there is one value model; expected /beta {number}")
             mixed.set_weight(name, _number(number.strip(), "/beta"))
             return Reply(f"values: {mixed.name}")

@@ -40,3 +40,14 @@ class TextStream:
             if any(s.startswith(text[-n:]) for s in self._stop):
                 return n
         return 0
+
+
+class Written(str):
+    """Text that remembers the token ids it was generated as. Serves as a message's `content`."""
+
+    tokens: tuple[int, ...]
+
+    def __new__(cls, text: str, tokens: Sequence[int]) -> Written:
+        made = super().__new__(cls, text)
+        made.tokens = tuple(tokens)
+        return made

@@ -18,11 +18,12 @@ import numpy as np
 import numpy.typing as npt
 
 from . import gguf_keys
+from .chat_tokens import tokenize_chat
 from .decode import Prompt
 from .embeddings import EmbeddingRows
 from .engine import Engine
 from .errors import ContextFullError, IncompatibleError
-from .runtime import Context, ContextOptions, FloatArray, GgufMetadata, LoraAdapter, Model, render_chat
+from .runtime import Context, ContextOptions, FloatArray, GgufMetadata, LoraAdapter, Model
 
 Float64 = npt.NDArray[np.float64]
 
@@ -291,12 +292,3 @@ def sequences_for(options: ContextOptions, slots: int, branches: int) -> Context
     return replace(
         options, n_ctx=slots * (options.n_ctx + branches), n_seq_max=max(1, slots * (1 + branches))
     )
-
-
-def tokenize_chat(model: Model, template: str, messages: Sequence[dict[str, str]]) -> list[int]:
-    """Tokens of a rendered chat; the beginning-of-sequence token once, whoever writes it."""
-    bos = model.token_text(model.bos) if model.bos >= 0 else ""
-    eos = model.token_text(model.eos) if model.eos >= 0 else ""
-    text = render_chat(template, messages, bos, eos)
-    tokens = model.tokenize(text, add_special=True, parse_special=True)
-    return tokens[1:] if len(tokens) > 1 and tokens[0] == tokens[1] == model.bos else tokens

@@ -1,0 +1,341 @@
+"""Chat sessions on a scripted model and on tiny GGUFs: transcripts, context, interruption, prefix reuse."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sia_local import SIA, SiaConfig
+from sia_local.chat import Notice, Session
+from sia_local.chat_commands import Commands
+from sia_local.decode import Candidates, Prompt, Stats, Step
+from sia_local.errors import ConfigError, ContextFullError, DataError, NumericError
+from sia_local.text import Written
+
+WORDS = ["sad", "happy", "dog", "ran", "the", "."]
+EXACT = {"n_ctx": 256, "n_threads": 1, "type_k": "f32", "type_v": "f32", "flash_attention": "off"}
+
+
+class Scripted:
+    """Answers `the happy dog .`, one word a token; the second word is a junction that turned from sad to happy.
+
+    A prompt is as long as its words. Seeds and configurations of every call are kept.
+    """
+
+    n_ctx = 40
+
+    def __init__(self, fail_at: int | None = None) -> None:
+        self.fail_at, self.last_stats = fail_at, Stats()
+        self.calls: list[tuple[list[dict[str, str]], SiaConfig, int]] = []
+
+    def prompt(self, prompt: Any, raw: bool = False) -> Prompt:
+        n = sum(len(m["content"].split()) for m in prompt)
+        if n >= self.n_ctx:
+            raise ContextFullError(f"the prompt is {n} tokens")
+        return Prompt((0,) * n, tuple(prompt), prompt[-1]["content"])
+
+    def generate(self, prompt: Any, config: Any = None, *, max_tokens: int = 256, seed: int = 0, **_: Any) -> Any:
+        self.calls.append((list(prompt.messages), config, seed))
+        self.last_stats = stats = Stats()
+        for index, token in enumerate([4, 1, 2, 5][:max_tokens]):
+            if index == self.fail_at:
+                raise NumericError("the base model's logits contain NaN")
+            steered = index == 1 and config.gate != "off"
+            stats.tokens += 1
+            stats.junctions += steered
+            stats.flips += steered
+            yield self.step(index, token, steered)
+
+    def step(self, index: int, token: int, steered: bool) -> Step:
+        ids = np.array([0, 1] if token == 1 else [token, 3], np.int32)
+        values = np.array([-0.35, 0.81]) if steered else np.full(2, np.nan)
+        after = np.array([0.2, 0.8]) if steered else np.array([0.6, 0.4])
+        candidates = Candidates(ids, np.log([0.6, 0.4]), values, np.array([0.54, 0.36]), after)
+        finish = "eog" if index == 3 else None
+        text = " ." if index == 3 else f" {WORDS[token]}"
+        return Step(0, index, token, text, 1.25, steered, 0.2, 0.1, -0.5, 2.0, finish, candidates)
+
+
+def read(stream: Iterator[Step | Notice]) -> str:
+    return "".join(f"[{e.text}]" if isinstance(e, Notice) else e.text for e in stream)
+
+
+def commands(session: Session) -> Commands:
+    return Commands(session, lambda token: f" {WORDS[token]}")
+
+
+@pytest.fixture
+def session() -> Session:
+    return Session(Scripted(), SiaConfig(beta=2.0))
+
+
+TRANSCRIPT = """\
+> Tell me a story
+ the happy dog .
+> /why
+1 junction in 4 tokens. There the base was unsure (entropy 1 nats or more), so the value model
+scored its candidates and the likely ones it likes became likelier. 1 of them got another favourite.
+
+  #  after  the base wanted  the values said         chosen  its chance
+  1   the   sad 60 %         happy +0.81, sad -0.35  happy   40 % → 80 %  turned
+
+/why 1 shows every candidate of junction 1.
+> /why 1
+Junction 1, after “ the”: entropy 1.25 nats, beta 2, KL 0.200 nats
+
+     candidate  base alone   value  steered
+     sad              60 %  -0.350     20 %
+  →  happy            40 %  +0.810     80 %
+> /why 2
+there is no junction 2; the last answer has 1 to 1
+> /sia off
+steering off
+> Another
+ the happy dog .
+> /why
+the last answer was not steered: steering is off (/sia on)
+> /sia on
+steering on: gate entropy, threshold 1.0, beta 2, candidates 10, temperature 1.0
+> /beta -3
+steering on: gate entropy, threshold 1.0, beta -3, candidates 10, temperature 1.0
+> /rate 0,4
+steering on: gate rate, rate 0.4, beta -3, candidates 10, temperature 1.0
+> /threshold 1.5
+steering on: gate entropy, threshold 1.5, beta -3, candidates 10, temperature 1.0
+> /beta much
+Error: /beta takes a number, 'much' was given
+> /beta kind 2
+Error: /beta kind 2 names a value, but there is one value model; expected /beta 2
+> /nonsense
+Error: unknown command /nonsense; /help lists the commands
+> /system Be kind.
+system prompt: Be kind.
+> /undo
+forgotten: Another
+> /retry
+ the happy dog .
+> /clear
+the chat is empty
+> /undo
+Error: there is nothing to undo; ask something first
+> /retry
+Error: there is nothing to retry; ask something first
+> /quit
+"""
+
+
+def test_the_transcript_of_a_chat(session: Session) -> None:
+    from sia_local.errors import SiaError
+
+    run, out = commands(session).run, []
+    for line in [text[2:] for text in TRANSCRIPT.splitlines() if text.startswith("> ")]:
+        out.append(f"> {line}")
+        try:
+            if line.startswith("/"):
+                reply = run(line)
+                out += [reply.text] if reply.text else []
+                out += [read(session.retry())] if reply.action == "retry" else []
+                quits = reply.action == "quit"
+            else:
+                out.append(read(session.ask(line)))
+        except SiaError as error:
+            out.append(f"Error: {error}")
+    assert quits
+    assert "\n".join(out) + "\n" == TRANSCRIPT
+
+
+def test_every_answer_and_retry_has_its_own_seed_and_the_retry_no_old_answer(session: Session) -> None:
+    session.seed = 7
+    read(session.ask("a"))
+    read(session.retry())
+    read(session.ask("b"))
+    assert [seed for _, _, seed in session.sia.calls] == [7, 8, 9]  # type: ignore[attr-defined]
+    assert [len(m) for m, _, _ in session.sia.calls] == [1, 1, 3]  # type: ignore[attr-defined]
+
+
+def test_off_means_gate_off_and_on_brings_the_settings_back(session: Session) -> None:
+    session.steering = False
+    assert session.active.gate == "off" and session.active.beta == 2.0
+    session.steering = True
+    assert session.active == session.config
+
+
+def test_an_answer_broken_off_stays_as_far_as_it_came(session: Session) -> None:
+    stream = session.ask("a story")
+    next(stream), next(stream)
+    stream.close()  # type: ignore[attr-defined]
+    assert session.turns == [{"role": "user", "content": "a story"}, {"role": "assistant", "content": " the happy"}]
+    assert session.turns[1]["content"].tokens == (4, 1)  # type: ignore[attr-defined]
+
+
+def test_an_error_before_the_first_token_leaves_the_session_as_it_was() -> None:
+    sia = Scripted()
+    session = Session(sia)
+    read(session.ask("first"))
+    before = list(session.turns)
+    sia.fail_at = 0
+    with pytest.raises(NumericError):
+        read(session.ask("second"))
+    assert session.turns == before
+    with pytest.raises(NumericError):
+        read(session.retry())
+    assert session.turns == before
+
+
+def test_the_oldest_turns_go_when_the_context_fills_and_the_system_prompt_stays() -> None:
+    session = Session(Scripted(), system="be kind", max_tokens=4)
+    for word in "abc":
+        assert read(session.ask(f"{word} " * 7)) == " the happy dog ."
+    # 2 + 3 × (7 + 4) + 7 words and an answer of 4 are 46 tokens of 40.
+    said = read(session.ask("d " * 7))
+    assert said == "[the context is full: the 2 oldest turns are forgotten, the system prompt stays] the happy dog ."
+    assert [t["content"][0] for t in session.turns if t["role"] == "user"] == ["b", "c", "d"]
+    assert session.messages[0] == {"role": "system", "content": "be kind"}
+
+
+def test_a_turn_that_does_not_fit_alone_is_refused_and_the_session_kept() -> None:
+    session = Session(Scripted())
+    read(session.ask("a"))
+    before = list(session.turns)
+    with pytest.raises(ContextFullError):
+        read(session.ask("word " * 50))
+    assert session.turns == before
+
+
+def test_save_and_load_are_inverse(session: Session, tmp_path: Path) -> None:
+    session.system, session.steering = "be kind", False
+    read(session.ask("ein Häschen"))
+    session.save(tmp_path / "chat.json")
+    other = Session(Scripted())
+    other.load(tmp_path / "chat.json")
+    assert (other.turns, other.system, other.steering) == (session.turns, "be kind", False)
+    assert other.config == session.config
+    assert [p.name for p in tmp_path.iterdir()] == ["chat.json"]
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (None, "no such file"),
+        ("{", "is not JSON"),
+        ("[]", "has no list of turns"),
+        ('{"turns": [{"role": "king", "content": "x"}]}', "a turn is not"),
+        ('{"turns": [{"role": "user", "content": 3}]}', "a turn is not"),
+        ('{"turns": [], "settings": {"gate": "wide"}}', "unknown gate 'wide'"),
+        ('{"turns": [], "settings": {"beta": "x"}}', "settings are not numbers"),
+        ('{"turns": [], "settings": 3}', "settings are not numbers"),
+        ('{"turns": [], "system": 3}', "system prompt is not text"),
+    ],
+)
+def test_a_file_that_is_no_chat_changes_nothing(
+    session: Session, tmp_path: Path, content: str | None, sentence: str
+) -> None:
+    read(session.ask("hello"))
+    before, config = list(session.turns), session.config
+    path = tmp_path / "chat.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises((DataError, ConfigError), match=sentence):
+        session.load(path)
+    assert session.turns == before and session.config == config
+
+
+def test_the_report_command_writes_a_page(session: Session, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no answer to report"):
+        commands(session).run("/report x.html")
+    read(session.ask("Tell me <a> story"))
+    assert commands(session).run(f"/report {tmp_path / 'a.html'}").text == f"wrote {tmp_path / 'a.html'}"
+    page = (tmp_path / "a.html").read_text()
+    assert "Tell me &lt;a&gt; story" in page and "happy" in page
+
+
+def test_stats_sum_over_the_session(session: Session) -> None:
+    run = commands(session).run
+    read(session.ask("a"))
+    read(session.ask("b"))
+    assert run("/stats").text.splitlines()[-1] == (
+        "session: 2 answers, 8 tokens, 25.0 % junctions (2, 2 turned), KL 0.00 nats (steering 0.00, truncation 0.00)"
+    )
+
+
+def test_help_names_every_command_and_every_command_of_the_help_exists(session: Session) -> None:
+    run = commands(session).run
+    named = {line.split()[0].split("[")[0] for line in run("/help").text.splitlines() if line.startswith("/")}
+    assert named == {
+        *("/help", "/sia", "/beta", "/threshold", "/rate", "/why", "/stats", "/report", "/system"),
+        *("/retry", "/undo", "/save", "/load", "/clear", "/quit"),
+    }
+    for name in named:
+        assert hasattr(commands(session), f"_{name[1:]}")
+
+
+def decoded(sia: SIA) -> tuple[int, int]:
+    return sia.engine.decoded_tokens, sia.value.engine.decoded_tokens  # type: ignore[union-attr]
+
+
+def holds(tokens: Sequence[int], part: Sequence[int]) -> bool:
+    return any(list(tokens[i : i + len(part)]) == list(part) for i in range(len(tokens)))
+
+
+def test_a_second_turn_encodes_only_what_is_new_in_both_models(base_gguf: Path, value_gguf: Path) -> None:
+    config = SiaConfig(gate="dense")
+    with SIA.load(base_gguf, value_gguf, **EXACT) as sia:
+        session = Session(sia, config, "be kind", max_tokens=20, seed=3)
+        read(session.ask("hello there"))
+        held = [len(engine.tokens) for engine in (sia.engine.slots[0], sia.value.engine.slots[0])]  # type: ignore[union-attr]
+        ids = [s.token for s in session.steps]
+        past = [sia.engine.slots[0].n_past, sia.value.engine.slots[0].n_past]  # type: ignore[union-attr]
+        before = decoded(sia)
+        session.max_tokens = 1
+        read(session.ask("and then"))
+        prompt = sia.prompt(session.messages[:-1]).tokens
+        base, value = (after - b for after, b in zip(decoded(sia), before, strict=True))
+    # The answer's ids are the ones that were sampled, in both models' prompts.
+    start = next(i for i in range(len(prompt)) if list(prompt[i : i + len(ids)]) == ids)
+    assert past[0] == held[0] == start + len(ids) - 1
+    assert base == len(prompt) - past[0]
+    assert value == len(prompt) - past[1] + len(session.steps[0].candidates.ids)  # type: ignore[union-attr]
+
+
+def test_what_a_model_wrote_keeps_its_ids_and_the_text_its_bytes(base_gguf: Path) -> None:
+    with SIA.load(base_gguf, **EXACT) as sia:
+        word = next(
+            text for i in range(sia.model.n_vocab) if len(text := sia.model.piece(i).decode("utf-8", "replace")) > 1
+        )
+        letters = [i for c in word for i in sia.model.tokenize(c)]
+
+        def chat(content: str) -> tuple[int, ...]:
+            turns = [("user", "hi"), ("assistant", content), ("user", "more")]
+            return sia.prompt([{"role": r, "content": c} for r, c in turns]).tokens
+
+        plain, exact = chat(word), chat(Written(word, letters))
+        assert exact != plain and b"".join(map(sia.model.piece, exact)) == b"".join(map(sia.model.piece, plain))
+        assert holds(exact, letters) and not holds(plain, letters)
+        # Ids that do not spell the text, as after a stop string, are not used.
+        assert chat(Written(word, [*letters, letters[0]])) == plain
+
+
+def test_a_steered_chat_on_tiny_models_is_reproducible(base_gguf: Path, make_gguf: Callable[..., Path]) -> None:
+    def run() -> list[str]:
+        with SIA.load(base_gguf, make_gguf("lean", seed=1), **EXACT) as sia:
+            session = Session(sia, SiaConfig(threshold=0.5, beta=2.0), max_tokens=12, seed=5)
+            return [read(session.ask(word)) for word in ("one", "two", "three")]
+
+    assert run() == run()
+
+
+def test_a_saved_chat_is_plain_json(session: Session, tmp_path: Path) -> None:
+    read(session.ask("hello"))
+    session.save(tmp_path / "chat.json")
+    assert json.loads((tmp_path / "chat.json").read_text()) == {
+        "version": 1,
+        "system": None,
+        "turns": [{"role": "user", "content": "hello"}, {"role": "assistant", "content": " the happy dog ."}],
+        "steering": True,
+        "settings": {"gate": "entropy", "threshold": 1.0, "rate": 0.2, "beta": 2.0},
+    }
