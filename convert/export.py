@@ -126,14 +126,16 @@ def export_value(
     layout: str = "merged",
     base: str | os.PathLike[str] | None = None,
     dtype: str = "f16",
-    rows: str = "f16",
+    rows: str | None = None,
     name: str | None = None,
     pre: str | None = None,
 ) -> Path:
-    """A trained value model as GGUF in `layout`; `rows` is the format of a lean file's embedding rows.
+    """A trained value model as GGUF in `layout`; `rows` is the format of a lean file's embedding rows
+    (default: f32 beside f32 weights, else f16).
 
     Returns the path written. Raises IncompatibleError when base, backbone and layout do not fit together.
     """
+    rows = rows or ("f32" if dtype == "f32" else "f16")
     if layout not in LAYOUTS or dtype not in DTYPES or rows not in ROW_TYPES:
         raise ConfigError(
             f"layout {layout!r}, dtype {dtype!r}, rows {rows!r}: expected one of {', '.join(LAYOUTS)}; "

@@ -24,8 +24,7 @@ import click
 @click.option(
     "--rows",
     type=click.Choice(["f16", "q8_0", "f32", "base"]),
-    default="f16",
-    show_default=True,
+    show_default="f32 beside f32 weights, else f16",
     help="Format of a lean file's embedding rows; base: none, the base model's are used.",
 )
 @click.option("--spread", type=float, help="Spread of V among candidates (see `sia-convert spread`).")
@@ -38,7 +37,7 @@ def export(
     base: Path | None,
     backbone: Path | None,
     dtype: str,
-    rows: str,
+    rows: str | None,
     spread: float | None,
     name: str | None,
     pre: str | None,
