@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -27,9 +27,13 @@ from .value import ValueFile, open_value, sequences_for
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """What is measured. prompts, tokens, depths: token counts as llama-bench's -p, -n and -d (0 leaves a test
-    out). rates: shares of junctions. sequences: how many texts at once. k: candidates (None: 10, and 4 for a
-    head). repetitions: runs of every arm after one warm-up. floors: in how many of them the floor is measured."""
+    """What is measured.
+
+    prompts, tokens, depths: token counts as llama-bench's -p, -n and -d (0 leaves a test out). rates: shares of
+    junctions. sequences: how many texts at once. k: candidates (none: 10, and 4 for a head); min_share and
+    row_group as in SiaConfig. repetitions: runs of every arm after one warm-up. floors: in how many of them the
+    floor is measured.
+    """
 
     model: Path
     values: tuple[Path, ...] = ()
@@ -38,7 +42,9 @@ class BenchOptions:
     depths: tuple[int, ...] = (64,)
     rates: tuple[float, ...] = (0.2,)
     sequences: tuple[int, ...] = (1,)
-    k: int | None = None
+    k: tuple[int, ...] = ()
+    min_share: float = 0.0
+    row_group: int = 1
     repetitions: int = 5
     dense: bool = True
     n_threads: int = 0
@@ -59,12 +65,13 @@ class BenchOptions:
             raise ConfigError(f"rates are {self.rates}; expected shares from 0 to 1, such as 0.2")
         if self.repetitions < 1:
             raise ConfigError(f"repetitions is {self.repetitions}; expected at least 1")
-        if self.k is not None and not 2 <= self.k <= 255:
+        if any(not 2 <= k <= 255 for k in self.k):
             raise ConfigError(f"k is {self.k}; expected 2 to 255 candidates")
 
     @property
     def n_ctx(self) -> int:
-        return max(*self.prompts, *(max(1, d) + n for d in self.depths for n in self.tokens)) + 64
+        longest = [*self.prompts, *(max(1, d) + n for d in self.depths for n in self.tokens)]
+        return max(longest) + 64
 
     @property
     def threads(self) -> int:
@@ -155,7 +162,7 @@ class Bench:
         return [RivalArm(o.model, o.n_ctx, o.threads, o.n_gpu_layers, self.model.n_vocab)]
 
     def _plain(self, slots: int) -> list[Arm]:
-        sia, k = self._load(None, slots, 0), self.options.k or DEFAULT_CANDIDATES
+        sia, k = self._load(None, slots, 0), max(self.options.k, default=DEFAULT_CANDIDATES)
         arms = [Arm(sia, UNSTEERED, SiaConfig(k=k, gate="off"), None, self.options.seed)]
         if slots == 1:
             gated = SiaConfig(k=k, gate="rate", rate=self.options.rates[0] if self.options.rates else 0.2)
@@ -164,13 +171,17 @@ class Bench:
 
     def _steered(self, file: ValueFile, slots: int) -> list[Arm]:
         options = self.options
-        k = options.k or (DEFAULT_HEAD_CANDIDATES if file.kind == "value-head" else DEFAULT_CANDIDATES)
-        sia = self._load(file, slots, k)
+        default = DEFAULT_HEAD_CANDIDATES if file.kind == "value-head" else DEFAULT_CANDIDATES
+        ks = options.k or (default,)
+        sia = self._load(file, slots, max(ks))
+        narrow = SiaConfig(min_share=options.min_share, row_group=options.row_group)
         arms = [
-            Arm(sia, "sparse", SiaConfig(k=k, gate="random", rate=rate), rate, options.seed) for rate in options.rates
+            Arm(sia, "sparse", replace(narrow, k=k, gate="random", rate=rate), rate, options.seed)
+            for k in ks
+            for rate in options.rates
         ]
         if options.dense and slots == 1:
-            arms.append(Arm(sia, "dense", SiaConfig(k=k, gate="dense"), 1.0, options.seed))
+            arms.append(Arm(sia, "dense", replace(narrow, k=max(ks), gate="dense"), 1.0, options.seed))
         return arms
 
     def measure(self) -> list[Row]:

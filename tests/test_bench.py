@@ -183,7 +183,7 @@ def test_an_arm_that_cannot_be_loaded_does_not_lose_the_others(base: Path, folde
         ({"rates": (1.5,)}, "0 to 1"),
         ({"repetitions": 0}, "at least 1"),
         ({"sequences": (0,)}, "sequences"),
-        ({"k": 1}, "candidates"),
+        ({"k": (10, 1)}, "candidates"),
     ],
 )
 def test_options_are_checked(over: dict[str, Any], says: str) -> None:

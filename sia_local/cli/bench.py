@@ -44,7 +44,9 @@ def _numbers(kind: type) -> Any:
 @click.option("-o", "form", default="md", show_default=True, metavar="|".join(FORMATS), help="Output format.")
 @click.option("--rate", "rates", default="0.2", callback=_numbers(float), show_default=True, help="Junction rates.")
 @click.option("-s", "--sequences", default="1", callback=_numbers(int), show_default=True, help="Texts at once.")
-@click.option("-k", "--candidates", "k", type=int, help="Candidates.  [default: 10; 4 for a head]")
+@click.option("-k", "--candidates", "k", default="", callback=_numbers(int), help="[default: 10; 4 for a head]")
+@click.option("--min-share", default=0.0, help="Score only candidates this likely, relative to the best.")
+@click.option("--row-group", default=1, help="Fill scored candidates up to a multiple of this.")
 @click.option("--dense/--no-dense", default=True, show_default=True, help="Steer every token as well.")
 @click.option("--startup", default=3, show_default=True, help="Fresh processes for start-up and memory, 0 for none.")
 @click.option("-t", "--threads", type=click.IntRange(min=0), default=0, help="CPU threads.  [default: one a core]")
@@ -74,7 +76,18 @@ def bench(**options: Any) -> None:
         type_v=options["kv_type"],
         **{
             name: options[name]
-            for name in ("prompts", "tokens", "depths", "rates", "sequences", "k", "repetitions", "dense")
+            for name in (
+                "prompts",
+                "tokens",
+                "depths",
+                "rates",
+                "sequences",
+                "k",
+                "min_share",
+                "row_group",
+                "repetitions",
+                "dense",
+            )
         },
         n_threads=options["threads"],
         n_gpu_layers=options["n_gpu_layers"],
