@@ -105,6 +105,18 @@ class Frontier:
         return _interpolate(means, self.reward.mean(1), kl)
 
 
+def reward_at_kl(arm: Frontier, kl: float, seed: int = 0) -> Interval | None:
+    """Interpolated mean reward at a mean KL with a bootstrap interval; None where the arm does not reach it."""
+    mean = arm.reward_at(kl)
+    if mean is None:
+        return None
+    n = arm.kl.shape[1]
+    draws = [
+        _interpolate(arm.kl[:, d].mean(1), arm.reward[:, d].mean(1), kl) for d in resamples(n, seed, 500)
+    ]
+    return _interval(mean, np.array(draws), n, LEVEL)
+
+
 def lift_share(arm: Frontier, reference: Frontier, kl: float, seed: int = 0) -> Interval | None:
     """(reward of arm − off) / (reward of reference − off) at equal mean KL, with a bootstrap interval.
 

@@ -53,7 +53,7 @@ def answer_report(trace_records: Sequence[Record], meta: Mapping[str, Any]) -> s
         else f"{len(records)} tokens, no junction: nothing was steered."
     )
     facts = [(key, value) for key, value in meta.items() if key not in ("prompt", "title") and value is not None]
-    return _render(
+    return render(
         "answer.html",
         title=meta.get("title") or "Where the answer was turned",
         summary=summary,
@@ -63,7 +63,7 @@ def answer_report(trace_records: Sequence[Record], meta: Mapping[str, Any]) -> s
         junctions=junctions,
         top=top,
         data=_json(data),
-        script=_raw("answer.js"),
+        script=markup(_template("answer.js")),
     )
 
 
@@ -178,8 +178,6 @@ def _share(part: int, whole: int) -> str:
 
 
 def _json(data: Any) -> Any:
-    from markupsafe import Markup
-
     def finite(value: Any) -> Any:
         if isinstance(value, float) and not math.isfinite(value):
             return None
@@ -188,21 +186,23 @@ def _json(data: Any) -> Any:
         return [finite(item) for item in value] if isinstance(value, list) else value
 
     # `<` would let a text close the script element.
-    return Markup(json.dumps(finite(data), ensure_ascii=False, allow_nan=False).replace("<", "\\u003c"))
+    return markup(json.dumps(finite(data), ensure_ascii=False, allow_nan=False).replace("<", "\\u003c"))
 
 
-def _raw(name: str) -> Any:
+def markup(text: str) -> Any:
+    """Text that `render` leaves as it is."""
     from markupsafe import Markup
 
-    return Markup(_template(name))
+    return Markup(text)
 
 
 def _template(name: str) -> str:
     return (resources.files("sia_local") / "templates" / name).read_text(encoding="utf-8")
 
 
-def _render(name: str, **values: Any) -> str:
+def render(name: str, **values: Any) -> str:
+    """A template of this package with `values`, everything escaped that is not `markup`."""
     import jinja2
 
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
-    return environment.from_string(_template(name)).render(base_css=_raw("base.css"), **values)
+    return environment.from_string(_template(name)).render(base_css=markup(_template("base.css")), **values)

@@ -9,7 +9,7 @@ from html import escape
 
 Scale = Callable[[float], float]
 MARKERS = ("circle", "square", "triangle", "diamond", "cross")
-LEFT, RIGHT, TOP, BOTTOM = 62.0, 130.0, 14.0, 46.0
+LEFT, RIGHT, TOP, BOTTOM = 62.0, 160.0, 14.0, 46.0
 
 STYLE = """
 .chart { --c-ink: #1c1b19; --c-soft: #5d5a54; --c-line: #d8d4cb; --c-paper: #fdfcf9; --c0: #4a4a4a; --c1: #0b61a4;
@@ -31,6 +31,7 @@ class Series:
     group: int = 0
     dash: str = "none"
     notes: Sequence[str] = ()
+    bare: int = 0  # so many points at the start belong to the line, but to another series' markers
 
 
 def lines(
@@ -60,7 +61,7 @@ def lines(
             path = " ".join(f"{px(p[0]):.1f},{py(p[1]):.1f}" for p, _ in kept)
             dash = "" if s.dash == "none" else f' stroke-dasharray="{s.dash}"'
             parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"{dash}/>')
-        for (x, y, low, high), note in kept:
+        for (x, y, low, high), note in kept[s.bare :]:
             tip = escape(f"{s.label}: {note or f'{y:.3f}'} [{low:.3f}, {high:.3f}]")
             parts.append(f"<g><title>{tip}</title>")
             if high > low:

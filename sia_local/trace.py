@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 import numpy as np
 
 from .config import SiaConfig
 from .decode import Stats, Step
-from .files import atomic_write
 
 TokenText = Callable[[int], str]
 
@@ -65,11 +63,10 @@ def record(step: Step, text: TokenText) -> dict[str, Any]:
     }
 
 
-def write(path: str | os.PathLike[str], records: Iterable[dict[str, Any]]) -> None:
-    """JSON Lines, one record a token; the file is whole or absent."""
-    with atomic_write(path) as out:
-        for one in records:
-            out.write(json.dumps(one, ensure_ascii=False) + "\n")
+def write(out: IO[str], records: Iterable[dict[str, Any]]) -> None:
+    """JSON Lines, one record a token."""
+    for one in records:
+        out.write(json.dumps(one, ensure_ascii=False) + "\n")
 
 
 def stats_dict(stats: Stats) -> dict[str, float]:

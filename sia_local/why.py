@@ -84,8 +84,7 @@ def detail(steps: Sequence[Step], number: int, config: SiaConfig, text: TokenTex
 
 def shown(text: str) -> str:
     """A token's text on one line: without its leading space, line breaks as ⏎, shortened."""
-    text = text.replace("\n", "⏎").replace("\t", "⇥")
-    text = text.strip() or "␣"
+    text = _one_line(text).strip() or "␣"
     return text if len(text) <= _WIDEST else text[: _WIDEST - 1] + "…"
 
 
@@ -125,8 +124,13 @@ def _before(steps: Sequence[Step]) -> str:
         text = step.text + text
         if len(text) > _BEFORE:
             break
-    text = text.replace("\n", "⏎")
+    text = _one_line(text)
     return "…" + text[-_BEFORE:].lstrip() if len(text) > _BEFORE else text or "(start)"
+
+
+def _one_line(text: str) -> str:
+    text = text.replace("\n", "⏎").replace("\t", "⇥")
+    return "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
 def _percent(p: float) -> str:

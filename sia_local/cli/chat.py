@@ -81,7 +81,7 @@ class Terminal:
     def answer(self, stream: Iterator[Step | Notice]) -> None:
         from ..chat import Notice
         from ..trace import closing_line, flipped
-        from .terminal import interruptible, notice
+        from .terminal import interruptible, notice, visible
 
         wrote, stopped = "", False
         try:
@@ -91,7 +91,7 @@ class Terminal:
                         wrote = self._end_line(wrote)
                         notice(f"[{event.text}]")
                         continue
-                    self.write(self.style.token(event.text, event.steered, flipped(event)))
+                    self.write(self.style.token(visible(event.text), event.steered, flipped(event)))
                     wrote += event.text
                     if stopped := interrupted():
                         break

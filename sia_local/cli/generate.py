@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
 from typing import Any
 
 import click
@@ -43,11 +44,16 @@ def generate(**options: Any) -> None:
     wants_trace = bool(options["trace"] or options["report"])
 
     from .. import __version__, trace
+    from ..files import atomic_write
     from ..runtime import versions
-    from .terminal import interruptible, notice, writer
+    from .terminal import interruptible, notice, visible, writer
 
     records, text, tokens, finish = [], "", [], None
-    with load_from(options, config) as sia, interruptible() as interrupted:
+    with ExitStack() as files, load_from(options, config) as sia, interruptible() as interrupted:
+        # Opened before the work, so that a path that cannot be written costs none; whole or absent in the end.
+        trace_file, report_file = (
+            files.enter_context(atomic_write(options[name])) if options[name] else None for name in ("trace", "report")
+        )
         if sia.value is None and config.gate != "off":
             notice("no value model: the text is not steered; give one with -v value.gguf")
         messages = [{"role": "system", "content": options["system"]}] if options["system"] else []
@@ -70,27 +76,25 @@ def generate(**options: Any) -> None:
                 if wants_trace:
                     records.append(trace.record(step, label))
                 if not options["as_json"]:
-                    write(step.text)
+                    write(visible(step.text))
                 if interrupted():
                     break
         finally:
             if not options["as_json"] and text and not text.endswith("\n"):
                 write("\n")
         stats = sia.last_stats
-        about = {"sia-local": __version__, **versions()}
         models = {
             "model": sia.model.path.name,
             "value": sia.value.name if sia.value is not None else None,
         }
-    if options["trace"]:
-        trace.write(options["trace"], records)
-    if options["report"]:
-        from ..files import atomic_write
-        from ..report import answer_report
+        if trace_file:
+            trace.write(trace_file, records)
+        if report_file:
+            from ..report import answer_report
 
-        meta = {"prompt": prompt, **models, **trace.report_facts(config), "seed": seed}
-        with atomic_write(options["report"]) as out:
-            out.write(answer_report(records, meta))
+            meta = {"prompt": prompt, **models, **trace.report_facts(config), "seed": seed}
+            report_file.write(answer_report(records, meta))
+        about = {"sia-local": __version__, **versions()}
     if options["as_json"]:
         import json
 

@@ -27,6 +27,14 @@ def writer() -> Callable[[str], None]:
     return write
 
 
+def visible(text: str) -> str:
+    """Text as it may reach a terminal: a model can write escape sequences, which must not steer it. Elsewhere as is."""
+    return text.translate(_CONTROLS) if sys.stdout.isatty() else text
+
+
+_CONTROLS = {code: "\ufffd" for code in (*range(32), 127, *range(128, 160)) if chr(code) not in "\n\t"}
+
+
 def notice(text: str) -> None:
     """A line on standard error."""
     click.echo(text, err=True)
