@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,8 @@ def train(backbone: str, data: tuple[Path, ...], out: Path, threads: int | None,
     The defaults are the paper's recipe. An interrupted run of the same settings continues where it stopped.
     Also runs under `accelerate launch -m sia_convert train …`.
     """
+    # Before torch is imported: waiting threads that spin slow everything down once cores are shared.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import torch
 
     from ..train import TrainConfig

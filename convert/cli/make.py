@@ -1,0 +1,23 @@
+"""`sia-convert make`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+
+@click.command("make")
+@click.argument("plan", type=click.Path(path_type=Path))
+def make(plan: Path) -> None:
+    """Run the whole chain that the TOML file PLAN describes, skipping what is done.
+
+    A step runs again when its settings or the content of its inputs changed. Stop it with Ctrl-C and give the
+    command again to continue.
+    """
+    # Before torch is imported: waiting threads that spin slow everything down once cores are shared.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from ..make import make as run
+
+    run(plan, click.echo)
