@@ -140,6 +140,15 @@ def make(path: Path, echo: Callable[[str], None] = print) -> None:
     echo(f"everything made; the steps took {duration(seconds)} in all")
 
 
+def finished_name(out: Path, name: str, types: list[str]) -> Path:
+    """`out` itself where it names a file, otherwise `out` with the type, as GGUF files are usually called."""
+    if out.suffix != ".gguf":
+        return out.with_name(f"{out.name}-{name}.gguf")
+    if len(types) > 1:
+        raise ConfigError(f"{out.name} is one file, but {len(types)} types were asked for: leave off .gguf")
+    return out
+
+
 class Chain:
     """The steps of one plan."""
 
@@ -171,8 +180,7 @@ class Chain:
         steps = []
         if "pretrain" in settings:
             steps.append(self._pretrain(dict(settings["pretrain"]), hf))
-        plain = out.with_name(f"{out.name}-{dtype.upper()}.gguf") if not settings.get("quantize") else None
-        full = plain or self.work / f"{out.name}-{dtype.upper()}.gguf"
+        full = (self.work if settings.get("quantize") else out.parent) / f"{out.stem}-{dtype.upper()}.gguf"
 
         def convert() -> None:
             from .export import export_base
@@ -185,7 +193,7 @@ class Chain:
         steps.append(Step("base to GGUF", convert, settings, inputs, (full,)))
         last = full
         for name in settings.get("quantize", []):
-            last = out.with_name(f"{out.name}-{name}.gguf")
+            last = finished_name(out, name, settings["quantize"])
             steps.append(self._quantize("base", full, last, name))
         return last, steps
 
@@ -293,7 +301,7 @@ class Chain:
         out = self.at(settings["out"])
         layout, dtype = settings.get("layout", "merged"), settings.get("dtype", "f32")
         types = list(settings.get("quantize", []))
-        full = (self.work if types else out.parent) / f"{out.name}-{dtype.upper()}.gguf"
+        full = (self.work if types else out.parent) / f"{out.stem}-{dtype.upper()}.gguf"
         unseen = self.work / "unseen.jsonl"
         limit = int(check.pop("limit", 40))
         extra = list(check.pop("also", []))
@@ -323,7 +331,7 @@ class Chain:
             )
 
         weights = (checkpoint / "training.json",)
-        finished = [out.with_name(f"{out.name}-{name}.gguf") for name in types]
+        finished = [finished_name(out, name, types) for name in types]
         report = self.work / "verify.json"
 
         def verify() -> None:

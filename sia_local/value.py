@@ -18,11 +18,11 @@ import numpy as np
 import numpy.typing as npt
 
 from . import gguf_keys
-from .chat_tokens import tokenize_chat
 from .decode import Prompt
 from .embeddings import EmbeddingRows
 from .engine import Engine
 from .errors import ContextFullError, IncompatibleError
+from .rendering import tokenize_chat
 from .runtime import Context, ContextOptions, FloatArray, GgufMetadata, LoraAdapter, Model
 
 Float64 = npt.NDArray[np.float64]

@@ -9,7 +9,7 @@ import gguf
 import numpy as np
 
 from sia_local import gguf_keys
-from sia_local.shapes import vocabulary
+from sia_local.bench.shapes import vocabulary
 
 N_VOCAB, N_EMBD, N_FF, N_HEAD, N_KV, HEAD_DIM, N_LAYER, N_CTX = 320, 64, 96, 4, 2, 16, 2, 512
 TEMPLATE = (

@@ -18,18 +18,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sia_local.api import SIA
-from sia_local.bench import Bench, BenchOptions
-from sia_local.bench_arms import Arm, RivalArm, Workload, seed_for_rate
-from sia_local.bench_cold import ColdRow, kv_cache_mb, measure_cold
-from sia_local.bench_report import Goal, render, setting
+from sia_local.bench.arms import Arm, RivalArm, Workload, seed_for_rate
+from sia_local.bench.cold import ColdRow, kv_cache_mb, measure_cold
+from sia_local.bench.replay import Recorder
+from sia_local.bench.report import Goal, render, setting
+from sia_local.bench.run import Bench, BenchOptions
+from sia_local.bench.shapes import SHAPES, parse_shape, vocabulary
+from sia_local.bench.synthetic import ensure
 from sia_local.cli import main
 from sia_local.config import SiaConfig
 from sia_local.errors import ConfigError
 from sia_local.gates import Moment, make_gate
-from sia_local.replay import Recorder
 from sia_local.runtime import GgufMetadata, Model
-from sia_local.shapes import SHAPES, parse_shape, vocabulary
-from sia_local.synthetic import ensure
 
 KINDS = ("value", "lean", "adapter", "head")
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from sia_local import SIA, SiaConfig
-from sia_local.chat import Notice, Session
-from sia_local.chat_commands import Commands
+from sia_local.chat.commands import Commands
+from sia_local.chat.session import Notice, Session
 from sia_local.decode import Candidates, Prompt, Stats, Step
 from sia_local.errors import ConfigError, ContextFullError, DataError, NumericError
 from sia_local.text import Written

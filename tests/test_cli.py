@@ -387,7 +387,7 @@ def test_ctrl_c_ends_a_generation_and_keeps_what_it_wrote(
     process = start("generate", "-m", base_gguf, "-v", value_gguf, "-p", "x", "--trace", trace, *endless)
     assert process.stdout is not None and process.stdout.read(5)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
+    _out, err = process.communicate(timeout=30)
     assert process.returncode == 130 and b"Traceback" not in err and b"tokens/s" in err
     assert len(trace.read_text().splitlines()) > 1
 

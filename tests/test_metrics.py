@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sia_local.errors import ConfigError
-from sia_local.metrics import (
+from sia_local.evaluation.metrics import (
     Frontier,
     Interval,
     bon_kl_bound,

@@ -65,9 +65,9 @@ def bench(**options: Any) -> None:
         raise ConfigError(f"-o is {options['form']!r}; expected one of {', '.join(FORMATS)}")
     model, values = _files(options)
 
-    from ..bench import Bench, BenchOptions
-    from ..bench_cold import measure_cold
-    from ..bench_report import render, setting
+    from ..bench.cold import measure_cold
+    from ..bench.report import render, setting
+    from ..bench.run import Bench, BenchOptions
 
     asked = BenchOptions(
         model=model,
@@ -115,7 +115,7 @@ def _files(options: dict[str, Any]) -> tuple[Path, list[Path]]:
     if options["model"] is not None:
         raise ConfigError("-m and --synthetic were given; give one of them")
 
-    from ..synthetic import cache_dir, ensure
+    from ..bench.synthetic import cache_dir, ensure
 
     wanted = [] if options["placements"] == "none" else [p for p in options["placements"].split(",") if p]
     if unknown := [p for p in wanted if p not in PLACEMENTS]:

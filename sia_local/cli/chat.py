@@ -24,7 +24,7 @@ from .options import (
 
 if TYPE_CHECKING:
     from ..api import SIA
-    from ..chat import Notice, Session
+    from ..chat.session import Notice, Session
     from ..decode import Step
     from .terminal import Style
 
@@ -45,8 +45,8 @@ def chat(**options: Any) -> None:
     be piped in, one a line.
     """
     config, stop, seed = config_from(options), stops_from(options), seed_from(options)
-    from ..chat import Session
-    from ..chat_commands import Commands
+    from ..chat.commands import Commands
+    from ..chat.session import Session
     from ..trace import token_text
     from .terminal import Style, notice, writer
 
@@ -79,7 +79,7 @@ class Terminal:
         self.sia, self.write, self.style = sia, write, style
 
     def answer(self, stream: Iterator[Step | Notice]) -> None:
-        from ..chat import Notice
+        from ..chat.session import Notice
         from ..trace import closing_line, flipped
         from .terminal import interruptible, notice, visible
 

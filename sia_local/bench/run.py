@@ -16,13 +16,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from .api import DEFAULT_CANDIDATES, DEFAULT_HEAD_CANDIDATES, SIA
-from .bench_arms import RIVAL, UNSTEERED, Arm, RivalArm, Row, Workload
-from .config import SiaConfig
-from .engine import Engine
-from .errors import ConfigError, SiaError
-from .runtime import Context, ContextOptions, GgufMetadata, Model, default_threads
-from .value import ValueFile, open_value, sequences_for
+from ..api import DEFAULT_CANDIDATES, DEFAULT_HEAD_CANDIDATES, SIA
+from ..config import SiaConfig
+from ..engine import Engine
+from ..errors import ConfigError, SiaError
+from ..runtime import Context, ContextOptions, GgufMetadata, Model, default_threads
+from ..value import ValueFile, open_value, sequences_for
+from .arms import RIVAL, UNSTEERED, Arm, RivalArm, Row, Workload
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from .errors import SiaError
-from .gguf_keys import KIND, LAYOUT
-from .runtime import GgufMetadata
+from ..errors import SiaError
+from ..gguf_keys import KIND, LAYOUT
+from ..runtime import GgufMetadata
 
 _KV_BYTES = {"f32": 4.0, "f16": 2.0, "q8_0": 34 / 32, "q5_1": 24 / 32, "q5_0": 22 / 32, "q4_1": 20 / 32}
 _KV_BYTES |= {"q4_0": 18 / 32}

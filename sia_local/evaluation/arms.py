@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from .config import SiaConfig
-from .errors import ConfigError
+from ..config import SiaConfig
+from ..errors import ConfigError
 
 FAMILIES = ("off", "sparse", "dense", "random", "bon", "profile")
 DEFAULT_RATES = (0.1, 0.2, 0.4, 0.8)

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from .config import SiaConfig
-from .decode import Prompt, Stats, Step
-from .errors import ContextFullError, DataError
-from .files import atomic_write
-from .text import Written
+from ..config import SiaConfig
+from ..decode import Prompt, Stats, Step
+from ..errors import ContextFullError, DataError
+from ..files import atomic_write
+from ..text import Written
 
 Message = dict[str, str]
 _SETTINGS = ("gate", "threshold", "rate", "beta")

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from ..files import atomic_write
+from ..prompts import PromptItem
 from .arms import Arm
-from .files import atomic_write
 from .metrics import (
     Frontier,
     Interval,
@@ -25,7 +26,6 @@ from .metrics import (
     repetition,
     reward_at_kl,
 )
-from .prompts import PromptItem
 from .samples import Sample
 
 FEW_PROMPTS = 30

@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from . import gguf_keys as keys
-from .errors import ConfigError
+from .. import gguf_keys as keys
+from ..errors import ConfigError
 from .shapes import Shape, parse_shape, vocabulary
 
 VERSION = 1  # part of every cached file's name: raise it when what is written changes
@@ -301,7 +301,7 @@ def ensure(
             if ftype == "F16":
                 os.replace(half, done)
             else:
-                from .runtime import quantize
+                from ..runtime import quantize
 
                 quantize(half, done, ftype, n_threads)
             if kind == "lean":

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import IO, Any
 
-from .errors import ConfigError, DataError
+from ..errors import ConfigError, DataError
 
 
 @dataclass

@@ -10,12 +10,12 @@ from statistics import fmean, stdev
 
 import numpy as np
 
-from .api import SIA
-from .config import SiaConfig
-from .decode import Prompt
-from .errors import ConfigError
+from ..api import SIA
+from ..config import SiaConfig
+from ..decode import Prompt
+from ..errors import ConfigError
+from ..value import ValueModel
 from .replay import Recorder
-from .value import ValueModel
 
 RIVAL = "llama-cpp-python"
 UNSTEERED = "unsteered"

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .runtime import Context
+from ..runtime import Context
 
 _CALLS = ("seq_rm", "seq_cp", "set_embeddings")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from . import svg
-from .report import markup, render
+from .. import svg
+from ..report import markup, render
 from .samples import Sample
 from .summary import equal_kl_table, findings, markdown_table
 

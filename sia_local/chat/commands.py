@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from . import trace, why
-from .chat import Session
-from .errors import ConfigError, SiaError
+from .. import trace, why
+from ..errors import ConfigError, SiaError
+from .session import Session
 
 HELP = """\
 /help               this list
@@ -145,8 +145,8 @@ class Commands:
         s, path = self.session, _path(rest, "/report", "answer.html")
         if not s.steps:
             raise ConfigError("there is no answer to report yet; ask something first")
-        from .files import atomic_write
-        from .report import answer_report
+        from ..files import atomic_write
+        from ..report import answer_report
 
         asked = next((turn["content"] for turn in reversed(s.turns) if turn["role"] == "user"), "")
         page = answer_report(

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..config import SiaConfig
+from ..errors import SiaError
+from ..prompts import PromptItem
+from ..rewards import Reward
 from .arms import Arm
-from .config import SiaConfig
-from .errors import SiaError
-from .prompts import PromptItem
-from .rewards import Reward
 from .samples import Sample, SampleFile
 
 if TYPE_CHECKING:
-    from .api import SIA
-    from .decode import Job
+    from ..api import SIA
+    from ..decode import Job
 
 SCORE_BATCH = 16
 FEW_PROMPTS = 30

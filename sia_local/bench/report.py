@@ -13,10 +13,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from .bench import BenchOptions
-from .bench_arms import RIVAL, UNSTEERED, Row
-from .bench_cold import ColdRow
-from .runtime import Model, versions
+from ..runtime import Model, versions
+from .arms import RIVAL, UNSTEERED, Row
+from .cold import ColdRow
+from .run import BenchOptions
 
 FORMATS = ("md", "csv", "json", "jsonl")
 
@@ -39,7 +39,7 @@ class Goal:
 
 def setting(options: BenchOptions, model: Model) -> dict[str, Any]:
     """What identifies a measurement: versions, machine, backend, model, threads, time."""
-    from . import __version__
+    from .. import __version__
 
     said = versions()
     return {

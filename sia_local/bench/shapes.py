@@ -5,7 +5,7 @@ from __future__ import annotations
 import string
 from dataclasses import dataclass, replace
 
-from .errors import ConfigError
+from ..errors import ConfigError
 
 _NORMAL, _CONTROL, _UNUSED = 1, 3, 5  # tokenizer.ggml.token_type
 

@@ -1,0 +1,1 @@
+"""Speed and memory: arms, floors, random-weight models, and the table."""

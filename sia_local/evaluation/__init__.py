@@ -1,0 +1,1 @@
+"""Quality: arms over prompts, samples on disk, metrics, and the report."""
