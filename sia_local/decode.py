@@ -72,7 +72,8 @@ class Step:
     entropy in nats; kl: KL of this step's distribution from the base's, nats, of which kl_truncation is due to
     cutting to the candidates; logprob: log-probability of the token under the base; beta: strength used (0 when
     not steered); finish: None, `eog`, `stop`, `length` or `context`. kl_steering: KL from the same step without
-    values (same candidates, filters, temperature), nats: what a KL budget counts.
+    values (same candidates, filters, temperature), nats: what a KL budget counts. flipped: steering changed the
+    likeliest candidate; values_asked: candidates scored.
     """
 
     job: int
@@ -88,6 +89,8 @@ class Step:
     finish: str | None
     candidates: Candidates | None
     kl_steering: float = 0.0
+    flipped: bool = False
+    values_asked: int = 0
 
 
 @dataclass
@@ -171,8 +174,8 @@ def decode(
             step = sequence.step()
             stats.tokens += 1
             stats.junctions += step.steered
-            stats.flips += sequence.choice.flipped
-            stats.values_asked += len(sequence.choice.asked)
+            stats.flips += step.flipped
+            stats.values_asked += step.values_asked
             stats.kl += step.kl
             stats.kl_truncation += step.kl_truncation
             stats.kl_steering += step.kl_steering
@@ -234,6 +237,8 @@ class _Live:
             finish=self.finish,
             candidates=choice.candidates() if self.job.trace else None,
             kl_steering=choice.kl_steering,
+            flipped=choice.flipped,
+            values_asked=len(choice.asked),
         )
         choice.advance()
         return step

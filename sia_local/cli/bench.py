@@ -9,21 +9,10 @@ from typing import Any
 import click
 
 from ..errors import ConfigError
+from .options import numbers
 
 FORMATS = ("md", "csv", "json", "jsonl")
 PLACEMENTS = ("separate", "lean", "quarter", "quarter-lean", "adapter", "head")
-
-
-def _numbers(kind: type) -> Any:
-    """Callback for comma lists such as 1,4,8, as llama-bench takes them."""
-
-    def parse(_ctx: click.Context, param: click.Parameter, text: str) -> tuple[Any, ...]:
-        try:
-            return tuple(dict.fromkeys(kind(part) for part in text.split(",") if part.strip()))
-        except ValueError:
-            raise ConfigError(f"{param.opts[0]} is {text!r}; expected numbers separated by commas") from None
-
-    return parse
 
 
 @click.command()
@@ -37,14 +26,14 @@ def _numbers(kind: type) -> Any:
     show_default=True,
     help="Value models written with --synthetic; `none` for none.",
 )
-@click.option("-p", "prompts", default="0", callback=_numbers(int), help="Prompt tokens to read.  [default: 0, off]")
-@click.option("-n", "tokens", default="64", callback=_numbers(int), show_default=True, help="Tokens to generate.")
-@click.option("-d", "depths", default="64", callback=_numbers(int), show_default=True, help="Tokens before them.")
+@click.option("-p", "prompts", default="0", callback=numbers(int), help="Prompt tokens to read.  [default: 0, off]")
+@click.option("-n", "tokens", default="64", callback=numbers(int), show_default=True, help="Tokens to generate.")
+@click.option("-d", "depths", default="64", callback=numbers(int), show_default=True, help="Tokens before them.")
 @click.option("-r", "repetitions", default=5, show_default=True, help="Repetitions, after one warm-up.")
 @click.option("-o", "form", default="md", show_default=True, metavar="|".join(FORMATS), help="Output format.")
-@click.option("--rate", "rates", default="0.2", callback=_numbers(float), show_default=True, help="Junction rates.")
-@click.option("-s", "--sequences", default="1", callback=_numbers(int), show_default=True, help="Texts at once.")
-@click.option("-k", "--candidates", "k", default="", callback=_numbers(int), help="[default: 10; 4 for a head]")
+@click.option("--rate", "rates", default="0.2", callback=numbers(float), show_default=True, help="Junction rates.")
+@click.option("-s", "--sequences", default="1", callback=numbers(int), show_default=True, help="Texts at once.")
+@click.option("-k", "--candidates", "k", default="", callback=numbers(int), help="[default: 10; 4 for a head]")
 @click.option("--min-share", default=0.0, help="Score only candidates this likely, relative to the best.")
 @click.option("--row-group", default=1, help="Fill scored candidates up to a multiple of this.")
 @click.option("--dense/--no-dense", default=True, show_default=True, help="Steer every token as well.")

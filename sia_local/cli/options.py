@@ -31,6 +31,18 @@ def _all(*options: Callable[[F], F]) -> Callable[[F], F]:
     return decorate
 
 
+def numbers(kind: type) -> Any:
+    """Callback for comma lists such as 1,4,8."""
+
+    def parse(_ctx: click.Context, param: click.Parameter, text: str | None) -> tuple[Any, ...]:
+        try:
+            return tuple(dict.fromkeys(kind(part) for part in (text or "").split(",") if part.strip()))
+        except ValueError:
+            raise ConfigError(f"{param.opts[0]} is {text!r}; expected numbers separated by commas") from None
+
+    return parse
+
+
 def model_options(function: F) -> F:
     """-m, -v, --ctx, --threads, --n-gpu-layers and KV cache options, for load_from()."""
     return _all(
@@ -71,19 +83,13 @@ def steering_options(function: F) -> F:
             help=f"When to steer: {', '.join(GATES)}. Several are OR-ed.  [default: {d.gate}]",
         ),
         click.option("--threshold", type=float, help=f"Entropy of a junction, nats.  [default: {d.threshold}]"),
-        click.option("--entropy", metavar="|".join(ENTROPIES), help=f"[default: {d.entropy}]"),
         click.option("--rate", type=float, help="Wanted share of steered tokens; alone it means --gate rate."),
         click.option("--first-n", type=int, help="Tokens steered by --gate first-n; alone it means that gate."),
         click.option("--ratio", type=float, help="Rise of entropy that --gate ratio waits for."),
         click.option("--varentropy", type=float, help="Threshold of --gate varentropy, nats²."),
-        click.option("-k", "--candidates", "k", type=int, help=f"Candidates of a token.  [default: {d.k}]"),
         click.option("--beta", type=float, help=f"Strength; below 0 the opposite.  [default: {d.beta}]"),
         click.option("--beta-unit", metavar="|".join(BETA_UNITS), help=f"[default: {d.beta_unit}]"),
-        click.option("--center", is_flag=True, default=None, help="Subtract the candidates' mean value."),
-        click.option("--clip", type=(float, float), metavar="LOW HIGH", help="Bound the values."),
-        click.option("--tail", is_flag=True, default=None, help="Keep tokens beyond the candidates, unsteered."),
-        click.option("--min-share", type=float, help="Score only candidates this likely, relative to the best."),
-        click.option("--row-group", type=int, help="Fill scored candidates up to a multiple of this."),
+        candidate_options,
         click.option("--kl-per-token", type=float, help="Nats a token that steering may spend on average."),
         click.option("--kl-total", type=float, help="Nats that steering may spend on the whole text."),
         click.option("--paper", is_flag=True, help="The paper's setting; same as --preset paper."),
@@ -91,11 +97,33 @@ def steering_options(function: F) -> F:
     )(function)
 
 
+def candidate_options(function: F) -> F:
+    """What is entropy, which candidates are scored, and what becomes of their values, whatever the gate and beta."""
+    d = _DEFAULTS
+    return _all(
+        click.option("-k", "--candidates", "k", type=int, help=f"Candidates of a token.  [default: {d.k}]"),
+        click.option("--entropy", metavar="|".join(ENTROPIES), help=f"Of these or of all tokens.  [default: {d.entropy}]"),
+        click.option("--center", is_flag=True, default=None, help="Subtract the candidates' mean value."),
+        click.option("--clip", type=(float, float), metavar="LOW HIGH", help="Bound the values."),
+        click.option("--tail", is_flag=True, default=None, help="Keep tokens beyond the candidates, unsteered."),
+        click.option("--min-share", type=float, help="Score only candidates this likely, relative to the best."),
+        click.option("--row-group", type=int, help="Fill scored candidates up to a multiple of this."),
+    )(function)
+
+
 def sampling_options(function: F) -> F:
     """Temperature, truncation, penalties, grammar, stop strings, length and seed."""
-    s = _SAMPLING
     return _all(
         click.option("-n", "--max-tokens", type=int, default=256, show_default=True, help="Longest answer, tokens."),
+        text_options,
+        click.option("--seed", type=click.IntRange(min=0), help="The same seed gives the same text.  [default: drawn]"),
+    )(function)
+
+
+def text_options(function: F) -> F:
+    """Sampling without length and seed, for which commands over many texts have other defaults."""
+    s = _SAMPLING
+    return _all(
         click.option("--temp", "temperature", type=float, help=f"0 takes the best.  [default: {s.temperature}]"),
         click.option("--top-p", type=float, help=f"[default: {s.top_p}, off]"),
         click.option("--min-p", type=float, help=f"[default: {s.min_p}, off]"),
@@ -105,7 +133,6 @@ def sampling_options(function: F) -> F:
         click.option("--penalty-last-n", type=int, help=f"Tokens penalties look at.  [default: {s.penalty_last_n}]"),
         click.option("--grammar-file", type=click.Path(), help="GBNF grammar the text must follow."),
         click.option("--stop", multiple=True, help="Text that ends the answer (\\n is a line break); repeatable."),
-        click.option("--seed", type=click.IntRange(min=0), help="The same seed gives the same text.  [default: drawn]"),
     )(function)
 
 
