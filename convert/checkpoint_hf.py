@@ -142,6 +142,8 @@ class Lora:
         tensors = TensorFolder.open(root, "adapter_model")
         halves: dict[str, dict[str, np.ndarray]] = {}
         for name in tensors:
+            if name.startswith(("score.", "classifier.")):
+                continue  # PEFT keeps a copy of a sequence classifier's own head; the value head replaces it
             module, _, rest = name.partition(".lora_")
             if rest.split(".")[0] not in ("A", "B"):
                 raise IncompatibleError(

@@ -36,10 +36,14 @@ class Case:
 
 @dataclass(frozen=True)
 class Runtime:
-    """How GGUF files are run to compare them: float32 KV cache, no flash attention."""
+    """How GGUF files are run to compare them: float32 KV cache, no flash attention.
+
+    n_gpu_layers: of the base that decides the junctions; values are compared on the CPU, in full float32.
+    """
 
     n_ctx: int = 1024
     n_threads: int = 0
+    n_gpu_layers: int = 0
 
     def load(self, base: str | os.PathLike[str], value: str | os.PathLike[str] | None, k: int) -> SIA:
         from sia_local import SIA
@@ -49,6 +53,7 @@ class Runtime:
             value,
             n_ctx=self.n_ctx,
             n_threads=self.n_threads,
+            n_gpu_layers=self.n_gpu_layers if value is None else 0,
             max_candidates=k if value is not None else None,
             type_k="f32",
             type_v="f32",
@@ -78,14 +83,14 @@ def find_cases(
         for trajectory in waiting:
             prompt = sia.prompt(trajectory.prompt, raw=trajectory.rendered == trajectory.prompt)
             tokens = trajectory.tokens[: max(0, sia.n_ctx - 1 - len(prompt.tokens))]
-            sia.engine.begin(0, prompt.tokens)
             found: list[tuple[int, np.ndarray]] = []
-            for t, token in enumerate(tokens):
-                logits = sia.engine.logits([0])[0]
-                ids = top_candidates(logits, k)
-                if entropy(logits[ids]) >= threshold:
-                    found.append((t, ids))
-                sia.engine.accept(0, token)
+            t = 0
+            for rows in sia.engine.trail(0, prompt.tokens[:-1], [prompt.tokens[-1], *tokens[:-1]]):
+                for logits in rows:
+                    ids = top_candidates(logits, k)
+                    if entropy(logits[ids]) >= threshold:
+                        found.append((t, ids))
+                    t += 1
             if len(found) > per_trajectory:
                 chosen = np.linspace(0, len(found) - 1, per_trajectory).round().astype(int)
                 found = [found[i] for i in chosen]

@@ -1,140 +1,76 @@
-"""The whole chain from one TOML file: base, rollouts, rewards, training, export, quantization, proof.
-
-A step is skipped when its outputs exist and its settings and the content of its inputs are what they were.
-"""
+"""The whole chain from TOML files: base, rollouts, rewards, training, export, quantization, proof."""
 
 from __future__ import annotations
 
-import hashlib
-import json
+import dataclasses
 import sys
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sia_local.errors import ConfigError, DataError, SiaError
-from sia_local.files import atomic_write
 
-from .aside import provenance
 from .progress import duration
+from .steps import State, Step, run_steps
 
-SECTIONS = ("work", "threads", "base", "rollouts", "reward", "value", "export", "verify")
+_ROLLOUTS = ("prompts", "limit", "pairs", "samples", "max_tokens", "k", "temperature", "slots", "n_ctx", "raw", "seed")
+SECTIONS: dict[str, tuple[str, ...]] = {
+    "base": ("gguf", "hf", "out", "dtype", "quantize", "name", "pre", "pretrain"),
+    "rollouts": _ROLLOUTS,
+    "reward": ("source", "name", "batch"),
+    "value": (),  # whatever TrainConfig has, and backbone, lora, processes
+    "export": ("out", "layout", "dtype", "rows", "quantize", "quantize_rows", "name", "pre"),
+    "verify": ("also", "threshold", "per_trajectory", *_ROLLOUTS),
+}
+SCALARS = ("work", "threads", "gpu_layers")
+REQUIRED = ("work", "base", "rollouts", "reward", "value", "export")
 
 
 class VerificationError(SiaError):
     """A GGUF whose values are further from PyTorch's than its type may be."""
 
 
-@dataclass(frozen=True)
-class Step:
-    """One link of the chain. `settings` and the content of `inputs` decide whether it must run again."""
-
-    name: str
-    run: Callable[[], object]
-    settings: Any = None
-    inputs: tuple[Path, ...] = ()
-    outputs: tuple[Path, ...] = ()
-    resumes: tuple[Path, ...] = ()  # left in place for an interrupted run of the same key, removed otherwise
-
-
-@dataclass
-class State:
-    """What was made from what, in `make.json` of the work folder; file hashes are cached by size and time."""
-
-    path: Path
-    steps: dict[str, dict[str, Any]] = field(default_factory=dict)
-    hashes: dict[str, list[Any]] = field(default_factory=dict)
-
-    @classmethod
-    def load(cls, path: Path) -> State:
-        if not path.exists():
-            return cls(path)
-        saved = json.loads(path.read_text(encoding="utf-8"))
-        return cls(path, saved.get("steps", {}), saved.get("hashes", {}))
-
-    def save(self) -> None:
-        with atomic_write(self.path) as handle:
-            json.dump({"steps": self.steps, "hashes": self.hashes, **provenance()}, handle, indent=1)
-
-    def content(self, path: Path) -> str:
-        """sha256 of a file."""
-        if not path.is_file():
-            raise DataError(f"no file at {path}: it is an input of the chain")
-        stat = path.stat()
-        known = self.hashes.get(str(path))
-        if known and known[:2] == [stat.st_size, stat.st_mtime_ns]:
-            return str(known[2])
-        digest = hashlib.sha256()
-        with path.open("rb") as handle:
-            while block := handle.read(1 << 20):
-                digest.update(block)
-        self.hashes[str(path)] = [stat.st_size, stat.st_mtime_ns, digest.hexdigest()]
-        return digest.hexdigest()
-
-    def key(self, step: Step) -> str:
-        parts = [step.name, json.dumps(step.settings, sort_keys=True, default=str)]
-        parts += [self.content(path) for path in step.inputs]
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
-
-def run_steps(steps: list[Step], state: State, echo: Callable[[str], None] = print) -> float:
-    """Runs what is not done and returns the seconds that all steps took when they ran."""
-    for step in steps:
-        key = state.key(step)
-        done = state.steps.get(step.name, {})
-        if done.get("key") == key and done.get("finished") and all(p.exists() for p in step.outputs):
-            echo(f"{step.name}: done before, in {duration(done['seconds'])}")
-            continue
-        before = done.get("seconds", 0.0) if done.get("key") == key else 0.0
-        if done.get("key") != key:
-            for path in step.resumes:
-                path.unlink(missing_ok=True)
-        state.steps[step.name] = {"key": key, "finished": False, "seconds": before}
-        state.save()
-        echo(f"{step.name} …")
-        started = time.monotonic()
-        try:
-            step.run()
-        finally:
-            state.steps[step.name]["seconds"] = round(before + time.monotonic() - started, 1)
-            state.save()
-        state.steps[step.name]["finished"] = True
-        state.save()
-        echo(f"{step.name}: {duration(state.steps[step.name]['seconds'])}")
-    return float(sum(state.steps[step.name]["seconds"] for step in steps))
-
-
-def read_plan(path: Path) -> dict[str, Any]:
-    """The TOML file, its sections checked."""
+def read_plan(*paths: Path) -> dict[str, Any]:
+    """The TOML files as one, later ones overriding single keys of earlier ones; names of keys are checked."""
     if sys.version_info >= (3, 11):
         import tomllib
     else:
         import tomli as tomllib
-    if not path.is_file():
-        raise DataError(f"no file at {path}: expected a TOML file such as models/demo.toml")
-    try:
-        plan = tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
-        raise DataError(f"{path} is not valid TOML ({error})") from error
-    unknown = set(plan) - set(SECTIONS)
-    missing = {"work", "base", "rollouts", "reward", "value", "export"} - set(plan)
-    if unknown or missing:
-        raise ConfigError(
-            f"{path}: {'unknown ' + ', '.join(sorted(unknown)) if unknown else ''}"
-            f"{' and ' if unknown and missing else ''}{'missing ' + ', '.join(sorted(missing)) if missing else ''}; "
-            f"expected {', '.join(SECTIONS)}"
-        )
+    plan: dict[str, Any] = {}
+    for path in paths:
+        if not path.is_file():
+            raise DataError(f"no file at {path}: expected a TOML file such as models/demo.toml")
+        try:
+            read = tomllib.loads(path.read_text(encoding="utf-8"))
+        except tomllib.TOMLDecodeError as error:
+            raise DataError(f"{path} is not valid TOML ({error})") from error
+        _check_keys(path, read)
+        for key, value in read.items():
+            plan[key] = {**plan.get(key, {}), **value} if isinstance(value, dict) else value
+    missing = [name for name in REQUIRED if name not in plan]
+    if missing:
+        raise ConfigError(f"{paths[0]} lacks {', '.join(missing)}: expected {', '.join((*SCALARS, *SECTIONS))}")
     return plan
 
 
-def make(path: Path, echo: Callable[[str], None] = print) -> None:
-    """Brings everything that the TOML file describes up to date. Paths in it are relative to its folder.
+def _check_keys(path: Path, plan: dict[str, Any]) -> None:
+    for key, value in plan.items():
+        if key in SCALARS:
+            continue
+        if key not in SECTIONS or not isinstance(value, dict):
+            raise ConfigError(f"{path}: unknown {key!r}; expected {', '.join((*SCALARS, *SECTIONS))}")
+        allowed = SECTIONS[key]
+        for name in value:
+            if allowed and name not in allowed:
+                raise ConfigError(f"{path}: [{key}] has no setting {name!r}; expected {', '.join(allowed)}")
+
+
+def make(*paths: Path, echo: Callable[[str], None] = print) -> None:
+    """Brings everything that the TOML files describe up to date. Paths in them are relative to the first one.
 
     Raises VerificationError when a finished file is beyond its tolerance.
     """
-    chain = Chain(path, read_plan(path), echo)
+    chain = Chain(paths[0].resolve().parent, read_plan(*paths), echo)
     state = State.load(chain.work / "make.json")
     seconds = run_steps(chain.steps(), state, echo)
     echo(f"everything made; the steps took {duration(seconds)} in all")
@@ -150,50 +86,56 @@ def finished_name(out: Path, name: str, types: list[str]) -> Path:
 
 
 class Chain:
-    """The steps of one plan."""
+    """The steps of one plan; relative paths in it start from `folder`."""
 
-    def __init__(self, path: Path, plan: dict[str, Any], echo: Callable[[str], None] = print):
-        self.folder, self.plan, self.echo = path.resolve().parent, plan, echo
+    def __init__(self, folder: Path, plan: dict[str, Any], echo: Callable[[str], None] = print):
+        self.folder, self.plan, self.echo = folder, plan, echo
         self.work = self.at(plan["work"])
         self.threads = int(plan.get("threads", 0))
+        self.gpu_layers = int(plan.get("gpu_layers", 0))
 
     def at(self, name: str) -> Path:
         return (self.folder / name).resolve()
 
     def section(self, name: str) -> dict[str, Any]:
-        """A section without the keys that the chain itself reads."""
         return dict(self.plan.get(name, {}))
+
+    def need(self, section: str, key: str) -> Any:
+        if key not in self.plan[section]:
+            raise ConfigError(f"[{section}] lacks the setting {key!r}")
+        return self.plan[section][key]
 
     def steps(self) -> list[Step]:
         base, base_steps = self._base()
         hf = self.at(self.plan["base"]["hf"]) if "hf" in self.plan["base"] else None
         data, data_steps = self._data(base)
         checkpoint, train_steps = self._train(hf, base, data)
-        return [*base_steps, *data_steps, *train_steps, *self._export(hf, base, checkpoint)]
+        return [*base_steps, *data_steps, *train_steps, *self._export(base, checkpoint)]
+
+    def _unquantized(self, out: Path, dtype: str, types: list[str]) -> Path:
+        """Where the file before quantization goes: it is a by-product if there are types to quantize to."""
+        name = out.stem if out.suffix == ".gguf" else out.name
+        return (self.work if types else out.parent) / f"{name}-{dtype.upper()}.gguf"
 
     def _base(self) -> tuple[Path, list[Step]]:
         settings = self.section("base")
         if "gguf" in settings:  # one that exists already
             return self.at(settings["gguf"]), []
-        hf, out = self.at(settings["hf"]), self.at(settings["out"])
-        dtype = settings.get("dtype", "f16")
-        steps = []
-        if "pretrain" in settings:
-            steps.append(self._pretrain(dict(settings["pretrain"]), hf))
-        full = (self.work if settings.get("quantize") else out.parent) / f"{out.stem}-{dtype.upper()}.gguf"
+        hf, out = self.at(self.need("base", "hf")), self.at(self.need("base", "out"))
+        dtype, types = settings.get("dtype", "f16"), list(settings.get("quantize", []))
+        steps = [self._pretrain(dict(settings["pretrain"]), hf)] if "pretrain" in settings else []
+        full = self._unquantized(out, dtype, types)
 
         def convert() -> None:
             from .export import export_base
 
             export_base(hf, full, dtype, settings.get("pre"), settings.get("name"))
 
-        inputs = (hf / "config.json", *sorted(hf.glob("*.safetensors")), hf / "tokenizer.json")
-        if not inputs[1:-1]:  # before pretraining: what it will write
-            inputs = (hf / "config.json", hf / "model.safetensors", hf / "tokenizer.json")
-        steps.append(Step("base to GGUF", convert, settings, inputs, (full,)))
+        kept = {key: settings.get(key) for key in ("dtype", "pre", "name")}
+        steps.append(Step("base to GGUF", convert, kept, (hf,), (full,)))
         last = full
-        for name in settings.get("quantize", []):
-            last = finished_name(out, name, settings["quantize"])
+        for name in types:
+            last = finished_name(out, name, types)
             steps.append(self._quantize("base", full, last, name))
         return last, steps
 
@@ -205,7 +147,7 @@ class Chain:
         def run() -> None:
             from .pretrain import PretrainConfig, pretrain
 
-            pretrain(PretrainConfig(out=hf, **settings))
+            pretrain(_checked("base.pretrain", PretrainConfig, out=hf, **settings))
 
         return Step("pretrain", run, settings, (), (hf / "config.json", hf / "tokenizer.json"))
 
@@ -218,6 +160,8 @@ class Chain:
         return Step(f"{what} to {name}", run, {"rows": rows}, (source,), (target,))
 
     def _rollouts(self, name: str, base: Path, settings: dict[str, Any], out: Path) -> Step:
+        if "prompts" not in settings:
+            raise ConfigError("[rollouts] lacks the setting 'prompts'")
         prompts = self.at(settings.pop("prompts"))
         limit = settings.pop("limit", None)
         pairs = settings.pop("pairs", False)
@@ -237,25 +181,37 @@ class Chain:
                 gate="off",
                 sampling=SamplingConfig(temperature=chosen.pop("temperature", 1.0)),
             )
-            config = RolloutConfig(base=str(base), sampling=sampling, n_threads=self.threads, **chosen)
+            machine = {"n_threads": self.threads, "n_gpu_layers": self.gpu_layers}
+            config = _checked("rollouts", RolloutConfig, base=str(base), sampling=sampling, **machine, **chosen)
             sample(load_prompts(prompts)[:limit], out, config)
 
         return Step(name, run, {**settings, "limit": limit, "pairs": pairs}, (base, prompts), (out,), (out,))
 
     def _data(self, base: Path) -> tuple[Path, list[Step]]:
         raw, scored = self.work / "rollouts.jsonl", self.work / "scored.jsonl"
-        reward = self.plan["reward"]
+        source, folder = self._reward()
+        batch = int(self.plan["reward"].get("batch", 64))
 
         def score() -> None:
             from .score import score_files
 
-            score_files([raw], scored, reward["source"], int(reward.get("batch", 64)))
+            score_files([raw], scored, source, batch)
 
+        inputs = (raw,) if folder is None else (raw, folder)
         steps = [
             self._rollouts("rollouts", base, self.section("rollouts"), raw),
-            Step("score", score, reward, (raw,), (scored,), (scored,)),
+            Step("score", score, self.plan["reward"]["source"], inputs, (scored,), (scored,)),
         ]
         return scored, steps
+
+    def _reward(self) -> tuple[str, Path | None]:
+        """The reward as `load_reward` takes it, and its folder or file where it names one beside the plan."""
+        source = str(self.need("reward", "source"))
+        kind, _, argument = source.partition(":")
+        if not argument.startswith((".", "/")):
+            return source, None
+        path = self.at(argument)
+        return f"{kind}:{path}", path
 
     def _train(self, hf: Path | None, base: Path, data: Path) -> tuple[Path, list[Step]]:
         settings = self.section("value")
@@ -263,99 +219,114 @@ class Chain:
         if "backbone" not in settings and hf is None:
             raise ConfigError("[value] needs backbone, a Hugging Face folder, when [base] names a finished GGUF")
         backbone = self.at(settings.pop("backbone")) if "backbone" in settings else hf
-        threads = self.threads
+        processes = int(settings.pop("processes", 1))
+        kind, _, argument = str(self.plan["reward"]["source"]).partition(":")
+        reward = self.plan["reward"].get("name") or (f"{kind}:{Path(argument).name}" if argument else kind)
 
         def run() -> None:
-            import torch
-
             from .train import TrainConfig, train
             from .value_model import LoraSettings
 
-            if threads:
-                torch.set_num_threads(threads)
             chosen = dict(settings)
             lora = dict(chosen.pop("lora", {}))
             if "targets" in lora:
                 lora["targets"] = tuple(lora["targets"])
-            try:
-                config = TrainConfig(
-                    backbone=str(backbone),
-                    data=(str(data),),
-                    out=str(out),
-                    lora=LoraSettings(**lora),
-                    reward_name=self.plan["reward"]["source"],
-                    base_name=base.stem,
-                    **chosen,
-                )
-            except TypeError as error:
-                raise ConfigError(f"[value]: {error}") from error
+            if chosen.get("template", "chat") not in ("chat", "raw"):
+                chosen["template"] = self.at(chosen["template"]).read_text(encoding="utf-8")
+            config = _checked(
+                "value",
+                TrainConfig,
+                backbone=str(backbone),
+                data=(str(data),),
+                out=str(out),
+                lora=_checked("value.lora", LoraSettings, **lora),
+                reward_name=reward,
+                base_name=base.stem,
+                **chosen,
+            )
+            if processes > 1:
+                from .launch import launch
+
+                launch(config, processes, self.work / "train.json")
+                return
+            import torch
+
+            if self.threads:
+                torch.set_num_threads(self.threads)
             train(config)
 
-        weights = (Path(str(backbone)) / "config.json", Path(str(backbone)) / "model.safetensors")
-        inputs = (data, *(path for path in weights if path.exists() or path == weights[0]))
         outputs = (out / "value.json", out / "training.json")
-        return out, [Step("train", run, settings, inputs, outputs, (out / "state.pt",))]
+        return out, [Step("train", run, settings, (data, Path(str(backbone))), outputs, (out / "state.pt",))]
 
-    def _export(self, hf: Path | None, base: Path, checkpoint: Path) -> list[Step]:
+    def _export(self, base: Path, checkpoint: Path) -> list[Step]:
         settings, check = self.section("export"), self.section("verify")
-        out = self.at(settings["out"])
+        out = self.at(self.need("export", "out"))
         layout, dtype = settings.get("layout", "merged"), settings.get("dtype", "f32")
         types = list(settings.get("quantize", []))
-        full = (self.work if types else out.parent) / f"{out.stem}-{dtype.upper()}.gguf"
-        unseen = self.work / "unseen.jsonl"
-        limit = int(check.pop("limit", 40))
-        extra = list(check.pop("also", []))
+        full = self._unquantized(out, dtype, types)
+        unseen, report = self.work / "unseen.jsonl", self.work / "verify.json"
+        finished = [finished_name(out, name, types) for name in types]
+        limit, also = int(check.pop("limit", 40)), list(check.pop("also", []))
         k, threshold = int(check.pop("k", 10)), float(check.pop("threshold", 1.0))
+        per_trajectory = int(check.pop("per_trajectory", 24))
         seen = {**self.section("rollouts"), "samples": 1, "seed": 1, "limit": limit, **check}
+        n_ctx = int(seen.get("n_ctx", 512)) + 64  # room for the value model's longer rendering of the prompt
+        junctions = {"k": k, "threshold": threshold, "limit": limit}
 
         def spread() -> None:
             from .head import ValueCheckpoint
             from .spread import measure_spread, store_spread
 
             found = ValueCheckpoint.open(checkpoint)
-            store_spread(found, measure_spread(found, base, [unseen], k, threshold, limit, self.threads)[0])
+            runtime = self._runtime(n_ctx)
+            value, count = measure_spread(found, base, [unseen], k, threshold, limit, runtime)
+            self.echo(f"spread of V among candidates: {value:.4g} in reward units, over {count} junctions")
+            store_spread(found, value)
 
         def export() -> None:
             from .export import export_value
             from .head import ValueCheckpoint
 
-            export_value(
-                ValueCheckpoint.open(checkpoint),
-                full,
-                layout,
-                base,
-                dtype,
-                settings.get("rows"),
-                settings.get("name"),
-                settings.get("pre"),
-            )
-
-        weights = (checkpoint / "training.json",)
-        finished = [finished_name(out, name, types) for name in types]
-        report = self.work / "verify.json"
+            found = ValueCheckpoint.open(checkpoint)
+            rows, name, pre = (settings.get(key) for key in ("rows", "name", "pre"))
+            export_value(found, full, layout, base, dtype, rows, name, pre)
 
         def verify() -> None:
             from .head import ValueCheckpoint
             from .verify import table, write_report
             from .verify import verify as run
 
-            found = ValueCheckpoint.open(checkpoint)
-            files = [full, *finished]
-            rows = run(found, files, base, [unseen], extra, k, threshold, limit, n_threads=self.threads)
+            found, files = ValueCheckpoint.open(checkpoint), [full, *finished]
+            rows = run(
+                found, files, base, [unseen], also, k, threshold, limit, per_trajectory, self._runtime(n_ctx)
+            )
             self.echo(table(rows))
             write_report(rows, report)
-            failed = [row.file for row in rows if row.failures]
-            if failed:
+            if failed := [row.file for row in rows if row.failures]:
                 raise VerificationError(f"{', '.join(failed)}: beyond the tolerance of the type, see {report}")
 
-        settings_of_spread = {"k": k, "threshold": threshold, "limit": limit}
+        trained = checkpoint / "training.json"
+        made = {"layout": layout, "dtype": dtype, **{key: settings.get(key) for key in ("rows", "name", "pre")}}
         steps = [
             self._rollouts("unseen rollouts", base, seen, unseen),
-            Step("spread", spread, settings_of_spread, (*weights, unseen, base), (checkpoint / "value.json",)),
-            Step("export", export, settings, (*weights, checkpoint / "value.json", base), (full,)),
+            Step("spread", spread, junctions, (trained, unseen, base), (checkpoint / "value.json",)),
+            Step("export", export, made, (trained, checkpoint / "value.json", base), (full,)),
         ]
         for name, path in zip(types, finished, strict=True):
             steps.append(self._quantize("value", full, path, name, settings.get("quantize_rows")))
-        inputs = (full, *finished, base, unseen)
-        steps.append(Step("verify", verify, {**settings_of_spread, "also": extra}, inputs, (report,)))
-        return steps
+        asked = {**junctions, "also": also, "per_trajectory": per_trajectory}
+        return [*steps, Step("verify", verify, asked, (full, *finished, base, unseen), (report,))]
+
+    def _runtime(self, n_ctx: int) -> Any:
+        from .junctions import Runtime
+
+        return Runtime(n_ctx, self.threads, self.gpu_layers)
+
+
+def _checked(section: str, kind: Any, **settings: Any) -> Any:
+    """A configuration object; ConfigError names a setting that it does not have."""
+    known = {f.name for f in dataclasses.fields(kind)}
+    for name in settings:
+        if name not in known:
+            raise ConfigError(f"[{section}] has no setting {name!r}; expected one of {', '.join(sorted(known))}")
+    return kind(**settings)

@@ -42,14 +42,12 @@ def measure_spread(
     k: int = 10,
     threshold: float = 1.0,
     limit: int = 60,
-    n_threads: int = 0,
+    runtime: Runtime | None = None,
 ) -> tuple[float, int]:
     """(spread in reward units, junctions measured) on up to `limit` trajectories, junctions taken from the base."""
     from .value_model import load
 
-    cases = find_cases(
-        base, take(paths, limit), reader_for(checkpoint), k, threshold, runtime=Runtime(n_threads=n_threads)
-    )
+    cases = find_cases(base, take(paths, limit), reader_for(checkpoint), k, threshold, runtime=runtime)
     model = load(checkpoint)
     progress = Progress("spread", len(cases))
     values = []

@@ -130,7 +130,14 @@ class Appender:
         return self
 
     def __call__(self, line: str) -> None:
-        self._handle.write(line.encode("utf-8") + b"\n")
+        data = memoryview(line.encode("utf-8") + b"\n")
+        before = self._handle.tell()
+        try:
+            while data:  # an unbuffered write may take only a part
+                data = data[self._handle.write(data) or 0 :]
+        except BaseException:
+            self._handle.truncate(before)
+            raise
 
     def __exit__(self, *_: object) -> None:
         self._handle.close()

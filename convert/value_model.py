@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,13 +156,21 @@ def build(
 
 
 def save_changes(model: ValueModel, folder: Path, tune: str) -> None:
-    """What training changed in the backbone: `lora_weights/` (PEFT) or `tuned.safetensors`."""
+    """What training changed in the backbone: `lora_weights/` as PEFT reads it, or `tuned.safetensors`."""
     from safetensors.torch import save
 
     from sia_local.files import atomic_write
 
     if tune == "lora":
-        model.backbone.save_pretrained(folder / "lora_weights")  # type: ignore[operator]
+        from peft import get_peft_model_state_dict
+
+        # Not save_pretrained: a full disk would leave half a file there.
+        weights = {name: w.detach().cpu().contiguous() for name, w in get_peft_model_state_dict(model.backbone).items()}
+        with atomic_write(folder / "lora_weights" / "adapter_model.safetensors", "wb") as handle:
+            handle.write(save(weights))
+        settings = {**model.backbone.peft_config["default"].to_dict(), "inference_mode": True}  # type: ignore
+        with atomic_write(folder / "lora_weights" / "adapter_config.json") as handle:
+            json.dump({k: sorted(v) if isinstance(v, set) else v for k, v in settings.items()}, handle, indent=1)
         return
     if tune == "full":
         tensors = {

@@ -54,13 +54,12 @@ def verify(
     threshold: float = 1.0,
     limit: int = 40,
     per_trajectory: int = 24,
-    n_threads: int = 0,
-    n_ctx: int = 1024,
+    runtime: Runtime | None = None,
 ) -> list[Row]:
     """One row a file, and one for each quantization of the first file, made for the purpose and thrown away."""
     from .value_model import load
 
-    runtime = Runtime(n_ctx, n_threads)
+    runtime = runtime or Runtime()
     reader = reader_for(checkpoint)
     trajectories = take(data, limit)
     if not trajectories:
@@ -77,7 +76,7 @@ def verify(
     with tempfile.TemporaryDirectory() as folder:
         for path in [Path(f) for f in files]:
             rows.append(compare(path, base, cases, wanted, runtime, k))
-        for path in _quantized(Path(files[0]), quantizations, Path(folder), n_threads):
+        for path in _quantized(Path(files[0]), quantizations, Path(folder), runtime.n_threads):
             rows.append(compare(path, base, cases, wanted, runtime, k))
     return rows
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import tiny
 
 import models
 
@@ -46,3 +47,27 @@ def adapter_gguf(make_gguf: Callable[..., Path]) -> Path:
 @pytest.fixture(scope="session")
 def head_gguf(make_gguf: Callable[..., Path]) -> Path:
     return make_gguf("head")
+
+
+@pytest.fixture(scope="session")
+def make_hf(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """make_hf(arch="qwen3", **over) -> folder of a tiny random Hugging Face model; the same arguments, the same one."""
+    folder = tmp_path_factory.mktemp("hf")
+    made: dict[str, Path] = {}
+
+    def make(arch: str = "qwen3", **over: object) -> Path:
+        key = f"{arch}-{sorted(over.items())!r}"
+        if key not in made:
+            made[key] = tiny.tiny_hf(arch, folder / f"{arch}-{len(made)}", **over)
+        return made[key]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_base(make_hf: Callable[..., Path]) -> Path:
+    """The float32 GGUF of make_hf()."""
+    from sia_convert.export import export_base
+
+    folder = make_hf()
+    return export_base(folder, folder.with_name("base-F32.gguf"), "f32")

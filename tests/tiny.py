@@ -92,6 +92,33 @@ def tiny_hf(arch: str, folder: str | Path, **over: Any) -> Path:
     return root
 
 
+def tiny_reward(folder: str | Path, seed: int = 3) -> Path:
+    """A random Qwen3 sequence classifier with one output, its tokenizer and chat template, in `folder`."""
+    import torch
+    import transformers
+
+    transformers.logging.disable_progress_bar()
+    root = tiny_tokenizer(folder)
+    config = transformers.Qwen3Config(
+        vocab_size=400,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        num_labels=1,
+        pad_token_id=0,
+    )
+    torch.manual_seed(seed)
+    model = transformers.AutoModelForSequenceClassification.from_config(config)
+    with torch.no_grad():
+        model.get_input_embeddings().weight.normal_()
+        model.score.weight.normal_()
+    model.save_pretrained(root)
+    return root
+
+
 def tiny_gguf(arch: str, path: str | Path, dtype: str = "f32", **over: Any) -> Path:
     """The GGUF of `tiny_hf(arch)`; the Hugging Face folder stays beside it as `<stem>-hf`."""
     from sia_convert.export import export_base

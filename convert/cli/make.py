@@ -10,14 +10,16 @@ import click
 
 @click.command("make")
 @click.argument("plan", type=click.Path(path_type=Path))
-def make(plan: Path) -> None:
+@click.argument("overrides", nargs=-1, type=click.Path(path_type=Path))
+def make(plan: Path, overrides: tuple[Path, ...]) -> None:
     """Run the whole chain that the TOML file PLAN describes, skipping what is done.
 
-    A step runs again when its settings or the content of its inputs changed. Stop it with Ctrl-C and give the
-    command again to continue.
+    Settings in the TOML files OVERRIDES replace those of PLAN; paths in all of them are relative to PLAN. A step
+    runs again when its settings or the content of its inputs changed. Stop it with Ctrl-C and give the command
+    again to continue.
     """
     # Before torch is imported: waiting threads that spin slow everything down once cores are shared.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from ..make import make as run
 
-    run(plan, click.echo)
+    run(plan, *overrides, echo=click.echo)

@@ -21,6 +21,7 @@ import click
 @click.option("--per-trajectory", default=24, help="Junctions of a trajectory at most.")
 @click.option("--ctx", default=1024, help="Tokens a sequence may hold.")
 @click.option("--threads", default=0, show_default="all")
+@click.option("--gpu-layers", default=0, help="Layers of the base on the GPU while it decides the junctions.")
 @click.pass_context
 def verify(
     ctx_: click.Context,
@@ -37,6 +38,7 @@ def verify(
     per_trajectory: int,
     ctx: int,
     threads: int,
+    gpu_layers: int,
 ) -> None:
     """Compare the values of the GGUF FILES with those of CHECKPOINT in PyTorch, on the same token sequences.
 
@@ -44,6 +46,7 @@ def verify(
     (float32: max |dV| 1e-3; Q8_0: the same best candidate at 95 % of junctions; Q4_K_M: at 90 %).
     """
     from ..head import ValueCheckpoint
+    from ..junctions import Runtime
     from ..verify import table, write_report
     from ..verify import verify as run
 
@@ -57,8 +60,7 @@ def verify(
         threshold,
         limit,
         per_trajectory,
-        threads,
-        ctx,
+        Runtime(ctx, threads, gpu_layers),
     )
     click.echo(table(rows))
     if out is not None:
