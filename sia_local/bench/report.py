@@ -10,9 +10,9 @@ import platform
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
 
+from ..machine import cpu_name
 from ..runtime import Model, versions
 from .arms import RIVAL, UNSTEERED, Row
 from .cold import ColdRow
@@ -61,16 +61,6 @@ def setting(options: BenchOptions, model: Model) -> dict[str, Any]:
         "repetitions": options.repetitions,
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
-
-
-def cpu_name() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.lower().startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def goals(rows: Sequence[Row], cold: Sequence[ColdRow] = ()) -> list[Goal]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from ..errors import ConfigError
 
 if TYPE_CHECKING:
     from ..api import SIA
+    from ..profile import Profile
 
 F = TypeVar("F", bound=Callable[..., Any])
 BASE_FILE, VALUE_FILE = "demo-base.gguf", "demo-value.gguf"
@@ -94,6 +96,13 @@ def steering_options(function: F) -> F:
         click.option("--kl-total", type=float, help="Nats that steering may spend on the whole text."),
         click.option("--paper", is_flag=True, help="The paper's setting; same as --preset paper."),
         click.option("--preset", metavar="|".join(PRESETS), help="A published method."),
+        profile_option,
+    )(function)
+
+
+def profile_option(function: F) -> F:
+    return click.option(
+        "--profile", metavar="FILE|NAME", help="Settings that `sia-local calibrate` found; other options win over it."
     )(function)
 
 
@@ -102,7 +111,7 @@ def candidate_options(function: F) -> F:
     d = _DEFAULTS
     return _all(
         click.option("-k", "--candidates", "k", type=int, help=f"Candidates of a token.  [default: {d.k}]"),
-        click.option("--entropy", metavar="|".join(ENTROPIES), help=f"Of these or of all tokens.  [default: {d.entropy}]"),
+        click.option("--entropy", metavar="|".join(ENTROPIES), help=f"Of these or all tokens.  [default: {d.entropy}]"),
         click.option("--center", is_flag=True, default=None, help="Subtract the candidates' mean value."),
         click.option("--clip", type=(float, float), metavar="LOW HIGH", help="Bound the values."),
         click.option("--tail", is_flag=True, default=None, help="Keep tokens beyond the candidates, unsteered."),
@@ -137,9 +146,9 @@ def text_options(function: F) -> F:
 
 
 def config_from(options: Mapping[str, Any], start: Mapping[str, Any] | None = None) -> SiaConfig:
-    """The configuration that options ask for. Later wins: defaults, `start` (fields, e.g. of a profile),
-    preset, options. Raises ConfigError."""
-    fields: dict[str, Any] = dict(start or {})
+    """The configuration that options ask for. Later wins: defaults, `start` (fields) or else --profile, preset,
+    options. Raises ConfigError."""
+    fields: dict[str, Any] = dict(start if start is not None else profile_fields(options))
     preset = options.get("preset")
     if options.get("paper"):
         if preset not in (None, "paper"):
@@ -166,6 +175,40 @@ def config_from(options: Mapping[str, Any], start: Mapping[str, Any] | None = No
     if options.get("grammar_file"):
         sampling["grammar"] = read_text(options["grammar_file"], "a GBNF grammar")
     return SiaConfig(**fields, sampling=SamplingConfig(**sampling))
+
+
+def profile_from(options: Mapping[str, Any]) -> Profile | None:
+    """The profile that --profile names; a notice when it was made for other models. Raises ConfigError, DataError."""
+    name = options.get("profile")
+    if not name:
+        return None
+    from ..profile import Profile, find_profile
+
+    base, values = model_paths(options)
+    # FILE or FILE:WEIGHT; guides are no files.
+    files = [Path(re.sub(r":-?[\d.]+$", "", str(value))) for value in values if isinstance(value, (str, Path))]
+    path = find_profile(name, [*(file.parent for file in files), base.parent, models_folder()])
+    profile = Profile.read(path)
+    if profile.model is not None and profile.model != base.name:
+        click.echo(f"{path} was made for {profile.model}, not for {base.name}: calibrate again", err=True)
+    elif profile.value is not None and files and profile.value not in [file.name for file in files]:
+        click.echo(f"{path} was made for {profile.value}, not for {files[0].name}: calibrate again", err=True)
+    return profile
+
+
+def profile_fields(options: Mapping[str, Any]) -> dict[str, Any]:
+    """A profile's fields of SiaConfig, the threshold fitting the rate that was asked for."""
+    profile = profile_from(options)
+    if profile is None:
+        return {}
+    if options.get("beta_unit") is not None and options.get("beta") is None:
+        raise ConfigError("--beta-unit was given without --beta; the profile's beta has its own unit, give both")
+    fields = profile.config_fields()
+    if options.get("beta") is not None:
+        fields.pop("beta_unit", None)
+    if (rate := options.get("rate")) is not None and (threshold := profile.threshold_for(rate)) is not None:
+        fields["threshold"] = threshold
+    return fields
 
 
 # A gate's own parameter, given without --gate, means that gate.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -11,9 +12,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..config import SiaConfig
-from ..errors import SiaError
+from ..errors import ConfigError, SiaError
 from ..prompts import PromptItem
 from ..rewards import Reward
+from ..trace import config_dict
 from .arms import Arm
 from .samples import Sample, SampleFile
 
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
     from ..decode import Job
 
 SCORE_BATCH = 16
-FEW_PROMPTS = 30
 
 
 @dataclass(frozen=True)
@@ -72,27 +73,29 @@ def evaluate(
 ) -> Outcome:
     """Fills `store` with every text the plan asks for and it does not hold yet.
 
-    load: the SIA of a value source, called once a source. An arm that fails is noted in the outcome and the
-    others go on. Ctrl-C keeps what is finished and says so in the outcome.
+    load: the SIA of a value source (`value`, `guide`), called when the arms change to it. An arm that fails is noted
+    in the outcome and the others go on. Ctrl-C keeps what is finished and says so in the outcome.
     """
     outcome = Outcome()
-    opened: dict[str, SIA] = {}
     missing = {arm.key: _missing(plan, arm, store) for arm in plan.arms}
     clock = _Clock(sum(map(len, missing.values())))
+    opened: tuple[str, SIA] | None = None
     try:
         for index, arm in enumerate(plan.arms):
             todo = missing[arm.key]
             try:
-                if arm.source not in opened and todo:
-                    opened[arm.source] = load(arm.source)
-                if todo:
-                    threshold = _threshold(arm, plan, store, outcome)
-                    sia = opened[arm.source]
-                    finished = _run(sia, plan, arm, todo, arm.make_config(plan.config, threshold))
-                    at = Progress(arm.series, index + 1, len(plan.arms), 0, len(todo), 0.0, None)
-                    _collect(finished, store, reward, judge, lambda s, at=at: report(clock.tick(at, s)))  # type: ignore[misc]
-                else:
-                    _threshold(arm, plan, store, outcome)
+                config = _fixed_config(arm, plan, store, outcome)
+                if not todo:
+                    continue
+                if opened is None or opened[0] != arm.source:
+                    # One at a time: two value sources beside a large base may not fit.
+                    if opened is not None:
+                        opened[1].close()
+                        opened = None
+                    opened = arm.source, load(arm.source)
+                at = Progress(arm.label, index + 1, len(plan.arms), 0, len(todo), 0.0, None)
+                finished = _run(opened[1], plan, arm, todo, config)
+                _collect(finished, store, reward, judge, lambda s, at=at: report(clock.tick(at, s)))  # type: ignore[misc]
             except Exception as error:  # whatever broke this arm, the others are still worth having
                 sentence = str(error) if isinstance(error, SiaError) else f"{type(error).__name__}: {error}"
                 outcome.failed[arm.key] = sentence
@@ -100,8 +103,8 @@ def evaluate(
     except KeyboardInterrupt:
         outcome.interrupted = True
     finally:
-        for sia in opened.values():
-            sia.close()
+        if opened is not None:
+            opened[1].close()
     return outcome
 
 
@@ -114,22 +117,33 @@ def _missing(plan: Plan, arm: Arm, store: SampleFile) -> list[tuple[PromptItem, 
     ]
 
 
-def _threshold(arm: Arm, plan: Plan, store: SampleFile, outcome: Outcome) -> float | None:
-    """The entropy that the arm's rate of unsteered tokens exceeds: what `--gate entropy` would be set to."""
-    if arm.family != "sparse" or arm.rate is None:
-        return None
-    wanted = {item.id for item in plan.prompts}
-    entropies = [h for s in store.of_arm("off") if s.prompt_id in wanted for h in s.entropies or ()]
-    if not entropies:
-        return None
-    return outcome.thresholds.setdefault(arm.rate, float(np.quantile(entropies, 1 - arm.rate)))
+def _fixed_config(arm: Arm, plan: Plan, store: SampleFile, outcome: Outcome) -> SiaConfig:
+    """The arm's settings: those its stored texts were made with, so that no arm mixes two thresholds.
+
+    A sparse arm's threshold is what its rate of the unsteered tokens exceeds: what `--gate entropy` would be given.
+    """
+    threshold = None
+    if arm.by_entropy and arm.rate is not None and not _missing(plan, Arm("off"), store):
+        wanted = {item.id for item in plan.prompts}
+        entropies = [h for s in store.of_arm("off") if s.prompt_id in wanted for h in s.entropies or ()]
+        threshold = store.fix(f"threshold {arm.rate:g}", float(np.quantile(entropies, 1 - arm.rate)))
+        outcome.thresholds[arm.rate] = threshold
+    config = arm.make_config(plan.config, threshold)
+    made = {"gate": config.gate, "threshold": config.threshold, "beta": config.beta, "rate": config.rate}
+    if arm.config is not None:
+        made = config_dict(config)
+    if store.fix(arm.key, made) != json.loads(json.dumps(made)):
+        raise ConfigError(
+            f"the arm {arm.key} has texts made with other settings in '{store.path}'; choose another --out folder, "
+            "or --fresh to start over"
+        )
+    return config
 
 
 def _run(
     sia: SIA, plan: Plan, arm: Arm, todo: Sequence[tuple[PromptItem, int]], config: SiaConfig
 ) -> Iterator[Sample]:
-    """Yields each text as it finishes. Flips, values and seconds are counted between finished texts: their sums
-    are exact, single ones are not when several sequences run at once."""
+    """Yields each text as it finishes; its seconds count from the one before, so only their sum means something."""
     open_texts: dict[int, Sample] = {}
 
     def jobs() -> Iterator[Job]:
@@ -146,25 +160,26 @@ def _run(
             )
 
     keep_entropies = arm.family == "off"
-    flips = asked = 0
     since = time.perf_counter()
     for step in sia.run(jobs()):
         text = open_texts[step.job]
         text.response += step.text
         text.steps += 1
         text.junctions += step.steered
+        text.flips += step.flipped
+        text.values_asked += step.values_asked
         text.kl += step.kl
         text.kl_truncation += step.kl_truncation
+        text.kl_steering += step.kl_steering
         text.nll -= step.logprob
         if step.finish != "eog":
             text.tokens.append(step.token)
         if keep_entropies:
             text.entropies = [*(text.entropies or ()), round(step.entropy, 4)]
         if step.finish:
-            now, stats = time.perf_counter(), sia.last_stats
+            now = time.perf_counter()
             text.finish, text.seconds = step.finish, now - since
-            text.flips, text.values_asked = stats.flips - flips, stats.values_asked - asked
-            since, flips, asked = now, stats.flips, stats.values_asked
+            since = now
             yield open_texts.pop(step.job)
 
 
@@ -182,12 +197,10 @@ def _collect(
             waiting.append(sample)
             tick(sample)
             if len(waiting) >= SCORE_BATCH:
-                _score_and_store(waiting, store, reward, judge)
-                waiting = []
-    except BaseException:
+                batch, waiting = waiting, []
+                _score_and_store(batch, store, reward, judge)
+    finally:
         _score_and_store(waiting, store, reward, judge)
-        raise
-    _score_and_store(waiting, store, reward, judge)
 
 
 def _score_and_store(samples: list[Sample], store: SampleFile, reward: Reward, judge: Reward | None) -> None:

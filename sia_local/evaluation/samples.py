@@ -16,9 +16,10 @@ from ..errors import ConfigError, DataError
 class Sample:
     """One text of one arm. KL and nll (under the base) in nats, summed over the steps.
 
-    sample counts the texts of a prompt from 0. flips: junctions where steering changed the likeliest token;
-    values_asked: candidates scored; seconds: wall time since the text that finished before. entropies (nats)
-    are kept for the unsteered arm only.
+    sample counts the texts of a prompt from 0. kl: from the base; kl_truncation: its part due to cutting to the
+    candidates; kl_steering: from the same text's steps without values. flips: junctions where steering changed the
+    likeliest token; values_asked: candidates scored; seconds: wall time since the text that finished before.
+    entropies (nats) are kept for the unsteered arm only.
     """
 
     arm: str
@@ -34,6 +35,7 @@ class Sample:
     values_asked: int = 0
     kl: float = 0.0
     kl_truncation: float = 0.0
+    kl_steering: float = 0.0
     nll: float = 0.0
     seconds: float = 0.0
     reward: float | None = None
@@ -44,21 +46,17 @@ class Sample:
     def place(self) -> tuple[str, str, int]:
         return self.arm, self.prompt_id, self.sample
 
-    @property
-    def kl_steering(self) -> float:
-        """KL without the part due to cutting to the candidates, which the unsteered arm pays too."""
-        return self.kl - self.kl_truncation
-
 
 class SampleFile:
-    """`samples.jsonl`: a first line with the settings, then one sample a line."""
+    """`samples.jsonl`: a line with the settings, then samples, and decisions that later samples must follow."""
 
     def __init__(self, path: Path, settings: Mapping[str, Any], fresh: bool = False):
         """Opens or creates. Raises ConfigError when the file holds samples made with other settings."""
         self.path = path
         self.samples: dict[tuple[str, str, int], Sample] = {}
+        self.fixed: dict[str, Any] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
-        if fresh or not path.exists() or path.stat().st_size == 0:
+        if fresh or not path.exists() or b"\n" not in path.read_bytes():
             path.write_text(json.dumps({"settings": dict(settings)}) + "\n", encoding="utf-8")
         else:
             self._read(settings)
@@ -67,16 +65,25 @@ class SampleFile:
     def _read(self, settings: Mapping[str, Any]) -> None:
         raw = self.path.read_bytes()
         whole = raw[: raw.rfind(b"\n") + 1]
-        if len(whole) < len(raw):
-            os.truncate(self.path, len(whole))  # the line that an interruption cut
-        header, samples = parse_samples(whole.decode("utf-8"), str(self.path))
-        for key, value in settings.items():
-            if header.get(key) != value:
+        header, self.fixed, samples = parse_samples(whole.decode("utf-8", "replace"), str(self.path))
+        settings = json.loads(json.dumps(settings))
+        for key in {**header, **settings}:
+            if header.get(key) != settings.get(key):
                 raise ConfigError(
-                    f"'{self.path}' was made with {key} = {header.get(key)!r}, now it is {value!r}; "
+                    f"'{self.path}' was made with {key} {_difference(header.get(key), settings.get(key))}; "
                     "choose another --out folder, or --fresh to start over"
                 )
+        if len(whole) < len(raw):
+            os.truncate(self.path, len(whole))  # the line that an interruption cut
         self.samples = {sample.place: sample for sample in samples}
+
+    def fix(self, name: str, value: Any) -> Any:
+        """The value decided for `name` when the first samples that depend on it were made; else decides it now."""
+        if name not in self.fixed:
+            self.fixed[name] = json.loads(json.dumps(value))
+            self._handle.write(json.dumps({"fixed": {name: value}}) + "\n")
+            self._handle.flush()
+        return self.fixed[name]
 
     def add(self, samples: Iterable[Sample]) -> None:
         for sample in samples:
@@ -92,10 +99,19 @@ class SampleFile:
         self._handle.close()
 
 
-def parse_samples(text: str, source: str) -> tuple[dict[str, Any], list[Sample]]:
-    """Settings and samples of a samples file's text; DataError with the line that is not what it should be."""
+def _difference(stored: Any, now: Any) -> str:
+    """What differs, in a sentence: of two mappings only the first differing entry."""
+    if isinstance(stored, dict) and isinstance(now, dict):
+        name = next(name for name in {**stored, **now} if stored.get(name) != now.get(name))
+        return f"{name} {_difference(stored.get(name), now.get(name))}"
+    return f"= {stored!r}, now it is {now!r}"
+
+
+def parse_samples(text: str, source: str) -> tuple[dict[str, Any], dict[str, Any], list[Sample]]:
+    """Settings, decisions and samples of a samples file's text; DataError names a line that is none of them."""
     known = {f.name for f in fields(Sample)}
     settings: dict[str, Any] = {}
+    fixed: dict[str, Any] = {}
     samples = []
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
@@ -104,10 +120,12 @@ def parse_samples(text: str, source: str) -> tuple[dict[str, Any], list[Sample]]
             record = json.loads(line)
             if "settings" in record:
                 settings = record["settings"]
+            elif "fixed" in record:
+                fixed |= record["fixed"]
             else:
                 samples.append(Sample(**{key: value for key, value in record.items() if key in known}))
         except (json.JSONDecodeError, TypeError, KeyError) as error:
             raise DataError(
                 f"line {number} of '{source}' is no evaluation sample ({error}); remove it, or start over with --fresh"
             ) from error
-    return settings, samples
+    return settings, fixed, samples
