@@ -280,7 +280,7 @@ class MixedValues:
 
     def score(self, requests: Sequence[tuple[int, IntArray]], also: Sequence[int] = ()) -> list[Float64]:
         total = [np.zeros(len(ids)) for _, ids in requests]
-        for source, scale in self._parts():
+        for source, scale in self.parts():
             # Only one source's decode can take the base's other sequences along.
             for out, values in zip(total, source.score(requests, also), strict=True):
                 out += scale * values
@@ -289,11 +289,12 @@ class MixedValues:
 
     def trajectory(self, slot: int, prompt: Prompt, tokens: Sequence[int]) -> Float64:
         total = np.zeros(len(tokens))
-        for source, scale in self._parts():
+        for source, scale in self.parts():
             total += scale * source.trajectory(slot, prompt, tokens)
         return total
 
-    def _parts(self) -> list[tuple[Source, float]]:
+    def parts(self) -> list[tuple[Source, float]]:
+        """Sources that count, each with what its V is multiplied by."""
         return [
             (source, self.weights[name] / (source.spread or 1.0))
             for name, source in self.sources.items()

@@ -79,15 +79,37 @@ def stats_dict(stats: Stats) -> dict[str, float]:
     }
 
 
-def closing_line(stats: Stats) -> str:
-    """Speed, junctions, value cost and KL of a run in one line."""
-    parts = [f"{stats.tokens} tokens", f"{stats.tokens_per_second:.1f} tokens/s"]
+def closing_line(stats: Stats, config: SiaConfig | None = None, texts: int = 1) -> str:
+    """Speed, junctions, value cost and KL of a run in one line; of several texts, the KL of one on average.
+
+    With the `config` it was made with, what was spent of its KL budget, too.
+    """
+    parts = [f"{texts} texts" if texts > 1 else "", f"{stats.tokens} tokens", f"{stats.tokens_per_second:.1f} tokens/s"]
     parts.append(f"{100 * stats.junction_rate:.1f} % junctions ({stats.junctions}, {stats.flips} turned)")
     if stats.junctions:
         parts.append(f"value {stats.value_ms_per_junction:.1f} ms/junction")
-    steering = stats.kl - stats.kl_truncation
-    parts.append(f"KL {stats.kl:.2f} nats (steering {steering:.2f}, truncation {stats.kl_truncation:.2f})")
-    return " · ".join(parts)
+    kl, cut = stats.kl / texts, stats.kl_truncation / texts
+    unit = "nats a text" if texts > 1 else "nats"
+    parts.append(f"KL {kl:.2f} {unit} (steering {kl - cut:.2f}, truncation {cut:.2f})")
+    if config is not None:
+        parts += [
+            f"KL budget: {one['spent']:.3g} of {one['allowed']:.3g} {'nats' if name == 'total' else 'nats a token'}"
+            for name, one in kl_budgets(stats, config, texts).items()
+        ]
+    return " · ".join(filter(None, parts))
+
+
+def kl_budgets(stats: Stats, config: SiaConfig, texts: int = 1) -> dict[str, dict[str, float]]:
+    """Allowed and spent nats of the budgets that are set: `total` a text, `per_token`.
+
+    A budget counts what the values changed: KL from the same step without them.
+    """
+    out = {}
+    if config.kl_total is not None:
+        out["total"] = {"allowed": config.kl_total, "spent": stats.kl_steering / texts}
+    if config.kl_per_token is not None:
+        out["per_token"] = {"allowed": config.kl_per_token, "spent": stats.kl_steering / max(1, stats.tokens)}
+    return out
 
 
 def config_dict(config: SiaConfig) -> dict[str, Any]:

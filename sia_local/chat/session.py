@@ -22,8 +22,10 @@ _SETTINGS = ("gate", "threshold", "rate", "beta")
 class Generator(Protocol):
     """What a session needs of SIA."""
 
-    n_ctx: int
-    last_stats: Stats
+    @property
+    def n_ctx(self) -> int: ...
+    @property
+    def last_stats(self) -> Stats: ...
 
     def prompt(self, prompt: str | Sequence[Message], raw: bool = False) -> Prompt: ...
     def generate(

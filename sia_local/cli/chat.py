@@ -14,19 +14,19 @@ import click
 from ..errors import IncompatibleError, SiaError
 from .options import (
     config_from,
-    load_from,
     model_options,
     sampling_options,
     seed_from,
     steering_options,
     stops_from,
 )
+from .ways import closing_line, generator_from, way_options
 
 if TYPE_CHECKING:
-    from ..api import SIA
     from ..chat.session import Notice, Session
     from ..decode import Step
     from .terminal import Style
+    from .ways import Generator
 
 PROMPT, MORE = "> ", ". "
 HISTORY_LINES = 1000
@@ -38,6 +38,7 @@ HISTORY_LINES = 1000
 @model_options
 @steering_options
 @sampling_options
+@way_options
 def chat(**options: Any) -> None:
     """Chat with a steered model.
 
@@ -50,7 +51,7 @@ def chat(**options: Any) -> None:
     from ..trace import token_text
     from .terminal import Style, notice, writer
 
-    with load_from(options, config) as sia:
+    with generator_from(options, config) as sia:
         if sia.model.chat_template is None:
             raise IncompatibleError(
                 f"{sia.model.path.name}: has no chat template, so it cannot hold a chat; use a model that has one, "
@@ -69,23 +70,25 @@ def chat(**options: Any) -> None:
         notice(commands.settings() if steered else "no value model: give one with -v value.gguf to steer")
         if style.on:
             notice(f"{style.legend}\n/help lists the commands, /why explains the last answer, Ctrl-D leaves\n")
-        _talk(session, commands.run, Terminal(sia, writer(), style))
+        _talk(session, commands.run, Terminal(sia, session, writer(), style))
 
 
 class Terminal:
     """Prints answers as they come; Ctrl-C ends one between two tokens, a second Ctrl-C at once."""
 
-    def __init__(self, sia: SIA, write: Callable[[str], None], style: Style):
-        self.sia, self.write, self.style = sia, write, style
+    def __init__(self, sia: Generator, session: Session, write: Callable[[str], None], style: Style):
+        self.sia, self.session, self.write, self.style = sia, session, write, style
 
     def answer(self, stream: Iterator[Step | Notice]) -> None:
         from ..chat.session import Notice
-        from ..trace import closing_line, flipped
+        from ..trace import flipped
         from .terminal import interruptible, notice, visible
 
         wrote, stopped = "", False
         try:
             with interruptible() as interrupted:
+                if hasattr(self.sia, "interrupted"):
+                    self.sia.interrupted = interrupted
                 for event in stream:
                     if isinstance(event, Notice):
                         wrote = self._end_line(wrote)
@@ -103,7 +106,7 @@ class Terminal:
         if stopped:
             notice("[stopped]")
         if self.style.on:
-            self.write(self.style.dim(closing_line(self.sia.last_stats)) + "\n\n")
+            self.write(self.style.dim(closing_line(self.sia, self.session.answered)) + "\n\n")
 
     def _end_line(self, wrote: str) -> str:
         if wrote and not wrote.endswith("\n"):

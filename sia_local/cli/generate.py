@@ -11,7 +11,6 @@ import click
 from ..errors import ConfigError
 from .options import (
     config_from,
-    load_from,
     model_options,
     read_text,
     sampling_options,
@@ -19,6 +18,7 @@ from .options import (
     steering_options,
     stops_from,
 )
+from .ways import closing_line, facts, generator_from, way_options
 
 
 @click.command()
@@ -28,6 +28,7 @@ from .options import (
 @model_options
 @steering_options
 @sampling_options
+@way_options
 @click.option("--raw", is_flag=True, help="Continue the prompt as it stands, without chat template.")
 @click.option("--trace", type=click.Path(), metavar="FILE.jsonl", help="Write every token with its candidates.")
 @click.option("--report", type=click.Path(), metavar="FILE.html", help="Write the text with its junctions marked.")
@@ -49,7 +50,8 @@ def generate(**options: Any) -> None:
     from .terminal import interruptible, notice, visible, writer
 
     records, text, tokens, finish = [], "", [], None
-    with ExitStack() as files, load_from(options, config) as sia, interruptible() as interrupted:
+    reads = (options["system"] or "") + prompt
+    with ExitStack() as files, generator_from(options, config, reads) as sia, interruptible() as interrupted:
         # Opened before the work, so that a path that cannot be written costs none; whole or absent in the end.
         trace_file, report_file = (
             files.enter_context(atomic_write(options[name])) if options[name] else None for name in ("trace", "report")
@@ -59,6 +61,8 @@ def generate(**options: Any) -> None:
         messages = [{"role": "system", "content": options["system"]}] if options["system"] else []
         asked = prompt if options["raw"] or not messages else [*messages, {"role": "user", "content": prompt}]
         label, write = trace.token_text(sia.model), writer()
+        if hasattr(sia, "interrupted"):
+            sia.interrupted = interrupted
         steps = sia.generate(
             asked,
             config,
@@ -94,6 +98,7 @@ def generate(**options: Any) -> None:
 
             meta = {"prompt": prompt, **models, **trace.report_facts(config), "seed": seed}
             report_file.write(answer_report(records, meta))
+        line, more = closing_line(sia, config), facts(sia, config)
         about = {"sia-local": __version__, **versions()}
     if options["as_json"]:
         import json
@@ -106,10 +111,11 @@ def generate(**options: Any) -> None:
             **models,
             "config": trace.config_dict(config),
             "stats": trace.stats_dict(stats),
+            **more,
             "versions": about,
         }
         click.echo(json.dumps(whole, ensure_ascii=False))
-    notice(f"{trace.closing_line(stats)} · seed {seed}")
+    notice(f"{line} · seed {seed}")
     if interrupted():
         raise SystemExit(130)
 
