@@ -80,7 +80,7 @@ class PolarityJudge:
     @classmethod
     def load(cls, path: str | os.PathLike[str] | None = None) -> PolarityJudge:
         """Reads the file that `save` wrote; without a path, the one shipped in `models/`."""
-        source = Path(path) if path is not None else _shipped()
+        source = Path(path) if path is not None else shipped_judge()
         try:
             with np.load(source, allow_pickle=False) as data:
                 items = data["vocabulary"].tobytes().decode().split("\n")
@@ -103,6 +103,6 @@ class PolarityJudge:
         return cls(vocabulary, weights, bias, centre, scale, accuracy, reviews, about)
 
 
-def _shipped() -> Path:
+def shipped_judge() -> Path:
     beside = Path(__file__).resolve().parent.parent / "models" / DEFAULT_FILE
     return beside if beside.exists() else Path("models") / DEFAULT_FILE

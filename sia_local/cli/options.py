@@ -275,7 +275,7 @@ def load_from(options: Mapping[str, Any], config: SiaConfig | None = None, slots
     return SIA.load(
         base,
         values or None,
-        n_ctx=options.get("ctx") or _trained_context(base),
+        n_ctx=options.get("ctx") or trained_context(base),
         slots=slots,
         n_threads=options.get("threads") or 0,
         n_gpu_layers=options.get("n_gpu_layers") or 0,
@@ -286,7 +286,8 @@ def load_from(options: Mapping[str, Any], config: SiaConfig | None = None, slots
     )
 
 
-def _trained_context(base: Path) -> int:
+def trained_context(base: Path) -> int:
+    """Tokens a base was trained on, at most DEFAULT_CONTEXT."""
     from ..runtime import GgufMetadata
 
     with GgufMetadata(base) as meta:

@@ -10,10 +10,13 @@ from ..report import markup, render
 from .samples import Sample
 from .summary import equal_kl_table, findings, markdown_table
 
-GROUPS = {"off": 0, "dense": 1, "sparse": 2, "random": 3, "bon": 4}
+GROUPS = {"off": 0, "dense": 1, "sparse": 2, "random": 3, "bon": 4, "guide": 5, "profile": 5}
 DASHES = ("none", "9 4", "5 4", "2 4")
 SHOWN_PROMPTS = 8
-FACTS = ("model", "value", "reward_name", "judge_name", "prompts", "max_tokens", "seed", "machine", "date", "command")
+FACTS = (
+    "model", "value", "guide", "reward_name", "judge_name", "prompts", "max_tokens", "seed", "machine", "date",
+    "command",
+)  # fmt: skip
 # Points that cost far more than the KL at which arms are compared would squeeze everything else.
 KL_REACH = 2.5
 
@@ -57,8 +60,9 @@ def kl_chart(summary: Mapping[str, Any]) -> str:
         for row in mine:
             if row["kl"]["mean"] <= reach:
                 points.append(_point(row, "kl"))
-                strength = f"N {row['best_of']}" if row["family"] == "bon" else f"beta {row['beta']:g}"
-                notes.append(f"{strength}, reward {row['reward']['mean']:.3f}, KL {row['kl']['mean']:.2f}")
+                strength = f"N {row['best_of']}" if row["family"] == "bon" else ""
+                strength = strength if row["beta"] is None else f"beta {row['beta']:g}"
+                notes.append(f"{strength or name}, reward {row['reward']['mean']:.3f}, KL {row['kl']['mean']:.2f}")
         dash = DASHES[seen[family] % len(DASHES)]
         out.append(svg.Series(name, points, GROUPS.get(family, 5), dash, notes, bare=1 if off else 0))
     if off:
@@ -129,7 +133,7 @@ def _side_by_side(
 ) -> list[dict[str, Any]]:
     """The first prompts in the unsteered base and in one arm a family, each at about the same KL."""
     picked: list[Row] = []
-    for family in ("off", "sparse", "dense", "random", "bon", "profile"):
+    for family in ("off", "sparse", "dense", "random", "bon", "guide", "profile"):
         mine = [row for row in summary["rows"] if row["family"] == family]
         if not mine:
             continue

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from ..decode import Job
 
 SCORE_BATCH = 16
+# What an arm decides; everything else is the same in all arms.
+_OF_ARM = ("gate", "threshold", "rate", "beta")
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,11 @@ class Plan:
     raw: bool = False
     stop: Sequence[str] = ()
 
-    def texts(self, arm: Arm) -> int:
-        return len(self.prompts) * self.samples * arm.best_of
+    def texts_of(self, samples: Iterable[Sample]) -> list[Sample]:
+        """Those of a store's samples that belong to this plan: a folder may hold more prompts, arms or samples."""
+        ids = {item.id: item.text for item in self.prompts}
+        wanted = {arm.key: self.samples * arm.best_of for arm in self.arms}
+        return [s for s in samples if ids.get(s.prompt_id) == s.prompt and s.sample < wanted.get(s.arm, 0)]
 
 
 @dataclass
@@ -129,9 +134,9 @@ def _fixed_config(arm: Arm, plan: Plan, store: SampleFile, outcome: Outcome) -> 
         threshold = store.fix(f"threshold {arm.rate:g}", float(np.quantile(entropies, 1 - arm.rate)))
         outcome.thresholds[arm.rate] = threshold
     config = arm.make_config(plan.config, threshold)
-    made = {"gate": config.gate, "threshold": config.threshold, "beta": config.beta, "rate": config.rate}
-    if arm.config is not None:
-        made = config_dict(config)
+    made = {name: value for name, value in config_dict(config).items() if arm.config is not None or name in _OF_ARM}
+    if not arm.steers:
+        made = {"gate": config.gate}
     if store.fix(arm.key, made) != json.loads(json.dumps(made)):
         raise ConfigError(
             f"the arm {arm.key} has texts made with other settings in '{store.path}'; choose another --out folder, "

@@ -119,7 +119,7 @@ def _row(
         "series": arm.series,
         "family": arm.family,
         "rate": arm.rate,
-        "beta": arm.beta if arm.steers else None,
+        "beta": arm.beta if arm.steers and arm.config is None else None,
         "best_of": arm.best_of,
         "n": len(texts),
         "reward": asdict(bootstrap_mean(_means(texts, "reward"))),
@@ -137,7 +137,7 @@ def _row(
         "tokens": steps / len(flat),
         "flips": sum(s.flips for s in everything) / max(1, sum(s.junctions for s in everything)),
         "values_per_token": sum(s.values_asked for s in everything) / sum(s.steps for s in everything),
-        "tokens_per_second": sum(s.steps for s in everything) / seconds if seconds else math.nan,
+        "tokens_per_second": sum(s.steps for s in everything) / seconds if seconds else None,
     }
     if all(s.judge is not None for s in flat):
         row["judge"] = asdict(bootstrap_mean(_means(texts, "judge")))
@@ -152,13 +152,13 @@ def _row(
 def _equal_kl(curves: Mapping[str, Frontier], at_kl: Sequence[float]) -> list[dict[str, Any]]:
     """Every series at the same KL, where it reaches it, and its share of dense's lift over the base.
 
-    The levels are dense's own measured points, unless given.
+    The levels are dense's own measured points that others reach, else the points of others; unless given.
     """
     dense = curves.get("dense")
     levels = list(at_kl)
     if not levels and dense is not None:
         reach = max((c.max_kl for name, c in curves.items() if name != "dense"), default=dense.max_kl)
-        levels = [float(kl) for kl in np.sort(dense.kl.mean(1))[1:] if kl <= reach][:KL_LEVELS]
+        levels = _levels([dense], reach) or _levels([c for c in curves.values() if c is not dense], dense.max_kl)
     out = []
     for level in levels:
         entries = {}
@@ -172,6 +172,11 @@ def _equal_kl(curves: Mapping[str, Frontier], at_kl: Sequence[float]) -> list[di
             entries[name] = {"reward": asdict(reward), "share": asdict(share) if share else None}
         out.append({"kl": level, "series": entries})
     return out
+
+
+def _levels(curves: Sequence[Frontier], reach: float) -> list[float]:
+    points = sorted({float(kl) for curve in curves for kl in curve.kl.mean(1)[1:] if kl <= reach})
+    return points[:: max(1, math.ceil(len(points) / KL_LEVELS))]
 
 
 def _entropy(off: Sequence[Sample]) -> dict[str, Any] | None:
@@ -220,7 +225,8 @@ def _percent(share: Mapping[str, float]) -> str:
 def markdown_table(summary: Mapping[str, Any]) -> str:
     """The rows as a Markdown table: intervals as ±, KL per text in nats."""
     judge = any("judge" in row for row in summary["rows"])
-    header = ["arm", "beta", "reward", "Δ to off", *(["judge"] if judge else []), "steered", "KL (nats)"]
+    beta_name = "beta (spreads)" if summary.get("beta_unit") == "spread" else "beta"
+    header = ["arm", beta_name, "reward", "Δ to off", *(["judge"] if judge else []), "steered", "KL (nats)"]
     header += ["cut (nats)", "ppl", "distinct-1/2/3", "repeats", "tokens", "flips", "values/token", "tokens/s"]
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     for row in summary["rows"]:
@@ -232,7 +238,7 @@ def markdown_table(summary: Mapping[str, Any]) -> str:
         cells += [f"{row['perplexity']:.2f}"]
         cells += ["/".join(f"{row[f'distinct_{n}']:.3f}" for n in (1, 2, 3)), f"{100 * row['repetition']:.1f} %"]
         cells += [f"{row['tokens']:.0f}", f"{100 * row['flips']:.0f} %", f"{row['values_per_token']:.2f}"]
-        cells += [f"{row['tokens_per_second']:.0f}"]
+        cells += [f"{row['tokens_per_second'] or 0:.0f}"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 

@@ -1,0 +1,281 @@
+"""`sia-local eval`: prompts through arms, on disk, compared."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..config import BETA_UNITS
+from ..errors import ConfigError
+from ..evaluation.arms import DEFAULT_BETAS, DEFAULT_RATES, FAMILIES, USUAL_RATE, Arm, make_arms
+from .many import ProgressLine, command_line, read_items, sized_context
+from .options import (
+    candidate_options,
+    config_from,
+    load_from,
+    model_options,
+    model_paths,
+    numbers,
+    profile_from,
+    profile_option,
+    stops_from,
+    text_options,
+)
+
+if TYPE_CHECKING:
+    from ..api import SIA
+    from ..config import SiaConfig
+    from ..evaluation.samples import SampleFile
+    from ..prompts import PromptItem
+    from ..rewards import Reward
+
+STANDARD = ("off", "sparse", "dense", "random", "bon")
+DEFAULT_PROMPTS = "examples/prompts.txt"
+DEFAULT_REWARD = "vader"
+FEW_PROMPTS = 30
+
+
+def _list(values: tuple[float, ...]) -> str:
+    return ",".join(f"{value:g}" for value in values)
+
+
+@click.command("eval")
+@model_options
+@click.option("--prompts", type=click.Path(), help="JSON, JSONL, CSV or text.  [default: examples/prompts.txt]")
+@click.option("--limit", type=click.IntRange(min=1), help="Only the first so many prompts.")
+@click.option(
+    "--arms",
+    metavar="LIST",
+    callback=numbers(str),
+    help=f"Of {','.join(FAMILIES[:-1])}.  [default: all, guide and profile where given]",
+)
+@click.option(
+    "--rates", default=_list(DEFAULT_RATES), callback=numbers(float), show_default=True, help="Shares of tokens."
+)
+@click.option("--betas", default=_list(DEFAULT_BETAS), callback=numbers(float), show_default=True, help="Strengths.")
+@click.option(
+    "--beta-unit",
+    metavar="|".join(BETA_UNITS),
+    default="spread",
+    show_default=True,
+    help="Count betas in spreads of the value model, or raw.",
+)
+@click.option("--best-of", default="4", callback=numbers(int), show_default=True, help="Best-of-N by the reward.")
+@click.option("--reward", default=DEFAULT_REWARD, show_default=True, help="vader, polarity, package.module:name, …")
+@click.option("--judge", help="Second judge, a reward or .npz, or `none`.  [default: models/polarity-judge.npz]")
+@click.option("--samples", type=click.IntRange(min=1), default=1, show_default=True, help="Texts a prompt.")
+@click.option("-n", "--max-tokens", type=click.IntRange(min=1), default=80, show_default=True, help="Longest text.")
+@click.option("--slots", type=click.IntRange(min=1), default=8, show_default=True, help="Texts in one decode.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Same seed, same texts.")
+@candidate_options
+@text_options
+@profile_option
+@click.option("--raw", is_flag=True, help="Continue prompts as they stand, without chat template.")
+@click.option("--out", type=click.Path(), default="eval", show_default=True, help="Folder for samples and results.")
+@click.option("--fresh", is_flag=True, help="Forget the samples that the folder holds.")
+@click.option("--at-kl", callback=numbers(float), help="Compare at these KLs, nats a text.  [default: dense's]")
+@click.option("--alpaca", type=click.Path(), metavar="FILE.json", help="Write an arm's texts for AlpacaEval's judge.")
+@click.option("--alpaca-arm", metavar="ARM", help="Which arm that is.  [default: sparse near 20 %, beta near 1]")
+@click.option("--no-report", is_flag=True, help="No report.html.")
+def eval(**options: Any) -> None:
+    """Compare ways of steering on many prompts.
+
+    Every arm generates a text for every prompt: unsteered (off), steered at the least sure tokens (sparse), at all
+    (dense), at random ones, and the best of N unsteered texts (bon). The tables say what each gained in reward and
+    what it cost in KL from the base. Texts are kept as they are made: after Ctrl-C the same command goes on.
+    """
+    profile = profile_from(options)
+    start = profile.config_fields() if profile is not None else {}
+    config = config_from({**options, "beta": 1.0}, {**start, "gate": "entropy"})
+    arms = _arms(options, config_from({**options, "beta_unit": None}, start) if profile is not None else None)
+    items = read_items(options["prompts"], DEFAULT_PROMPTS, options["limit"])
+    alpaca = _alpaca_arm(options, arms)
+    reward, judge = _rewards(options)
+    _check_sources(options, arms)
+
+    from ..evaluation.outputs import SAMPLES, tables, write_outputs
+    from ..evaluation.run import Plan, evaluate
+    from ..evaluation.samples import SampleFile
+    from ..evaluation.summary import summarise, write_alpaca
+    from .terminal import notice
+
+    if len(items) < FEW_PROMPTS:
+        notice(f"only {len(items)} prompts: the intervals will say little; use at least {FEW_PROMPTS}, better 200")
+    plan = Plan(
+        prompts=items,
+        arms=arms,
+        config=config,
+        max_tokens=options["max_tokens"],
+        samples=options["samples"],
+        seed=options["seed"],
+        raw=options["raw"],
+        stop=stops_from(options),
+    )
+    folder = Path(options["out"])
+    store = SampleFile(folder / SAMPLES, _settings(options, config), options["fresh"])
+    line = ProgressLine()
+    try:
+        outcome = evaluate(plan, _Loader(options, config, items, store), store, reward, judge, line.show)
+    finally:
+        line.end()
+        store.close()
+    if outcome.interrupted:
+        notice(f"stopped; {len(store.samples)} texts are kept in {folder}, the same command goes on from there")
+        raise SystemExit(130)
+    samples = plan.texts_of(store.samples.values())
+    summary = summarise(arms, items, samples, _meta(options, reward, judge, outcome), outcome.failed, options["at_kl"])
+    if summary["rows"]:
+        click.echo(tables(summary))
+    written = write_outputs(folder, summary, samples, not options["no_report"])
+    if alpaca is not None:
+        write_alpaca(options["alpaca"], samples, alpaca, f"sia-local {alpaca.key}")
+        notice(f"{options['alpaca']}: texts of the arm {alpaca.key}")
+    notice(f"written: {', '.join(map(str, written))}")
+    for key, sentence in outcome.failed.items():
+        notice(f"Error: the arm {key} failed: {sentence}")
+    if outcome.failed:
+        raise SystemExit(1)
+
+
+def _arms(options: dict[str, Any], profile: SiaConfig | None) -> list[Arm]:
+    """The arms asked for; by default all that the models and options at hand allow."""
+    guided = bool(options["guide_plus"])
+    families = options["arms"]
+    valued = bool(model_paths({**options, **_NO_GUIDES})[1])
+    if not families:
+        families = [f for f in STANDARD if valued or f in ("off", "bon")] + ["guide"] * guided
+    elif "guide" in families and not guided:
+        raise ConfigError("the arm 'guide' has no model; give one with --guide-plus")
+    arms = make_arms(families, options["rates"], options["betas"], options["best_of"])
+    if profile is not None:
+        arms.append(Arm("profile", beta=profile.beta, config=profile))
+    if steered := [arm.family for arm in arms if arm.steers and arm.source == "value" and not valued]:
+        raise ConfigError(f"the arm '{steered[0]}' has no value model; give one with -v value.gguf, or --arms off,bon")
+    return arms
+
+
+def _alpaca_arm(options: dict[str, Any], arms: list[Arm]) -> Arm | None:
+    if not options["alpaca"]:
+        return None
+    if options["alpaca_arm"] is None:
+        sparse = [arm for arm in arms if arm.family == "sparse" and arm.best_of == 1]
+        return min(
+            sparse, key=lambda a: (abs((a.rate or 0) - USUAL_RATE), abs(a.beta - 1)), default=arms[-1]
+        )
+    for arm in arms:
+        if arm.key == options["alpaca_arm"]:
+            return arm
+    raise ConfigError(f"no arm is named {options['alpaca_arm']!r}; expected one of {', '.join(a.key for a in arms)}")
+
+
+def _rewards(options: dict[str, Any]) -> tuple[Reward, Reward | None]:
+    from ..rewards import load_reward
+
+    reward, judge = load_reward(options["reward"]), options["judge"]
+    if judge == "none":
+        return reward, None
+    if judge is None:
+        from ..judge import shipped_judge
+
+        if not shipped_judge().exists():
+            click.echo(f"no second judge: {shipped_judge()} does not exist; give one with --judge", err=True)
+            return reward, None
+        judge = "polarity"
+    return reward, load_reward(f"polarity:{judge}" if judge.endswith(".npz") else judge)
+
+
+_NO_GUIDES = {"guide_plus": None, "guide_minus": None, "guide_plus_prompt": None, "guide_minus_prompt": None}
+
+
+def _sources(options: dict[str, Any], source: str) -> dict[str, Any]:
+    """Options that load only this source of values."""
+    return {**options, "value": ("none",)} if source == "guide" else {**options, **_NO_GUIDES}
+
+
+def _check_sources(options: dict[str, Any], arms: list[Arm]) -> None:
+    """Refuses betas in spreads where none is known, before any text is made."""
+    if options["beta_unit"] != "spread" or not any(arm.steers and arm.source == "value" for arm in arms):
+        return
+    from ..sources import parse_specs, read_files
+
+    specs = parse_specs(model_paths(_sources(options, "value"))[1])
+    if len(specs) == 1 and specs[0].weight is None:
+        file = read_files(specs)[0]
+        if file is not None and file.spread is None:
+            raise ConfigError(
+                f"{file.path}: stores no spread, so betas cannot be counted in it; give --beta-unit raw, and find "
+                "betas with `sia-local calibrate`"
+            )
+
+
+class _Loader:
+    """Loads a source's models; refuses files other than the stored texts were made with."""
+
+    def __init__(self, options: dict[str, Any], config: SiaConfig, items: list[PromptItem], store: SampleFile):
+        self.options, self.config, self.items, self.store = options, config, items, store
+
+    def __call__(self, source: str) -> SIA:
+        from ..evaluation.outputs import fingerprint
+        from ..sources import Guides, parse_specs
+
+        options = _sources(self.options, source)
+        files = []
+        for spec in parse_specs(model_paths(options)[1]):
+            if isinstance(spec, Guides):
+                files += [fingerprint(path) for path in (spec.plus, spec.minus) if path is not None]
+                files.append({"plus_prompt": spec.plus_prompt, "minus_prompt": spec.minus_prompt})
+            else:
+                files.append({**fingerprint(spec.path), "weight": spec.weight})
+        if files and self.store.fix(f"source {source}", files) != files:
+            raise ConfigError(
+                f"'{self.store.path}' has texts made with other files as the source '{source}'; choose another --out "
+                "folder, or --fresh to start over"
+            )
+        ctx = sized_context(options, self.items, options["max_tokens"])
+        return load_from({**options, "ctx": ctx}, self.config, options["slots"])
+
+
+def _settings(options: dict[str, Any], config: SiaConfig) -> dict[str, Any]:
+    """What all texts of a folder share; a rerun with anything else is refused."""
+    from dataclasses import asdict
+
+    from ..evaluation.outputs import fingerprint
+
+    names = ("max_tokens", "seed", "raw", "kv_type", "kv_type_k", "kv_type_v", "flash_attention", "reward", "judge")
+    by_arm = ("gate", "threshold", "rate", "beta")
+    return {
+        "model": fingerprint(model_paths(options)[0]),
+        "config": {name: value for name, value in asdict(config).items() if name not in by_arm},
+        "stop": stops_from(options),
+        **{name: options[name] for name in names},
+    }
+
+
+def _meta(options: dict[str, Any], reward: Reward, judge: Reward | None, outcome: Any) -> dict[str, Any]:
+    from .. import __version__
+    from ..machine import cpu_name
+
+    base, _ = model_paths(options)
+    _, values = model_paths(_sources(options, "value"))
+    accuracy = getattr(judge, "accuracy", None)
+    known = f" (right about {100 * accuracy:.0f} % of held-out sentences)" if accuracy is not None else ""
+    return {
+        "title": f"{base.name}, steered",
+        "model": base.name,
+        "value": " + ".join(Path(str(value)).name for value in values) or None,
+        "guide": " − ".join(Path(g).name for g in (options["guide_plus"], options["guide_minus"]) if g) or None,
+        "reward_name": reward.name,
+        "judge_name": f"{judge.name}{known}" if judge is not None else None,
+        "beta_unit": options["beta_unit"],
+        "max_tokens": options["max_tokens"],
+        "samples": options["samples"],
+        "seed": options["seed"],
+        "thresholds": {f"{rate:g}": nats for rate, nats in outcome.thresholds.items()},
+        "machine": cpu_name(),
+        "date": time.strftime("%Y-%m-%d"),
+        "version": __version__,
+        "command": command_line(click.get_current_context()),
+    }

@@ -1,0 +1,97 @@
+"""What the commands over many prompts share: prompts, context, the command as it was given, progress."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+
+from ..errors import ConfigError
+from .options import model_paths, trained_context
+
+if TYPE_CHECKING:
+    from ..evaluation.run import Progress
+    from ..prompts import PromptItem
+
+# What a chat template may add to a prompt, tokens.
+_TEMPLATE_ROOM = 512
+
+
+def read_items(given: str | None, default: str, limit: int | None) -> list[PromptItem]:
+    """The prompts of a file, or of one that comes with the program. Raises ConfigError, DataError."""
+    from ..prompts import read_prompt_items
+
+    if given is None:
+        roots = (Path(__file__).resolve().parents[2], Path())
+        found = next((root / default for root in roots if (root / default).is_file()), None)
+        if found is None:
+            raise ConfigError(f"{default} does not exist here; give a file of prompts with --prompts")
+        given = str(found)
+    return read_prompt_items(given)[:limit]
+
+
+def sized_context(options: Mapping[str, Any], items: list[PromptItem], max_tokens: int) -> int:
+    """Tokens of context that any of the prompts needs at most: --ctx, or a bound by the longest."""
+    if options.get("ctx"):
+        return int(options["ctx"])
+    # A byte-level tokenizer makes no more tokens than bytes.
+    longest = max(len(item.text.encode()) for item in items)
+    return min(trained_context(model_paths(options)[0]), longest + _TEMPLATE_ROOM + max_tokens)
+
+
+def command_line(ctx: click.Context) -> str:
+    """The command as it was given, for a reader to repeat."""
+    words = ["sia-local", ctx.command.name or ""]
+    for param in ctx.command.params:
+        name = param.name or ""
+        if ctx.get_parameter_source(name) is not ParameterSource.COMMANDLINE:
+            continue
+        option, value = max(param.opts, key=len), ctx.params[name]
+        if isinstance(param, click.Option) and param.is_flag:
+            words.append(option)
+        elif isinstance(param, click.Option) and param.multiple:
+            words += [word for one in value for word in (option, str(one))]
+        elif param.nargs > 1:
+            words += [option, *map(str, value)]
+        else:
+            values = value if isinstance(value, tuple) else (value,)
+            words += [option, ",".join(f"{v:g}" if isinstance(v, float) else str(v) for v in values)]
+    return shlex.join(words)
+
+
+class ProgressLine:
+    """Where a run stands: one line rewritten on a terminal, elsewhere a line now and then."""
+
+    EVERY = 20.0
+
+    def __init__(self) -> None:
+        self.tty = sys.stderr.isatty()
+        self.last = -self.EVERY
+        self.open = False
+
+    def show(self, progress: Progress) -> None:
+        now = time.monotonic()
+        if now - self.last < (0.2 if self.tty else self.EVERY) and progress.done < progress.texts:
+            return
+        self.last = now
+        left = "" if progress.seconds_left is None else f" · {_duration(progress.seconds_left)} left"
+        text = f"[{progress.arm_index}/{progress.arms}] {progress.arm} · {progress.done}/{progress.texts} texts"
+        text += f" · {progress.tokens_per_second:.0f} tokens/s{left}"
+        click.echo(f"\r\x1b[K{text}" if self.tty else text, err=True, nl=not self.tty)
+        self.open = self.tty
+
+    def end(self) -> None:
+        if self.open:
+            click.echo(err=True)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
