@@ -1,0 +1,200 @@
+"""GGUF against transformers and PEFT themselves: hidden states, logits, values and token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sia_local import SIA, gguf_keys
+from sia_local.errors import IncompatibleError, ModelFileError
+from sia_local.runtime import GgufMetadata, Model
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+import tiny
+import torch
+import transformers
+from sia_convert.export import LAYOUTS, export_base, export_value
+from sia_convert.head import ValueCheckpoint
+from sia_convert.junctions import Runtime
+from sia_convert.quantize import quantize_gguf
+from sia_convert.verify import verify
+
+LLAMA3 = {
+    "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}  # fmt: skip
+LINEAR = {"rope_type": "linear", "rope_theta": 500.0, "factor": 4.0}
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 32}
+BASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {}),
+    "llama-tied-linear": ("llama", {"tie_word_embeddings": True, "attention_bias": True, "rope_parameters": LINEAR}),
+    "llama-llama3": ("llama", {"rope_parameters": LLAMA3, "head_dim": 16, "num_key_value_heads": 1}),
+    "qwen2-yarn": ("qwen2", {"rope_parameters": YARN}),
+    "qwen2-tied": ("qwen2", {"tie_word_embeddings": True, "num_key_value_heads": 4}),
+    "qwen3": ("qwen3", {}),
+    "qwen3-tied-yarn": ("qwen3", {"tie_word_embeddings": True, "rope_parameters": {**YARN, "attention_factor": 1.3}}),
+}  # fmt: skip
+EVERYWHERE = {"threshold": 0.0, "per_trajectory": 4, "runtime": Runtime(256, 1)}
+IDS = np.random.default_rng(2).integers(3, 384, 90).tolist()
+
+
+def load(base: Path, value: Path | None = None) -> SIA:
+    return SIA.load(base, value, n_ctx=256, n_threads=1, type_k="f32", type_v="f32", flash_attention="off")
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_hidden_states_and_logits_are_those_of_transformers(
+    name: str, make_hf: Callable[..., Path], tmp_path: Path
+) -> None:
+    arch, over = BASES[name]
+    folder = make_hf(arch, **over)
+    with torch.no_grad():
+        model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+        wanted = model(torch.tensor([IDS]), output_hidden_states=True)
+    with load(export_base(folder, tmp_path / "base.gguf", "f32")) as sia:
+        assert sia.model.meta("general.architecture") == arch
+        logits = np.concatenate([rows.copy() for rows in sia.engine.trail(0, [], IDS)])
+        hidden = np.concatenate([rows.copy() for rows in sia.engine.trail(0, [], IDS, hidden=True)])
+    np.testing.assert_allclose(hidden, wanted.hidden_states[-1][0], atol=2e-4)
+    np.testing.assert_allclose(logits, wanted.logits[0], atol=2e-4)
+
+
+@pytest.fixture(scope="module", params=tiny.ARCHS)
+def chain(request: pytest.FixtureRequest, make_hf: Callable[..., Path], tmp_path_factory: Any) -> dict[str, Any]:
+    """A base with trajectories, and value models with random LoRA and head over it."""
+    root, arch = tmp_path_factory.mktemp("chain"), request.param
+    folder = make_hf(arch, tie_word_embeddings=arch == "qwen2")
+    return {
+        "root": root,
+        "base": export_base(folder, root / "base.gguf", "f32"),
+        "data": tiny.tiny_trajectories(root / "data.jsonl", folder),
+        "lora": tiny.tiny_checkpoint(root / "lora", folder),
+        "none": tiny.tiny_checkpoint(root / "none", folder, tune="none", n_hidden=24),
+    }
+
+
+def peft_values(checkpoint: ValueCheckpoint, ids: list[int]) -> np.ndarray:
+    """V after every token, float64 [n]: PEFT's own forward pass and the head by hand."""
+    backbone = transformers.AutoModel.from_pretrained(checkpoint.meta.backbone)
+    if checkpoint.meta.tune == "lora":
+        from peft import PeftModel
+
+        backbone = PeftModel.from_pretrained(backbone, str(checkpoint.folder / "lora_weights"))
+    with torch.no_grad():
+        x = backbone.eval()(torch.tensor([ids])).last_hidden_state[0].double()
+    h = checkpoint.head
+    if h.hidden_weight is not None:
+        x = torch.nn.functional.silu(x @ torch.tensor(h.hidden_weight).double().T + torch.tensor(h.hidden_bias))
+    values = x @ torch.tensor(h.weight).double() + h.bias
+    return (values * checkpoint.meta.reward_std + checkpoint.meta.reward_mean).numpy()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_values_are_those_of_peft_and_verify_agrees(layout: str, chain: dict[str, Any]) -> None:
+    checkpoint = chain["none" if layout == "head" else "lora"]
+    path = export_value(checkpoint, chain["root"] / f"{layout}.gguf", layout, chain["base"], "f32")
+    with load(chain["base"], path) as sia:
+        prompt = sia.prompt("the old king")
+        value: Any = sia.value
+        read = list(value.tokens(prompt))
+        values = value.trajectory(0, prompt, IDS)
+    np.testing.assert_allclose(values, peft_values(checkpoint, [*read, *IDS])[len(read) :], atol=2e-4)
+    row = verify(checkpoint, [path], chain["base"], [chain["data"]], limit=4, **EVERYWHERE)[0]
+    assert (row.kind, row.type, row.failures, row.same_prompt) == (layout, "F32", (), True)
+    assert row.junctions == 16 and row.max_abs < 1e-3 and row.spread > 0.01
+
+
+def test_verify_notices_a_head_that_is_not_the_checkpoints(chain: dict[str, Any]) -> None:
+    other = tiny.tiny_checkpoint(chain["root"] / "other", Path(chain["lora"].meta.backbone))
+    other.head.weight[0] += 0.01
+    path = export_value(other, chain["root"] / "other.gguf", "merged", chain["base"], "f32")
+    row = verify(chain["lora"], [path], chain["base"], [chain["data"]], limit=2, **EVERYWHERE)[0]
+    assert row.failures[0].startswith("max |dV|")
+
+
+@pytest.mark.parametrize(
+    ("tune", "layers", "layout"), [("full", None, "lean"), ("lora", 1, "merged"), ("none", 1, "lean")]
+)
+def test_changed_or_shortened_backbones_verify(
+    tune: str, layers: int | None, layout: str, make_hf: Callable[..., Path], tiny_base: Path, tmp_path: Path
+) -> None:
+    checkpoint = tiny.tiny_checkpoint(tmp_path / "value", make_hf(), tune, layers)
+    path = export_value(checkpoint, tmp_path / "value.gguf", layout, tiny_base, "f32")
+    data = tiny.tiny_trajectories(tmp_path / "data.jsonl", make_hf(), prompts=2, samples=1)
+    row = verify(checkpoint, [path], tiny_base, [data], **EVERYWHERE)[0]
+    assert row.failures == () and row.max_abs < 1e-3
+    with GgufMetadata(path) as meta:
+        assert meta.get("qwen3.block_count") == (layers or 2)
+
+
+def test_quantizing_leaves_the_head_and_a_lean_files_rows(chain: dict[str, Any]) -> None:
+    source = export_value(chain["lora"], chain["root"] / "full.gguf", "lean", chain["base"], "f32")
+    path = quantize_gguf(source, chain["root"] / "small.gguf", "Q8_0", n_threads=1)
+    with GgufMetadata(source) as a, GgufMetadata(path) as b:
+        for key in (gguf_keys.HEAD_WEIGHT, gguf_keys.HEAD_BIAS, gguf_keys.REWARD_MEAN, gguf_keys.VOCAB_SHA256):
+            assert np.array_equal(a.get(key), b.get(key))
+        assert np.array_equal(a.get(gguf_keys.HEAD_WEIGHT), chain["lora"].head.weight * np.float32(1.5))
+    tail = 400 * 64 * 4 + gguf_keys.TRAILER_FOOTER.size
+    assert source.read_bytes()[-tail:] == path.read_bytes()[-tail:]
+    row = verify(chain["lora"], [path], chain["base"], [chain["data"]], limit=6, **EVERYWHERE)[0]
+    assert row.type == "Q8_0" and row.failures == () and 0 < row.mean_in_spreads < 0.1
+
+
+TEXTS = (
+    "the old king saw a cat",
+    "don't  stop\n\nIT'S 2024, 12345!\t…",
+    "naïve 東京 🙂",
+    "",
+    " ",
+    "a\r\n b  \n",
+    "<|im_end|>x",
+)
+
+
+@pytest.mark.parametrize("style", ["qwen2", "llama-bpe", "gpt-2", "smollm", "spm-json", "spm-model"])
+def test_tokenizers_agree_with_hugging_face(style: str, make_hf: Callable[..., Path], tmp_path: Path) -> None:
+    folder = tmp_path / "hf"
+    tiny.retokenized(make_hf("llama"), folder, style)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    with Model(export_base(folder, tmp_path / "base.gguf", "f32"), vocab_only=True) as model:
+        assert model.meta("tokenizer.ggml.pre") == ("default" if style.startswith("spm") else style)
+        for text in TEXTS:
+            wanted = tokenizer(text).input_ids
+            assert model.tokenize(text, add_special=True, parse_special=True) == wanted, text
+        assert model.chat_template == tiny.CHAT_TEMPLATE and model.eos == tokenizer.eos_token_id
+
+
+def test_a_tokenizer_of_another_base_is_refused(make_hf: Callable[..., Path], tiny_base: Path, tmp_path: Path) -> None:
+    tiny.retokenized(make_hf(), tmp_path / "hf", "gpt-2", words="un deux trois quatre cinq six sept huit neuf dix")
+    checkpoint = tiny.tiny_checkpoint(tmp_path / "value", tmp_path / "hf")
+    with pytest.raises(IncompatibleError, match=r"the tokenizer in .* does not match that of base-F32.gguf"):
+        export_value(checkpoint, tmp_path / "value.gguf", "merged", tiny_base)
+    assert not (tmp_path / "value.gguf").exists()
+
+
+def test_what_does_not_fit_is_refused(make_hf: Callable[..., Path], tiny_base: Path, tmp_path: Path) -> None:
+    wide = export_base(make_hf("qwen3", hidden_size=32, seed=4), tmp_path / "narrow.gguf", "f32")
+    lora = tiny.tiny_checkpoint(tmp_path / "lora", make_hf())
+    with pytest.raises(IncompatibleError, match="qwen3 with 2 blocks of width 32, the value model was trained on"):
+        export_value(lora, tmp_path / "a.gguf", "adapter", wide)
+    with pytest.raises(IncompatibleError, match="train with --placement head"):
+        export_value(lora, tmp_path / "a.gguf", "head", tiny_base)
+    moved = ValueCheckpoint.open(tmp_path / "lora", make_hf("qwen3", hidden_size=32, seed=4))
+    with pytest.raises(IncompatibleError, match=r"fits a weight|the head reads 64 values"):
+        export_value(moved, tmp_path / "a.gguf", "merged", tiny_base)
+    (tmp_path / "lora/head.safetensors").unlink()
+    with pytest.raises(ModelFileError, match="no head at"):
+        ValueCheckpoint.open(tmp_path / "lora")
+    config = make_hf("llama") / "config.json"
+    other = tmp_path / "gemma"
+    other.mkdir()
+    (other / "config.json").write_text(config.read_text().replace('"llama"', '"gemma3_text"'))
+    with pytest.raises(IncompatibleError, match="'gemma3_text' is not supported: expected one of llama, qwen2, qwen3"):
+        export_base(other, tmp_path / "a.gguf")
+    assert not (tmp_path / "a.gguf").exists()
