@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .config import SamplingConfig, SiaConfig
     from .decode import Candidates, Prompt, Stats, Step
     from .errors import SiaError
+    from .processor import SiaLogitsProcessor
 
 __version__ = "0.1.0"
 
@@ -31,6 +32,7 @@ _HOMES = {
     "Candidates": "decode",
     "Prompt": "decode",
     "SiaError": "errors",
+    "SiaLogitsProcessor": "processor",
 }
 __all__ = [
     "SIA",
@@ -40,6 +42,7 @@ __all__ = [
     "SamplingConfig",
     "SiaConfig",
     "SiaError",
+    "SiaLogitsProcessor",
     "Stats",
     "Step",
 ]

@@ -17,7 +17,7 @@ from .config import SiaConfig
 from .entropy import entropy, log_partition, top_candidates, varentropy
 from .errors import NumericError
 from .gates import Moment, make_gate
-from .steering import beta_for_kl, is_sane, kl, shape_values, softmax, tilt, truncation_kl
+from .steering import beta_for_kl, is_sane, kl, shape_values, softmax, truncation_kl
 
 Floats = npt.NDArray[np.floating[Any]]
 Float64 = npt.NDArray[np.float64]
@@ -54,9 +54,10 @@ class Candidates:
 class Choice:
     """look() at a row of logits, weigh() the candidates, then advance(); state: gate, position, KL spent.
 
-    After look(): ids and logits of the candidates C, entropy (nats), steer (whether the gate opened) and asked,
-    the ids to score. After weigh(): probabilities over C, beta used, kl from the base (nats), kl_truncation (the
-    part of it due to cutting to C), kl_steering (from the same step without values) and flipped.
+    After look(): ids and logits of the candidates C, log_z of the whole row, entropy (nats), steer (whether the gate
+    opened) and asked, the ids to score. After weigh(): scores z + beta V and probabilities over C, beta used, kl from
+    the base (nats), kl_truncation (the part of it due to cutting to C), kl_steering (from the same step without
+    values) and flipped.
     """
 
     def __init__(
@@ -74,7 +75,8 @@ class Choice:
 
     def look(self, row: Floats) -> None:
         """Candidates, entropy and gate of one row of logits [n_vocab]; nothing of the row is kept."""
-        config, log_z = self.config, log_partition(row)
+        config = self.config
+        self.log_z = log_z = log_partition(row)
         if not math.isfinite(log_z):
             raise NumericError(
                 f"the base model's logits at token {self.index} contain NaN or infinity; the model file is "
@@ -107,7 +109,7 @@ class Choice:
         self.beta, self.kl_steering, self._values = 0.0, 0.0, None
         plain = softmax(self.logits, temperature)
         if values is None:
-            self.probabilities = plain
+            self.scores, self.probabilities = self.logits, plain
         else:
             if not is_sane(values):
                 raise NumericError(
@@ -119,7 +121,8 @@ class Choice:
             effective = np.full(len(self.ids), 0.0 if self.config.tail else shaped.mean())
             effective[: len(values)] = shaped
             self.beta = self._affordable(self._strength(), effective)
-            self.probabilities = tilt(self.logits, effective, self.beta, temperature)
+            self.scores = self.logits + self.beta * effective
+            self.probabilities = softmax(self.scores, temperature)
             with np.errstate(divide="ignore"):
                 self.kl_steering = max(0.0, kl(self.probabilities, np.log(plain)))
         self.kl_truncation = truncation_kl(self.base_logprobs)
