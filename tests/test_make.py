@@ -107,7 +107,7 @@ def test_a_file_beyond_its_tolerance_fails_the_chain(plan: Path, monkeypatch: py
     result = CliRunner().invoke(main, ["make", str(plan), str(change)])
     assert result.exit_code == 2
     assert re.search(r"FAILED: max \|dV\| .* > 1e-12", result.output)
-    assert result.output.splitlines()[-1].startswith("error: value-F32.gguf: beyond the tolerance")
+    assert result.output.splitlines()[-1].startswith("Error: value-F32.gguf: beyond the tolerance")
 
 
 @pytest.mark.parametrize(
