@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from ..api import SIA
     from ..config import SiaConfig
     from ..evaluation.samples import SampleFile
-    from ..prompts import PromptItem
     from ..rewards import Reward
 
 STANDARD = ("off", "sparse", "dense", "random", "bon")
@@ -117,8 +116,14 @@ def eval(**options: Any) -> None:
     folder = Path(options["out"])
     store = SampleFile(folder / SAMPLES, _settings(options, config), options["fresh"])
     line = ProgressLine()
+
+    def load(source: str) -> SIA:
+        ctx = sized_context(options, items, options["max_tokens"])
+        return load_from({**_sources(options, source), "ctx": ctx}, config, options["slots"])
+
     try:
-        outcome = evaluate(plan, _Loader(options, config, items, store), store, reward, judge, line.show)
+        _fix_sources(options, arms, store)
+        outcome = evaluate(plan, load, store, reward, judge, line.show)
     finally:
         line.end()
         store.close()
@@ -211,31 +216,25 @@ def _check_sources(options: dict[str, Any], arms: list[Arm]) -> None:
             )
 
 
-class _Loader:
-    """Loads a source's models; refuses files other than the stored texts were made with."""
+def _fix_sources(options: dict[str, Any], arms: list[Arm], store: SampleFile) -> None:
+    """Refuses value models and guides other than the stored texts were steered with."""
+    from ..evaluation.outputs import fingerprint
+    from ..sources import Guides, parse_specs
 
-    def __init__(self, options: dict[str, Any], config: SiaConfig, items: list[PromptItem], store: SampleFile):
-        self.options, self.config, self.items, self.store = options, config, items, store
-
-    def __call__(self, source: str) -> SIA:
-        from ..evaluation.outputs import fingerprint
-        from ..sources import Guides, parse_specs
-
-        options = _sources(self.options, source)
-        files = []
-        for spec in parse_specs(model_paths(options)[1]):
+    for source in dict.fromkeys(arm.source for arm in arms if arm.steers):
+        files: list[dict[str, Any]] = []
+        for spec in parse_specs(model_paths(_sources(options, source))[1]):
             if isinstance(spec, Guides):
                 files += [fingerprint(path) for path in (spec.plus, spec.minus) if path is not None]
                 files.append({"plus_prompt": spec.plus_prompt, "minus_prompt": spec.minus_prompt})
             else:
                 files.append({**fingerprint(spec.path), "weight": spec.weight})
-        if files and self.store.fix(f"source {source}", files) != files:
+        if store.fix(f"source {source}", files) != files:
+            names = ", ".join(file["file"] for file in files if "file" in file)
             raise ConfigError(
-                f"'{self.store.path}' has texts made with other files as the source '{source}'; choose another --out "
-                "folder, or --fresh to start over"
+                f"'{store.path}' has texts steered by other files than {names}; choose another --out folder, or "
+                "--fresh to start over"
             )
-        ctx = sized_context(options, self.items, options["max_tokens"])
-        return load_from({**options, "ctx": ctx}, self.config, options["slots"])
 
 
 def _settings(options: dict[str, Any], config: SiaConfig) -> dict[str, Any]:

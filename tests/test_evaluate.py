@@ -1,0 +1,311 @@
+"""An evaluation: exact summaries, one set of settings a folder, interruptions and failures that lose nothing."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from sia_local.cli import main
+from sia_local.config import SiaConfig
+from sia_local.decode import Job, Prompt, Step, decode
+from sia_local.errors import ConfigError, IncompatibleError
+from sia_local.evaluation.arms import Arm, make_arms
+from sia_local.evaluation.run import Outcome, Plan, Progress, evaluate
+from sia_local.evaluation.samples import Sample, SampleFile
+from sia_local.evaluation.summary import equal_kl_table, findings, markdown_table, summarise
+from sia_local.prompts import PromptItem
+from sia_local.rewards import FunctionReward
+
+Make = Callable[..., Path]
+WORDS = ("good ", "bad ", "so ", "the ", ".")
+# Two unsure words (after `so` more so than after `the`), two sure ones; 4 ends a text.
+LOGITS = np.array(
+    [[0, 0, 9, 0, 1], [0, 0, 0, 9, 1], [2, 2, 1, 1, 0], [3, 2, 0, 0, 0], [0] * 5], np.float32
+)
+VALUES = np.array([1.0, -1.0, 0.0, 0.0, 0.0])
+GOOD = FunctionReward("good", lambda prompts, responses: [r.count("good") - r.count("bad") for r in responses])
+PROMPTS = [PromptItem(f"p{i}", "x" * i) for i in range(1, 7)]
+
+
+class TableSIA:
+    """What `evaluate` needs of a SIA, over tables: logits follow from the last token, values from the candidate."""
+
+    spread: float | None = None
+    max_candidates = 5
+
+    def __init__(self) -> None:
+        self.held: list[list[int]] = [[], []]
+        self.closed = False
+
+    def begin(self, slot: int, prompt: Any) -> int:
+        if not isinstance(prompt, Prompt):
+            self.held[slot] = list(prompt)
+        return 0
+
+    def accept(self, slot: int, token: int) -> None:
+        if self.held[slot][-1] != token or token == 0:
+            self.held[slot].append(token)
+
+    def logits(self, slots: Iterable[int]) -> list[np.ndarray]:
+        return [LOGITS[self.held[s][-1]] for s in slots]
+
+    def score(self, requests: Any, also: Any) -> list[np.ndarray]:
+        return [VALUES[ids] for _, ids in requests]
+
+    def push(self, token: int, last: bool) -> tuple[str, bool]:
+        return WORDS[token], False
+
+    def job(self, text: str, config: SiaConfig, *, max_tokens: int, seed: int, id: int, **_: Any) -> Job:
+        prompt = Prompt((2 + len(text) % 2,), None, text)
+        return Job(prompt, config, max_tokens, seed, lambda token: token == 4, self, id=id)
+
+    def run(self, jobs: Iterable[Job]) -> Iterator[Step]:
+        return decode(self, self, jobs, 2)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def plan(*arms: Arm, prompts: list[PromptItem] = PROMPTS, **over: Any) -> Plan:
+    return Plan(prompts, [Arm("off"), *arms], SiaConfig(k=5), **{"max_tokens": 12, **over})
+
+
+def run(folder: Path, what: Plan, report: Callable[[Progress], None] = lambda p: None) -> tuple[SampleFile, Outcome]:
+    store = SampleFile(folder / "samples.jsonl", {"seed": what.seed})
+    try:
+        return store, evaluate(what, lambda source: TableSIA(), store, GOOD, report=report)  # type: ignore[arg-type, return-value]
+    finally:
+        store.close()
+
+
+def content(folder: Path) -> list[dict[str, Any]]:
+    """The samples of a file without their times, in a fixed order."""
+    records = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    kept = [{k: v for k, v in r.items() if k != "seconds"} for r in records if "arm" in r]
+    return sorted(kept, key=lambda r: (r["arm"], r["prompt_id"], r["sample"]))
+
+
+SPARSE, DENSE, BON = Arm("sparse", rate=0.25, beta=2.0), Arm("dense", beta=1.0), Arm("bon", best_of=3)
+
+
+def test_arms_are_filled_and_steer_as_they_say(tmp_path: Path) -> None:
+    store, outcome = run(tmp_path, plan(SPARSE, DENSE, BON, samples=2))
+    assert outcome == Outcome({}, outcome.thresholds, False)
+    assert {arm: len(store.of_arm(arm)) for arm in ("off", SPARSE.key, "dense-b1", "bon-n3")} == {
+        "off": 12, SPARSE.key: 12, "dense-b1": 12, "bon-n3": 36
+    }  # fmt: skip
+    entropies = [h for s in store.of_arm("off") for h in s.entropies or ()]
+    assert outcome.thresholds == {0.25: pytest.approx(np.quantile(entropies, 0.75))}
+    for sample in store.samples.values():
+        text, steered = sample.response.split(), sample.arm in (SPARSE.key, "dense-b1")
+        assert sample.reward == text.count("good") - text.count("bad")
+        assert (sample.kl_steering > 0) == steered == (sample.junctions > 0)
+        assert sample.values_asked == 5 * sample.junctions
+        assert sample.kl == pytest.approx(sample.kl_steering + sample.kl_truncation, abs=1e-6)
+    assert all(s.junctions == s.steps for s in store.of_arm("dense-b1"))
+    # The first words of a text come from the same uniform numbers in every arm.
+    assert store.samples["off", "p1", 0].tokens == store.samples["bon-n3", "p1", 0].tokens
+
+
+def test_after_an_interruption_the_same_command_gives_the_same_samples(tmp_path: Path) -> None:
+    whole = plan(SPARSE, DENSE, BON)
+    run(tmp_path / "whole", whole)
+    seen = 0
+
+    def interrupt(progress: Progress) -> None:
+        nonlocal seen
+        seen += 1
+        if seen == 9:
+            raise KeyboardInterrupt
+
+    store, outcome = run(tmp_path / "cut", whole, interrupt)
+    assert outcome.interrupted and len(store.samples) == 9
+    file = tmp_path / "cut" / "samples.jsonl"
+    file.write_bytes(file.read_bytes()[:-7])  # a crash in the middle of a line
+    run(tmp_path / "cut", whole)
+    assert content(tmp_path / "cut") == content(tmp_path / "whole")
+    before = file.read_bytes()
+    run(tmp_path / "cut", whole)
+    assert file.read_bytes() == before
+
+
+def test_more_prompts_keep_the_threshold_of_the_texts_at_hand(tmp_path: Path) -> None:
+    _, few = run(tmp_path, plan(SPARSE, prompts=PROMPTS[:2]))
+    store, more = run(tmp_path, plan(SPARSE))
+    assert more.thresholds == few.thresholds and len(store.of_arm(SPARSE.key)) == 6
+
+
+def test_a_failing_arm_loses_no_other(tmp_path: Path) -> None:
+    def load(source: str) -> Any:
+        if source == "guide":
+            raise IncompatibleError("these vocabularies differ")
+        return TableSIA()
+
+    what = plan(Arm("guide", rate=0.25, beta=1.0, source="guide"), DENSE)
+    store = SampleFile(tmp_path / "s.jsonl", {})
+    outcome = evaluate(what, load, store, GOOD)
+    assert outcome.failed == {"guide-r0.25-b1": "these vocabularies differ"}
+    summary = summarise(what.arms, PROMPTS, list(store.samples.values()), {}, outcome.failed)
+    assert [row["key"] for row in summary["rows"]] == ["off", "dense-b1"] and summary["rows"][1]["n"] == 6
+    assert summary["failed"] == outcome.failed
+
+
+def test_samples_of_two_settings_never_mix(tmp_path: Path) -> None:
+    path = tmp_path / "s.jsonl"
+    SampleFile(path, {"model": {"file": "a.gguf", "bytes": 3}, "seed": 0}).close()
+    before = path.read_bytes()
+    with pytest.raises(ConfigError, match=r"made with model bytes = 3, now it is 4; choose another --out"):
+        SampleFile(path, {"model": {"file": "a.gguf", "bytes": 4}, "seed": 0})
+    with pytest.raises(ConfigError, match="made with seed = 0, now it is None"):
+        SampleFile(path, {"model": {"file": "a.gguf", "bytes": 3}})
+    assert path.read_bytes() == before
+    mine = Arm("profile", config=SiaConfig(k=5, gate="dense", beta=1.0))
+    run(tmp_path, plan(mine))
+    changed = Arm("profile", config=SiaConfig(k=5, gate="dense", beta=1.5))
+    _, outcome = run(tmp_path, plan(changed))
+    assert "the arm profile has texts made with other settings" in outcome.failed["profile"]
+
+
+def sample(arm: str, prompt: int, number: int = 0, **over: Any) -> Sample:
+    fields = {"steps": 10, "kl_truncation": 0.5, "nll": 10 * math.log(4), "reward": 0.0, "seconds": 0.5, **over}
+    return Sample(arm, f"p{prompt}", number, f"prompt {prompt}", **fields)
+
+
+def test_the_summary_of_known_samples() -> None:
+    off = [sample("off", i, reward=r, response="a b a b", entropies=[0.5, 1.5]) for i, r in ((1, 0.0), (2, 1.0))]
+    soft = [sample("dense-b1", i, reward=r, junctions=10, kl_steering=2.0) for i, r in ((1, 0.5), (2, 1.5))]
+    hard = [
+        sample("dense-b2", i, reward=r, junctions=10, kl_steering=6.0, flips=4, values_asked=100, judge=0.25)
+        for i, r in ((1, 0.75), (2, 1.75))
+    ]
+    sparse = [
+        sample("sparse-r0.2-b2", i, reward=r, junctions=2, kl_steering=k, steps=s)
+        for i, r, k, s in ((1, 0.2, 3.0, 10), (2, 1.4, 5.0, 30))
+    ]
+    best = [sample("bon-n2", i, n, reward=r) for i, n, r in ((1, 0, 0.0), (1, 1, 0.4), (2, 0, 1.2), (2, 1, 1.0))]
+    arms = make_arms(("dense", "sparse", "bon"), [0.2], [1, 2], [2])
+    prompts = [PromptItem("p1", "prompt 1"), PromptItem("p2", "prompt 2")]
+    summary = summarise(
+        [a for a in arms if not (a.best_of > 1 and a.steers) and a.key != "sparse-r0.2-b1"],
+        prompts, [*off, *soft, *hard, *sparse, *best], {}, at_kl=[4.0],
+    )  # fmt: skip
+    rows = {row["key"]: row for row in summary["rows"]}
+    assert rows["off"]["reward"]["mean"] == 0.5 and "difference" not in rows["off"]
+    assert rows["off"]["perplexity"] == pytest.approx(4.0)
+    assert (rows["off"]["distinct_1"], rows["off"]["distinct_2"]) == (2 / 8, 2 / 6)
+    assert rows["off"]["tokens_per_second"] == 20.0
+    # Both prompts gained the same, so the paired interval is a point although rewards differ by one.
+    gained = {"mean": 0.75, "low": 0.75, "high": 0.75, "n": 2}
+    assert rows["dense-b2"]["difference"] == gained
+    assert rows["dense-b2"]["judge"]["mean"] == 0.25 and "judge" not in rows["dense-b1"]
+    assert (rows["dense-b2"]["flips"], rows["dense-b2"]["values_per_token"]) == (0.4, 10.0)
+    assert (rows["sparse-r0.2-b2"]["junction_rate"], rows["sparse-r0.2-b2"]["kl_per_token"]) == (0.1, 0.2)
+    assert rows["sparse-r0.2-b2"]["kl"]["mean"] == 4.0 and rows["sparse-r0.2-b2"]["tokens"] == 20.0
+    assert rows["bon-n2"]["reward"]["mean"] == pytest.approx(0.8)
+    assert rows["bon-n2"]["kl"]["mean"] == pytest.approx(math.log(2) - 0.5) and rows["bon-n2"]["kl_sampled"] == 0.0
+    # Dense at 4 nats lies halfway between (2, 1.0) and (6, 1.25); sparse was measured at 4.
+    (level,) = summary["equal_kl"]
+    assert level["series"]["dense"]["reward"]["mean"] == pytest.approx(1.125)
+    assert level["series"]["sparse 20 %"]["reward"]["mean"] == pytest.approx(0.8)
+    assert level["series"]["sparse 20 %"]["share"]["mean"] == pytest.approx(0.3 / 0.625)
+    assert "best of N" not in level["series"]
+    assert summary["entropy"]["quantiles"]["0.5"] == 1.0
+    assert summary["warnings"] == [
+        "Only 2 prompts: the intervals say little; use at least 30, better 200 or more."
+    ]
+    assert "| dense | 2 | 1.250 ± 0.500 | 0.750 ± 0.000 |" in markdown_table(summary)
+    assert "| sparse 20 % | 0.800 (48 %" in equal_kl_table(summary)
+    assert findings(summary)[0].startswith("At the same KL of 4.0 nats a text, of dense steering's lift sparse 20 % ")
+
+
+def test_only_prompts_that_every_arm_finished_are_compared() -> None:
+    samples = [sample("off", 1, reward=0.0), sample("off", 2, reward=5.0), sample("dense-b1", 1, reward=1.0)]
+    prompts = [PromptItem("p1", ""), PromptItem("p2", ""), PromptItem("p3", "")]
+    summary = summarise([Arm("off"), DENSE], prompts, samples, {})
+    assert [row["n"] for row in summary["rows"]] == [1, 1] and summary["rows"][0]["reward"]["mean"] == 0.0
+    assert "2 of 3 prompts are missing in at least one arm and were left out." in summary["warnings"]
+
+
+def test_arms_that_cannot_be_are_refused() -> None:
+    for families, rates, betas, said in (
+        (["spare"], [0.2], [1], "unknown arm 'spare'"),
+        (["sparse"], [], [1], "no rate was given"),
+        (["dense"], [0.2], [], "no beta was given"),
+        (["sparse"], [1.5], [1], "has the rate 1.5"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            make_arms(families, rates, betas)
+    assert len({arm.key for arm in make_arms(best_of=(4, 8))}) == 1 + 16 + 4 + 16 + 2 + 4
+
+
+def cli(*args: object) -> Result:
+    return CliRunner().invoke(main, ["eval", *map(str, args)])
+
+
+FEW = ["-n", "6", "--threads", "1", "--rates", "0.3", "--betas", "1", "--best-of", "2", "--slots", "3"]
+
+
+def test_one_command_leaves_samples_tables_and_pictures(
+    base_gguf: Path, value_gguf: Path, make_gguf: Make, tmp_path: Path
+) -> None:
+    (tmp_path / "prompts.csv").write_text("id,prompt\na,hello there\nb,a dog\nc,the king\nd,night\n")
+    out, alpaca = tmp_path / "out", tmp_path / "model_outputs.json"
+    args = ["-m", base_gguf, "-v", value_gguf, "--prompts", tmp_path / "prompts.csv", "--limit", 3, *FEW]
+    args += ["--out", out, "--reward", "vader", "--alpaca", alpaca]
+    result = cli(*args)
+    assert result.exit_code == 0, result.output
+    assert "only 3 prompts" in result.stderr and "| sparse 30 %, best of 2 | 1 |" in result.stdout
+    assert sorted(p.name for p in out.iterdir()) == [
+        "frontier.svg", "report.html", "samples.jsonl", "summary.json", "table.md"
+    ]  # fmt: skip
+    summary = json.loads((out / "summary.json").read_text())
+    assert [row["n"] for row in summary["rows"]] == [3] * 6 and "judge" in summary["rows"][0]
+    assert summary["command"].startswith("sia-local eval --model ") and "--rates 0.3" in summary["command"]
+    written = json.loads(alpaca.read_text())
+    assert [(o["instruction"], o["generator"]) for o in written] == [
+        ("hello there", "sia-local sparse-r0.3-b1"), ("a dog", "sia-local sparse-r0.3-b1"),
+        ("the king", "sia-local sparse-r0.3-b1"),
+    ]  # fmt: skip
+    before = (out / "samples.jsonl").read_bytes()
+    again = cli(*args)
+    assert again.stdout == result.stdout and (out / "samples.jsonl").read_bytes() == before
+    for changed, said in (
+        (["-k", 4], "made with config k = 10, now it is 4"),
+        (["-n", 7], "made with max_tokens = 6, now it is 7"),
+        (["--judge", "none"], "made with judge = None, now it is 'none'"),
+        (["-v", make_gguf("lean", seed=1)], "texts steered by other files than"),
+    ):
+        refused = cli(*args, *changed)
+        assert refused.exit_code == 2 and said in refused.stderr, refused.stderr
+    # A guide of another vocabulary fails as an arm; the others stand.
+    odd = make_gguf("base", n_vocab=330)
+    failing = cli(*args, "--guide-plus", odd, "--no-report")
+    assert failing.exit_code == 1 and "Error: the arm guide-r0.3-b1 failed:" in failing.stderr
+    assert "different vocabularies" in failing.stderr and "| dense | 1 |" in failing.stdout
+
+
+def test_what_is_missing_is_named_before_any_work(
+    base_gguf: Path, value_gguf: Path, make_gguf: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = ["--out", tmp_path / "out"]
+    for args, said in (
+        (["-m", base_gguf, "--arms", "dense"], "the arm 'dense' has no value model"),
+        (["-m", base_gguf, "--arms", "guide"], "the arm 'guide' has no model; give one with --guide-plus"),
+        (["-m", base_gguf, "-v", value_gguf, "--betas", "1,x"], "--betas is '1,x'; expected numbers"),
+        (["-m", base_gguf, "-v", value_gguf, "--judge", "none.npz"], "the judge 'none.npz' does not exist"),
+        (["-m", base_gguf, "-v", value_gguf, "--prompts", "none.txt"], "'none.txt' does not exist"),
+        (["-m", base_gguf, "-v", value_gguf, "--alpaca", "a", "--alpaca-arm", "b"], "no arm is named 'b'; expected"),
+    ):
+        result = cli(*FEW, *args, *out)
+        assert result.exit_code == 2 and said in result.stderr.splitlines()[-1], result.output
+    monkeypatch.setitem(__import__("sys").modules, "vaderSentiment.vaderSentiment", None)
+    result = cli("-m", base_gguf, "-v", value_gguf, *FEW, *out)
+    assert result.exit_code == 2 and "pip install 'sia-local[rewards]'" in result.stderr
+    assert not (tmp_path / "out").exists()
