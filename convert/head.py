@@ -42,6 +42,14 @@ class Head:
     def n_embd(self) -> int:
         return len(self.weight) if self.hidden_weight is None else int(self.hidden_weight.shape[1])
 
+    def check_fits(self, backbone: Backbone) -> None:
+        """IncompatibleError when the head reads another width than the backbone has."""
+        if backbone.hparams.n_embd != self.n_embd:
+            raise IncompatibleError(
+                f"the head reads {self.n_embd} values, {backbone.folder.name} is {backbone.hparams.n_embd} wide: "
+                "give the backbone it was trained on"
+            )
+
     def scaled(self, mean: float, std: float) -> Head:
         """The head that returns V * std + mean: reward units instead of standardised ones."""
         return dataclasses.replace(
@@ -139,11 +147,7 @@ class ValueCheckpoint:
         """The backbone with this model's changes. IncompatibleError when head and backbone differ in width."""
         tuned = TensorFolder.open(self.folder, "tuned") if self.meta.tune == "full" else None
         found = Backbone.open(self.meta.backbone, self.lora(), tuned, self.meta.layers)
-        if found.hparams.n_embd != self.head.n_embd:
-            raise IncompatibleError(
-                f"the head reads {self.head.n_embd} values, {found.folder.name} is {found.hparams.n_embd} wide: "
-                "give the backbone it was trained on"
-            )
+        self.head.check_fits(found)
         return found
 
     def reward_head(self) -> Head:

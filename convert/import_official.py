@@ -12,7 +12,7 @@ from sia_local.errors import IncompatibleError, ModelFileError
 from sia_local.files import atomic_write
 
 from .aside import provenance
-from .checkpoint_hf import Lora, TensorFolder, load_torch_file, read_json
+from .checkpoint_hf import Backbone, Lora, TensorFolder, load_torch_file, read_json
 from .head import RAW_TEMPLATE, Head, ValueCheckpoint, ValueMeta
 
 EXPECTED = "expected lora_weights/, token_reward_head.pt and model_config.json"
@@ -57,6 +57,7 @@ def import_official(
         raise ModelFileError(
             f"no backbone at {place or '(nothing recorded)'}: download it and give its folder with --backbone"
         )
+    head.check_fits(Backbone.open(place, lora))
     meta = ValueMeta(
         backbone=str(Path(place).resolve()),
         reward_name=reward_name,
@@ -69,7 +70,6 @@ def import_official(
     _copy_lora(root / "lora_weights", target / "lora_weights")
     checkpoint = ValueCheckpoint(target, meta, head)
     checkpoint.save()
-    checkpoint.open_backbone()  # refuses a backbone that head or LoRA do not fit
     return checkpoint
 
 

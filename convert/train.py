@@ -172,7 +172,7 @@ class Trainer:
         self.wrapped = self.accelerator.prepare_model(self.model)
         self.device = self.accelerator.device
         self.place = Place()
-        self.cache: dict[int, Tensor] = {}
+        self.cache: dict[int, Tensor] | None = None
 
     def run(self, resume: bool) -> dict[str, Any]:
         c, p, main = self.config, self.place, self.accelerator.is_main_process
@@ -259,15 +259,36 @@ class Trainer:
         mask = mask.to(self.device)
         if self.config.tuning != "none" or keys is None:
             return self.wrapped(ids), mask
-        if any(k not in self.cache for k in keys):
+        cache = self._kept_states()
+        if any(k not in cache for k in keys):
             with torch.no_grad():
                 states = self.model.hidden(ids)
-            for i, (k, e) in enumerate(zip(keys, part, strict=True)):
-                if sum(s.numel() for s in self.cache.values()) < 5e8:
-                    self.cache[k] = states[i, : len(e.ids)].cpu()
             return self.wrapped(None, states), mask
-        kept = [self.cache[k].to(self.device) for k in keys]
+        kept = [cache[k].to(self.device) for k in keys]
         return self.wrapped(None, torch.nn.utils.rnn.pad_sequence(kept, batch_first=True)), mask
+
+    @torch.no_grad()
+    def _kept_states(self) -> dict[int, Tensor]:
+        """Hidden states of the training examples under a frozen backbone, as many as fit in 2 GB.
+
+        In fixed batches, not as training meets them: the last bits depend on the batch, and a resumed run must
+        find the same ones.
+        """
+        if self.cache is not None:
+            return self.cache
+        self.cache = {}
+        examples, room = self.split.train, 500_000_000
+        packed = batches(examples, max(self.config.batch, 32), None)
+        progress = Progress("frozen states", len(packed))
+        for batch in packed:
+            states = self.model.hidden(pad([examples[i].ids for i in batch]).to(self.device))
+            room -= states.numel()
+            if room < 0:
+                break
+            for i, state in zip(batch, states, strict=True):
+                self.cache[i] = state[: len(examples[i].ids)].cpu()
+            progress.update()
+        return self.cache
 
     def _losses(self, batch: list[int]) -> Tensor:
         part = [self.split.train[i] for i in batch]

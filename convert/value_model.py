@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from sia_local.errors import ConfigError, DataError, IncompatibleError
 
+from .arch import Hparams
+from .checkpoint_hf import read_json
 from .head import Head, ValueCheckpoint
 
 DEFAULT_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -109,6 +111,7 @@ def load_backbone(folder: str | Path, layers: int | None, dtype: torch.dtype) ->
 
     if not (Path(folder) / "config.json").is_file():
         raise IncompatibleError(f"no model at {folder}: expected a Hugging Face folder with config.json")
+    Hparams.from_hf(read_json(Path(folder) / "config.json"))  # refuses now what could not be exported later
     transformers.utils.logging.disable_progress_bar()
     level = transformers.utils.logging.get_verbosity()
     transformers.utils.logging.set_verbosity_error()  # it would warn that the lm_head was not used

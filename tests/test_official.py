@@ -1,0 +1,150 @@
+"""Checkpoints as the paper's code saves them, with random weights."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+import tiny
+import torch
+import transformers
+from sia_convert.cli import main
+from sia_convert.head import ValueCheckpoint
+from sia_convert.junctions import Runtime
+from sia_convert.verify import verify
+
+from sia_local import SIA
+
+KINDS = ("causal_lm", "sequence_classification")
+
+
+def official(folder: Path, backbone: Path, kind: str) -> Path:
+    """lora_weights/ written by PEFT, token_reward_head.pt and model_config.json."""
+    from peft import LoraConfig, TaskType, get_peft_model
+
+    torch.manual_seed(8)
+    if kind == "causal_lm":
+        model, task = transformers.AutoModelForCausalLM.from_pretrained(backbone), TaskType.CAUSAL_LM
+    else:
+        auto = transformers.AutoModelForSequenceClassification
+        model, task = auto.from_pretrained(backbone, num_labels=1, pad_token_id=0), TaskType.SEQ_CLS
+    targets = ["q_proj", "k_proj", "v_proj", "o_proj"]
+    settings = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.1, target_modules=targets, task_type=task)
+    model = get_peft_model(model, settings)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_" in name:
+                weight.normal_(std=0.1)
+    model.save_pretrained(folder / "lora_weights")
+    head = {"weight": torch.randn(1, 64) * 0.1, "bias": torch.tensor([0.5])}
+    torch.save({"token_reward_head": head, "step": 30}, folder / "token_reward_head.pt")
+    config = {
+        "base_model_path": str(backbone), "lora_r": 4, "lora_alpha": 8, "lora_dropout": 0.1, "hidden_size": 64,
+        "model_type": kind, "step": 30,
+    }  # fmt: skip
+    (folder / "model_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def peft_values(folder: Path, backbone: Path, kind: str, ids: list[int]) -> np.ndarray:
+    """The official forward pass: PEFT over the whole model, the head on its last hidden state."""
+    from peft import PeftModel
+
+    if kind == "causal_lm":
+        model = transformers.AutoModelForCausalLM.from_pretrained(backbone)
+    else:
+        auto = transformers.AutoModelForSequenceClassification
+        model = auto.from_pretrained(backbone, num_labels=1, pad_token_id=0)
+    model = PeftModel.from_pretrained(model, str(folder / "lora_weights")).eval()
+    head = torch.load(folder / "token_reward_head.pt", weights_only=True)["token_reward_head"]
+    with torch.no_grad():
+        hidden = model(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states[-1][0]
+    return (hidden @ head["weight"][0] + head["bias"]).numpy()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_imports_exports_and_verifies(
+    kind: str, make_hf: Callable[..., Path], tiny_base: Path, tmp_path: Path
+) -> None:
+    folder = official(tmp_path / "official", make_hf(), kind)
+    out, gguf = tmp_path / "value", tmp_path / "value.gguf"
+    words = ["import-official", str(folder), str(out), "--gguf", str(gguf), "--base", str(tiny_base), "--dtype", "f32"]
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 0, result.output
+    data = tiny.tiny_trajectories(tmp_path / "data.jsonl", make_hf(), prompts=3, samples=1)
+    row = verify(ValueCheckpoint.open(out), [gguf], tiny_base, [data], threshold=0.0, runtime=Runtime(256, 1))[0]
+    assert row.failures == () and row.max_abs < 1e-3
+    ids = list(range(3, 40))
+    with SIA.load(tiny_base, gguf, n_ctx=128, n_threads=1, type_k="f32", type_v="f32", flash_attention="off") as sia:
+        prompt = sia.prompt("hi", raw=True)
+        values = sia.value.trajectory(0, prompt, ids)  # type: ignore[union-attr]
+    wanted = peft_values(folder, make_hf(), kind, [*prompt.tokens, *ids])[-len(ids) :]
+    np.testing.assert_allclose(values, wanted, atol=2e-4)
+
+
+class Payload:
+    """Pickled code: writes a file when it is unpickled."""
+
+    def __init__(self, target: Path):
+        self.target = target
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self.target,)
+
+
+def _pickled(folder: Path) -> None:
+    code = {"token_reward_head": Payload(folder / "ran")}
+    (folder / "token_reward_head.pt").write_bytes(pickle.dumps(code, protocol=2))
+
+
+def _head(folder: Path, **tensors: torch.Tensor) -> None:
+    torch.save({"token_reward_head": tensors}, folder / "token_reward_head.pt")
+
+
+def _config(folder: Path, **changes: object) -> None:
+    path = folder / "model_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (_pickled, "token_reward_head.pt holds pickled code or is damaged and was not loaded"),
+        (lambda f: shutil.rmtree(f / "lora_weights"), "no folder lora_weights in"),
+        (lambda f: (f / "token_reward_head.pt").unlink(), "no head at"),
+        (lambda f: (f / "model_config.json").unlink(), "no model_config.json in"),
+        (lambda f: (f / "lora_weights/adapter_config.json").unlink(), "no LoRA at"),
+        (lambda f: _head(f, weight=torch.ones(1, 48), bias=torch.ones(1)), "reads 48 values, model_config.json says"),
+        (lambda f: _head(f, weight=torch.ones(2, 64), bias=torch.ones(2)), r"weight [2, 64] and bias [2], expected"),
+        (lambda f: _head(f, weight=torch.full((1, 64), torch.nan), bias=torch.ones(1)), "NaN or infinite weights"),
+        (lambda f: _config(f, model_type="t5"), "model_type 't5': expected 'causal_lm' or 'sequence_classification'"),
+        (lambda f: _config(f, lora_r=16), "lora_weights has r 4 and alpha 8, model_config.json says r 16"),
+        (lambda f: _config(f, base_model_path="/none"), "no backbone at /none: download it"),
+    ],
+)  # fmt: skip
+def test_damage_is_one_sentence_and_runs_no_code(
+    damage: Callable[[Path], object], message: str, make_hf: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = official(tmp_path / "official", make_hf(), "causal_lm")
+    damage(folder)
+    result = CliRunner().invoke(main, ["import-official", str(folder), str(tmp_path / "value")])
+    assert result.exit_code == 2 and message in result.output and len(result.output.splitlines()) == 1
+    assert not (tmp_path / "value").exists() and not (folder / "ran").exists()
+
+
+def test_a_lora_of_another_backbone_is_refused(make_hf: Callable[..., Path], tmp_path: Path) -> None:
+    folder = official(tmp_path / "official", make_hf(), "causal_lm")
+    words = ["import-official", str(folder), str(tmp_path / "value"), "--backbone", str(make_hf("qwen2", seed=9))]
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 2 and "is this the backbone it was trained on?" in result.output
+    assert not (tmp_path / "value").exists()

@@ -1,0 +1,259 @@
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from sia_local.errors import ConfigError, DataError, IncompatibleError, ModelFileError, SiaError
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+import tiny
+import torch
+from sia_convert.cli import main
+from sia_convert.examples import Reader, load_split, load_tokenizer
+from sia_convert.export import export_value
+from sia_convert.head import ValueCheckpoint
+from sia_convert.metrics import pairwise_accuracy, r2, spearman
+from sia_convert.train import TrainConfig, Trainer, train
+from sia_convert.trajectories import Trajectory
+from sia_convert.value_model import LoraSettings, value_loss
+
+VALUES = torch.tensor([[9.0, 2.0, 3.0, 9.0], [0.5, 1.0, 4.0, 6.0]])
+MASK = torch.tensor([[0.0, 1.0, 1.0, 0.0], [0.0, 1.0, 1.0, 1.0]])
+REWARDS = torch.tensor([1.0, 2.0])
+
+
+@pytest.mark.parametrize(
+    ("kind", "lam", "wanted"),
+    [
+        ("trajectory-mean", 1.0, [(2.5 - 1) ** 2, (11 / 3 - 2) ** 2]),
+        ("per-token", 1.0, [(1 + 4) / 2, (1 + 4 + 16) / 3]),
+        ("td-lambda", 1.0, [(1 + 4) / 2, (1 + 4 + 16) / 3]),
+        ("td-lambda", 0.0, [(1 + 4) / 2, (9 + 4 + 16) / 3]),
+        # lambda 1/2: targets 2, 1 and, for the second, 4, 4, 2.
+        ("td-lambda", 0.5, [(0 + 4) / 2, (9 + 0 + 16) / 3]),
+    ],
+)
+def test_losses_by_hand(kind: str, lam: float, wanted: list[float]) -> None:
+    np.testing.assert_allclose(value_loss(VALUES, MASK, REWARDS, kind, lam), wanted, rtol=1e-6)
+
+
+def test_metrics_by_hand() -> None:
+    predicted, actual = np.array([1.0, 2.0, 2.0, 4.0]), np.array([1.0, 3.0, 2.0, 2.0])
+    assert r2(predicted, actual) == pytest.approx(1 - 5 / 2)
+    # ranks 1, 2.5, 2.5, 4 and 1, 4, 2.5, 2.5: covariance 2.25, variances 4.5
+    assert spearman(predicted, actual) == pytest.approx(0.5)
+    # group 0: (1, 3) right; group 1: equal rewards do not count; group 2: a tied prediction is half
+    groups = [0, 0, 1, 1, 2, 2]
+    right = pairwise_accuracy(np.array([1.0, 2, 2, 4, 5, 5]), np.array([1.0, 3, 2, 2, 0, 1]), groups)
+    assert right == 0.75
+
+
+@pytest.fixture(scope="module")
+def data(make_hf: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.tiny_trajectories(tmp_path_factory.mktemp("data") / "scored.jsonl", make_hf(), prompts=10)
+
+
+@pytest.fixture
+def config(make_hf: Callable[..., Path], data: Path, tmp_path: Path) -> TrainConfig:
+    """Two epochs of nine steps with LoRA and dropout."""
+    return TrainConfig(
+        backbone=str(make_hf()),
+        data=(str(data),),
+        out=str(tmp_path / "value"),
+        lora=LoraSettings(r=4, alpha=8),
+        epochs=2,
+        batch=4,
+        lr=3e-3,
+        save_every=2,
+        bf16=False,
+    )
+
+
+def test_an_example_is_prompt_response_and_the_stop_token(make_hf: Callable[..., Path]) -> None:
+    reader = Reader(load_tokenizer(make_hf()))
+    stop = reader.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    chat = "<|im_start|>user\nthe king<|im_end|>\n<|im_start|>assistant\n"
+    prompt = reader.tokenizer(chat).input_ids
+    trajectory = Trajectory("0-0", 0, "the king", chat, [40, 41], "x", "stop", 0.5)
+    example = reader.example(trajectory)
+    assert example.ids == (*prompt, 40, 41, stop) and example.start == len(prompt)
+    assert reader.example(dataclasses.replace(trajectory, finish="length")).ids == (*prompt, 40, 41)
+
+
+def test_no_prompt_is_on_both_sides_and_training_rewards_set_the_scale(
+    make_hf: Callable[..., Path], data: Path
+) -> None:
+    reader = Reader(load_tokenizer(make_hf()))
+    split = load_split([data], reader, 400, held_out=0.3, max_length=512, seed=1)
+    train_prompts, held_out = ({e.prompt_id for e in part} for part in (split.train, split.held_out))
+    assert not train_prompts & held_out and len(held_out) == 3 and len(train_prompts) == 7
+    rewards = np.array([e.reward for e in split.train])
+    assert (split.mean, split.std) == (rewards.mean(), rewards.std())
+    assert load_split([data], reader, 400, held_out=0.3, max_length=512, seed=2).held_out != split.held_out
+
+
+class Interrupted(KeyboardInterrupt):
+    pass
+
+
+@pytest.mark.parametrize("placement", ["separate", "head"])
+@pytest.mark.parametrize("saves", [1, 5, 6])
+def test_an_interrupted_run_ends_as_an_uninterrupted_one(
+    placement: str, saves: int, config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = dataclasses.replace(config, placement=placement, head_hidden=8 if placement == "head" else 0)
+    whole = train(dataclasses.replace(config, out=f"{config.out}-whole"))
+    save_state, left = Trainer.save_state, [saves]
+
+    def save_then_stop(self: Trainer) -> None:
+        save_state(self)
+        left[0] -= 1
+        if not left[0]:
+            raise Interrupted
+
+    monkeypatch.setattr(Trainer, "save_state", save_then_stop)
+    with pytest.raises(Interrupted):
+        train(config)
+    monkeypatch.setattr(Trainer, "save_state", save_state)
+    report = train(config)
+    assert report["epochs"] == whole["epochs"] and report["loss_curve"] == whole["loss_curve"]
+    assert len(report["loss_curve"]) == 18
+    names = ["head.safetensors", *(["lora_weights/adapter_model.safetensors"] if placement == "separate" else [])]
+    for name in names:
+        assert (Path(config.out) / name).read_bytes() == (Path(f"{config.out}-whole") / name).read_bytes()
+
+
+def test_a_learnable_reward_is_learnt(config: TrainConfig) -> None:
+    report = train(dataclasses.replace(config, tune="none", epochs=20, patience=20, lr=1e-2))
+    losses = [entry["train_loss"] for entry in report["epochs"]]
+    assert losses[-1] < 0.5 * losses[0] and report["best"]["loss"] == min(e["loss"] for e in report["epochs"])
+
+
+def test_checkpointing_computes_the_same(config: TrainConfig) -> None:
+    config = dataclasses.replace(config, lora=LoraSettings(4, 8, dropout=0.0), epochs=1, accumulate=2, layers=1)
+    plain = train(config)
+    other = train(dataclasses.replace(config, checkpointing=True, out=f"{config.out}-checkpointed"))
+    assert [x for _, x in plain["loss_curve"]] == pytest.approx([x for _, x in other["loss_curve"]], abs=1e-5)
+    assert len(plain["loss_curve"]) == 5
+
+
+def test_training_stops_when_the_held_out_loss_does_and_keeps_the_best(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate, worse = Trainer.evaluate, iter([0.3, 0.2, 0.4, 0.5, 0.1])
+    monkeypatch.setattr(Trainer, "evaluate", lambda self: {**evaluate(self), "loss": next(worse)})
+    report = train(dataclasses.replace(config, epochs=9, patience=2))
+    assert report["stopped_early"] and len(report["epochs"]) == 4 and report["best"]["epoch"] == 2
+    kept = ValueCheckpoint.open(config.out)
+    assert kept.meta.train_tokens == report["response_tokens"] // 2
+    assert kept.meta.reward_std == report["reward_std"]
+
+
+def test_the_command_reports_what_it_learnt(make_hf: Callable[..., Path], data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "value"
+    words = ["train", str(make_hf()), str(data), "--out", str(out), "--loss", "td-lambda", "--epochs", "1", "--no-bf16"]
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 0, result.output
+    for name in ("R2", "Spearman", "pairwise", "held-out", "best epoch 1"):
+        assert name in result.output
+    report = json.loads((out / "training.json").read_text())
+    assert {"r2", "spearman", "pairwise"} <= set(report["best"]) and "torch" in report["versions"]
+    assert (out / "loss.png").read_bytes().startswith(b"\x89PNG")
+    meta = ValueCheckpoint.open(out).meta
+    assert (meta.loss, meta.tune, meta.prompt_template) == ("td-lambda 0.95", "lora", tiny.CHAT_TEMPLATE)
+    result = CliRunner().invoke(main, [*words, "--lr", "1"])
+    assert result.exit_code == 2 and "holds a run with other settings or data" in result.output
+
+
+def _rewritten(data: Path, target: Path, **changes: Any) -> str:
+    entries = [{**json.loads(line), **changes} for line in data.read_text().splitlines()]
+    target.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    return str(target)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"reward": 0.5}, "all 40 rewards are 0.5: a constant reward teaches nothing"),
+        ({"reward": float("nan")}, "trajectory 0-0 has reward nan: expected a finite number"),
+        ({"reward": None}, "trajectory 0-0 has no reward: run `sia-convert score` first"),
+        ({"tokens": [3, 400]}, "hold token 400, the backbone's vocabulary ends at 399"),
+        ({"tokens": []}, "are empty or longer than 512 tokens"),
+        ({"prompt_id": 3}, "all trajectories answer one prompt"),
+        ({"tokens": "x"}, "line 1: "),
+        ({"finish": "eos"}, "finish is 'eos', expected 'stop' or 'length'"),
+    ],
+)
+def test_bad_data_is_one_sentence(
+    changes: dict[str, Any], message: str, config: TrainConfig, data: Path, tmp_path: Path
+) -> None:
+    if changes.get("tokens") == []:
+        changes = {**changes, "finish": "length"}
+    path = _rewritten(data, tmp_path / "bad.jsonl", **changes)
+    with pytest.raises(DataError, match=message):
+        train(dataclasses.replace(config, data=(path,)))
+    assert not (Path(config.out) / "value.json").exists()
+
+
+def test_an_empty_file_and_wrong_settings_are_one_sentence(
+    config: TrainConfig, tmp_path: Path, make_hf: Callable[..., Path]
+) -> None:
+    (tmp_path / "empty.jsonl").touch()
+    with pytest.raises(DataError, match="the trajectory files are empty: sample some"):
+        train(dataclasses.replace(config, data=(str(tmp_path / "empty.jsonl"),)))
+    with pytest.raises(ConfigError, match="loss 'mse': expected one of trajectory-mean, per-token, td-lambda"):
+        dataclasses.replace(config, loss="mse")
+    with pytest.raises(ConfigError, match="leave out --tune and --layers"):
+        dataclasses.replace(config, placement="adapter", layers=1)
+    with pytest.raises(ConfigError, match=r"--layers 3: .* has 2 blocks"):
+        train(dataclasses.replace(config, layers=3))
+    with pytest.raises(ConfigError, match="--lora-targets up, down"):
+        train(dataclasses.replace(config, lora=LoraSettings(targets=("up, down",))))
+    other = tmp_path / "gpt"
+    tiny.tiny_tokenizer(other)
+    (other / "config.json").write_text('{"model_type": "gpt2"}')
+    with pytest.raises(IncompatibleError, match="'gpt2' is not supported: expected one of llama, qwen2, qwen3"):
+        train(dataclasses.replace(config, backbone=str(other)))
+
+
+def test_a_missing_lora_is_one_sentence(config: TrainConfig, tiny_base: Path, tmp_path: Path) -> None:
+    checkpoint = tiny.tiny_checkpoint(tmp_path / "value", Path(config.backbone))
+    (tmp_path / "value/lora_weights/adapter_config.json").unlink()
+    with pytest.raises(ModelFileError, match="no LoRA at"):
+        export_value(checkpoint, tmp_path / "value.gguf", "merged", tiny_base)
+
+
+def _full(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("what", ["train", "export"])
+def test_a_full_disk_leaves_no_half_file(
+    what: str, config: TrainConfig, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "value"
+    if what == "train":
+        monkeypatch.setattr(os, "fsync", _full)
+        words = ["train", config.backbone, *config.data, "--out", str(folder), "--epochs", "1", "--no-bf16"]
+    else:
+        tiny.tiny_checkpoint(folder, Path(config.backbone))
+        (folder / "old.gguf").write_text("as before")
+        monkeypatch.setattr("gguf.GGUFWriter.write_tensor_data", _full)
+        words = ["export", str(folder), str(folder / "old.gguf"), "--base", str(tiny_base)]
+    before = sorted(path.name for path in folder.rglob("*") if path.is_file())
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 2 and "space and run again" in result.output.splitlines()[-1]
+    assert sorted(path.name for path in folder.rglob("*") if path.is_file()) == before
+    assert what == "train" or (folder / "old.gguf").read_text() == "as before"
+    assert issubclass(ModelFileError, SiaError)
