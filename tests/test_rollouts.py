@@ -1,0 +1,212 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from sia_local.errors import ConfigError, DataError, NumericError
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+import tiny
+from sia_convert.cli import main
+from sia_convert.rollouts import RolloutConfig, sample, take_pairs
+from sia_convert.score import score_files
+from sia_convert.trajectories import Appender, Shard, Trajectory, read_trajectories
+
+PROMPTS = [f"the {word} king" for word in ("sad", "old", "bad", "kind", "big")]
+
+
+@pytest.fixture
+def config(tiny_base: Path) -> RolloutConfig:
+    return RolloutConfig(base=str(tiny_base), samples=2, max_tokens=8, slots=3, n_ctx=64, n_threads=1)
+
+
+@pytest.fixture(scope="module")
+def sampled(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One uninterrupted, unsharded run."""
+    out = tmp_path_factory.mktemp("rollouts") / "whole.jsonl"
+    sample(PROMPTS, out, RolloutConfig(str(tiny_base), 2, 8, 3, 64, 1))
+    return out
+
+
+def by_id(path: Path) -> dict[str, Trajectory]:
+    found = list(read_trajectories([path]))
+    assert len({t.id for t in found}) == len(found)
+    return {t.id: t for t in found}
+
+
+def test_a_trajectory_holds_what_was_read_and_written(
+    sampled: Path, tiny_base: Path, make_hf: Callable[..., Path]
+) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(make_hf())
+    found = by_id(sampled)
+    assert set(found) == {f"{p}-{j}" for p in range(5) for j in range(2)}
+    for t in found.values():
+        chat = [{"role": "user", "content": PROMPTS[t.prompt_id]}]
+        assert t.rendered == tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        assert t.response == tokenizer.decode(t.tokens)
+        assert (t.finish == "length" and len(t.tokens) == 8) or (t.stop == tokenizer.eos_token_id and len(t.tokens) < 8)
+    assert found["0-0"].tokens != found["0-1"].tokens
+
+
+def test_shards_together_are_the_whole(sampled: Path, config: RolloutConfig, tmp_path: Path) -> None:
+    parts = [tmp_path / "1.jsonl", tmp_path / "2.jsonl"]
+    for index, part in enumerate(parts, 1):
+        sample(PROMPTS, part, config, Shard(index, 2))
+    assert [{t.prompt_id for t in by_id(part).values()} for part in parts] == [{0, 2, 4}, {1, 3}]
+    assert by_id(parts[0]) | by_id(parts[1]) == by_id(sampled)
+
+
+@pytest.mark.parametrize("torn", [b"", b'{"id": "4-1", "tok'])
+def test_an_interrupted_run_loses_no_finished_line(
+    torn: bytes, sampled: Path, config: RolloutConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out.jsonl"
+    write = Appender.__call__
+
+    def stop_at_the_fourth(self: Appender, line: str) -> None:
+        write(self, line)
+        if len(out.read_bytes().splitlines()) == 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Appender, "__call__", stop_at_the_fourth)
+    with pytest.raises(KeyboardInterrupt):
+        sample(PROMPTS, out, config)
+    monkeypatch.setattr(Appender, "__call__", write)
+    before = out.read_bytes()
+    out.write_bytes(before + torn)
+    assert sample(PROMPTS, out, config) == 6
+    assert out.read_bytes().startswith(before) and by_id(out) == by_id(sampled)
+    assert sample(PROMPTS, out, config) == 0
+
+
+def test_a_line_that_cannot_be_written_whole_is_taken_back(tmp_path: Path) -> None:
+    class Full:
+        """A disk with room for five more bytes."""
+
+        def __init__(self, handle: object):
+            self.handle, self.room = handle, 5
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self.handle, name)
+
+        def write(self, data: memoryview) -> int:
+            if not self.room:
+                raise OSError(28, "No space left on device")
+            part, self.room = bytes(data[: self.room]), 0
+            return self.handle.write(part)  # type: ignore[attr-defined, no-any-return]
+
+    with Appender(tmp_path / "out.jsonl") as append:
+        append('{"id": 1}')
+        append._handle = Full(append._handle)  # type: ignore[assignment]
+        with pytest.raises(OSError, match="No space"):
+            append('{"id": 2}')
+    assert (tmp_path / "out.jsonl").read_text() == '{"id": 1}\n'
+
+
+def test_pairs_become_trajectories(tiny_base: Path, tmp_path: Path) -> None:
+    source = tmp_path / "pairs.jsonl"
+    rows = [{"instruction": "a", "output": "the king", "score": 1.5}, {"prompt": "b", "response": "x"},
+            {"prompt": "a", "response": "y"}]  # fmt: skip
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert take_pairs(source, tmp_path / "out.jsonl", str(tiny_base)) == 3
+    found = list(read_trajectories([tmp_path / "out.jsonl"]))
+    assert [(t.prompt_id, t.reward) for t in found] == [(0, 1.5), (1, None), (0, None)]
+    assert {t.finish for t in found} == {"stop"}
+    assert found[0].rendered == "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n"
+    assert take_pairs(source, tmp_path / "out.jsonl", str(tiny_base)) == 0
+    source.write_text('{"prompt": "a"}\n')
+    with pytest.raises(DataError, match=r"line 1: expected a prompt .* and a response .*, found prompt"):
+        take_pairs(source, tmp_path / "out.jsonl", str(tiny_base))
+
+
+def rewards(path: Path) -> list[float]:
+    return [float(t.reward) for t in read_trajectories([path]) if t.reward is not None]
+
+
+def count_of_e(prompts: list[str], responses: list[str]) -> list[float]:
+    calls.append(len(responses))
+    return [response.count("e") + prompts[i].count("s") / 8 for i, response in enumerate(responses)]
+
+
+calls: list[int] = []
+
+
+def test_a_function_scores_in_batches_and_continues(sampled: Path, tmp_path: Path) -> None:
+    out, calls[:] = tmp_path / "scored.jsonl", []
+    spec = f"{__name__}:count_of_e"
+    wanted = [t.response.count("e") + t.prompt.count("s") / 8 for t in read_trajectories([sampled])]
+    assert score_files([sampled], out, spec, batch=4) == 10
+    assert sys.modules[__name__].calls == [4, 4, 2] and rewards(out) == wanted
+    lines = out.read_bytes().splitlines(keepends=True)
+    out.write_bytes(b"".join(lines[:7]) + lines[7][:9])
+    assert score_files([sampled], out, spec, batch=4) == 3
+    assert calls == [4, 4, 2, 3] and out.read_bytes() == b"".join(lines)
+
+
+def test_a_reward_model_reads_its_chat_template(sampled: Path, tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    folder = tiny.tiny_reward(tmp_path / "reward")
+    model, tokenizer = AutoModelForSequenceClassification.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    result = CliRunner().invoke(main, ["score", str(sampled), str(tmp_path / "out.jsonl"), "--reward", f"hf:{folder}"])
+    assert result.exit_code == 0, result.output
+    wanted = []
+    for t in read_trajectories([sampled]):
+        chat = [{"role": "user", "content": t.prompt}, {"role": "assistant", "content": t.response}]
+        text = tokenizer.apply_chat_template(chat, tokenize=False)
+        with torch.no_grad():
+            wanted.append(float(model(torch.tensor([tokenizer(text).input_ids])).logits[0, 0]))
+    assert rewards(tmp_path / "out.jsonl") == pytest.approx(wanted, abs=1e-5)
+
+
+def test_sentiment_and_rewards_in_the_data(tmp_path: Path) -> None:
+    pytest.importorskip("vaderSentiment")
+    good = Trajectory("0-0", 0, "p", "p", [3], "What a happy, wonderful day!", reward=0.25)
+    bad = dataclasses.replace(good, id="0-1", response="He was cruel and she cried.", reward=0.5)
+    (tmp_path / "in.jsonl").write_text(good.to_json() + "\n" + bad.to_json() + "\n")
+    score_files([tmp_path / "in.jsonl"], tmp_path / "vader.jsonl", "vader")
+    high, low = rewards(tmp_path / "vader.jsonl")
+    assert high > 0.5 and low < -0.5
+    score_files([tmp_path / "in.jsonl"], tmp_path / "data.jsonl", "data")
+    assert rewards(tmp_path / "data.jsonl") == [0.25, 0.5]
+
+
+def nan(prompts: list[str], responses: list[str]) -> list[float]:
+    return [float("nan")] * len(responses)
+
+
+def same(prompts: list[str], responses: list[str]) -> list[float]:
+    return [1.0] * len(responses)
+
+
+def test_bad_rewards_and_bad_input_are_one_sentence(sampled: Path, config: RolloutConfig, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    with pytest.raises(NumericError, match="returned nan for response 0"):
+        score_files([sampled], out, f"{__name__}:nan")
+    assert out.read_bytes() == b""
+    with pytest.raises(DataError, match=r"all 10 rewards are 1.0: a constant reward teaches nothing"):
+        score_files([sampled], out, f"{__name__}:same")
+    with pytest.raises(DataError, match="needs one in every line"):
+        score_files([sampled], tmp_path / "data.jsonl", "data")
+    (tmp_path / "empty").touch()
+    with pytest.raises(DataError, match="the trajectory files are empty"):
+        score_files([tmp_path / "empty"], out, "data")
+    with pytest.raises(DataError, match="the prompt file is empty"):
+        sample([], tmp_path / "none.jsonl", config)
+    for text in ("0/4", "5/4", "x"):
+        with pytest.raises(ConfigError, match="expected I/N with 1 <= I <= N"):
+            Shard.parse(text)
+    with pytest.raises(DataError, match=r"empty, line 2: no 'tokens' in the trajectory"):
+        (tmp_path / "empty").write_text('\n{"id": 1, "prompt_id": 0, "prompt": "a", "response": "b"}\n')
+        score_files([tmp_path / "empty"], out, "data")
