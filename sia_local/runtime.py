@@ -471,6 +471,7 @@ class Context:
                 f"context length or check the KV cache types{_reason()}"
             )
         self.model = model
+        self.options = options
         self.n_ctx = int(C.llama_n_ctx(self._ptr))
         self.n_batch = int(C.llama_n_batch(self._ptr))
         self.n_seq_max = options.n_seq_max

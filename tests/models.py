@@ -93,7 +93,10 @@ def _contract(writer: gguf.GGUFWriter, kind: str, n_vocab: int, over: dict[str, 
 
 
 def write(path: Path, arch: str = "qwen3", kind: str = "base", seed: int = 0, **over: Any) -> Path:
-    """kind: base, merged, lean, adapter or head. over: n_vocab, template, version, sha256, head, nan."""
+    """kind: base, merged, lean, adapter or head. over: n_vocab, template, version, sha256, head, nan, ascii.
+
+    ascii: the likeliest tokens are plain text, no halves of characters and no end.
+    """
     rng = np.random.default_rng(seed)
     n_vocab = over.get("n_vocab", N_VOCAB)
     writer = gguf.GGUFWriter(str(path), arch)
@@ -101,6 +104,9 @@ def write(path: Path, arch: str = "qwen3", kind: str = "base", seed: int = 0, **
     layers = _layers(arch, rng)
     embeddings = rng.standard_normal((n_vocab, N_EMBD)).astype(np.float32)
     output = (rng.standard_normal((n_vocab, N_EMBD)) * 2 / np.sqrt(N_EMBD)).astype(np.float32)
+    if over.get("ascii"):
+        plain = [all(c.isascii() or c in "ĠĊ" for c in t) and "<|" not in t for t in tokens(n_vocab)]
+        output[~np.array(plain)] = 0
     weights: dict[str, np.ndarray] = {}
     if kind in ("base", "merged"):
         _hparams(writer)

@@ -18,7 +18,7 @@ from .options import (
     steering_options,
     stops_from,
 )
-from .ways import closing_line, facts, generator_from, way_options
+from .ways import closing_line, facts, generator_from, nudge_options, way_options
 
 
 @click.command()
@@ -29,6 +29,7 @@ from .ways import closing_line, facts, generator_from, way_options
 @steering_options
 @sampling_options
 @way_options
+@nudge_options
 @click.option("--raw", is_flag=True, help="Continue the prompt as it stands, without chat template.")
 @click.option("--trace", type=click.Path(), metavar="FILE.jsonl", help="Write every token with its candidates.")
 @click.option("--report", type=click.Path(), metavar="FILE.html", help="Write the text with its junctions marked.")
@@ -56,7 +57,7 @@ def generate(**options: Any) -> None:
         trace_file, report_file = (
             files.enter_context(atomic_write(options[name])) if options[name] else None for name in ("trace", "report")
         )
-        if sia.value is None and config.gate != "off":
+        if sia.value is None and config.gate != "off" and not options["nudge"]:
             notice("no value model: the text is not steered; give one with -v value.gguf")
         messages = [{"role": "system", "content": options["system"]}] if options["system"] else []
         asked = prompt if options["raw"] or not messages else [*messages, {"role": "user", "content": prompt}]

@@ -1,4 +1,4 @@
-"""Ways to make a text beyond plain steering: the best of several. Their options, and what they report."""
+"""Ways to make a text beyond plain steering: the best of several, nudging. Their options, and what they report."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import click
 
 from ..config import SiaConfig
 from ..errors import ConfigError
-from .options import _all, _trained_context, load_from, model_paths
+from .options import _all, load_from, model_paths, trained_context
 
 if TYPE_CHECKING:
     from ..api import SIA
     from ..best_of import BestOf
+    from ..nudge import Nudged
 
-    Generator = SIA | BestOf
+    Generator = SIA | BestOf | Nudged
 
 F = TypeVar("F", bound=Callable[..., Any])
 # What a chat template may add to a prompt, tokens.
@@ -35,11 +36,33 @@ def way_options(function: F) -> F:
     )(function)
 
 
+def nudge_options(function: F) -> F:
+    """--nudge and --nudge-threshold, for generator_from()."""
+    return _all(
+        click.option(
+            "--nudge",
+            type=click.Path(),
+            metavar="FILE",
+            help="Small instruct model whose next word is taken where the base is unsure; any vocabulary.",
+        ),
+        click.option(
+            "--nudge-threshold",
+            type=float,
+            metavar="P",
+            help="Unsure: the base's likeliest token has less than this probability.  [default: 0.4]",
+        ),
+    )(function)
+
+
 def generator_from(options: Mapping[str, Any], config: SiaConfig, prompt: str | None = None) -> Generator:
-    """What generates as `options` ask: SIA, or several texts of which the best is kept. Close it.
+    """What generates as `options` ask: SIA, several texts of which the best is kept, or nudging. Close it.
 
     prompt: the only text that will be read, if that is known; the context of every sequence is sized by it.
     """
+    if options.get("nudge") is not None:
+        return _nudged(options)
+    if options.get("nudge_threshold") is not None:
+        raise ConfigError("--nudge-threshold was given without --nudge; name a small model, as in --nudge small.gguf")
     n = options.get("best_of")
     if n is None:
         for name in ("best_of_by", "reward"):
@@ -53,7 +76,7 @@ def generator_from(options: Mapping[str, Any], config: SiaConfig, prompt: str | 
     reward = load_reward(options["reward"]) if options.get("reward") else None
     if prompt is not None and options.get("ctx") is None:
         needed = len(prompt.encode()) + options["max_tokens"] + _TEMPLATE_ROOM
-        options = {**options, "ctx": min(_trained_context(model_paths(options)[0]), needed)}
+        options = {**options, "ctx": min(trained_context(model_paths(options)[0]), needed)}
     sia = load_from(options, config, slots_for(n, config.k))
     try:
         return BestOf(sia, n, options.get("best_of_by"), reward)
@@ -62,28 +85,71 @@ def generator_from(options: Mapping[str, Any], config: SiaConfig, prompt: str | 
         raise
 
 
+# What has no meaning beside --nudge: it asks no value model and has a gate of its own.
+_STEERING = ("gate", "threshold", "rate", "first_n", "ratio", "varentropy", "beta", "kl_per_token", "kl_total")
+_APART = ("guide_plus", "guide_minus", "best_of", *_STEERING)
+
+
+def _nudged(options: Mapping[str, Any]) -> Nudged:
+    given = [name for name in _APART if options.get(name) not in (None, ())]
+    if any(value != "none" for value in options.get("value") or ()):
+        given.insert(0, "value")
+    if given:
+        name = given[0].replace("_", "-")
+        raise ConfigError(
+            f"--nudge and --{name} were given; nudging takes whole words of a small model and asks no value model, "
+            "drop one of them"
+        )
+    from ..nudge import DEFAULT_THRESHOLD, Nudged, check_threshold
+
+    wanted = options.get("nudge_threshold")
+    threshold = DEFAULT_THRESHOLD if wanted is None else wanted
+    check_threshold(threshold)
+    sia = load_from({**options, "value": ("none",)})
+    try:
+        return Nudged.beside(sia, options["nudge"], threshold, n_gpu_layers=options.get("n_gpu_layers") or 0)
+    except BaseException:
+        sia.close()
+        raise
+
+
 def closing_line(generator: Generator, config: SiaConfig) -> str:
     """The line behind a text, whichever way it was made."""
     from .. import trace
+    from ..best_of import BestOf
+    from ..nudge import Nudged
 
-    result = getattr(generator, "result", None)
-    if result is None:
-        return trace.closing_line(generator.last_stats, config)
-    scores = result.scores
+    stats = generator.last_stats
+    if isinstance(generator, Nudged):
+        return (
+            f"{stats.tokens} tokens · {stats.tokens_per_second:.1f} tokens/s · {stats.junctions} words by "
+            f"{generator.small.path.name}, {stats.value_ms_per_junction:.1f} ms a word"
+        )
+    if not isinstance(generator, BestOf) or generator.result is None:
+        return trace.closing_line(stats, config)
+    result, scores = generator.result, generator.result.scores
     return (
-        f"{trace.closing_line(generator.last_stats, config, result.n)} · best of {result.n} by {result.by}: "
-        f"{max(scores):.3g}, mean {sum(scores) / result.n:.3g}; choosing adds at most {result.kl_bound:.2f} nats of KL"
+        f"{trace.closing_line(stats, config, result.n)} · best of {result.n} by {result.by}: {max(scores):.3g}, mean "
+        f"{sum(scores) / result.n:.3g}; choosing adds at most {result.kl_bound:.2f} nats of KL"
     )
 
 
 def facts(generator: Generator, config: SiaConfig) -> dict[str, Any]:
     """What a JSON result says beyond a plain text's."""
     from .. import trace
+    from ..best_of import BestOf
+    from ..nudge import Nudged
 
-    result = getattr(generator, "result", None)
-    texts = result.n if result is not None else 1
+    stats = generator.last_stats
+    if isinstance(generator, Nudged):
+        small, words = generator.small.path.name, stats.junctions
+        return {
+            "tokens": generator.tokens,
+            "nudge": {"model": small, "threshold": generator.threshold, "words": words},
+        }
+    result = generator.result if isinstance(generator, BestOf) else None
     out: dict[str, Any] = {}
-    if budgets := trace.kl_budgets(generator.last_stats, config, texts):
+    if budgets := trace.kl_budgets(stats, config, 1 if result is None else result.n):
         out["kl_budget"] = budgets
     if result is not None:
         out["best_of"] = {
