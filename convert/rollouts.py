@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sia_local import SiaConfig
-from sia_local.errors import ConfigError, DataError
+from sia_local.errors import ConfigError, ContextFullError, DataError
 
 from .progress import Progress
 from .trajectories import Appender, Shard, Trajectory, finished_ids, read_jsonl
@@ -46,7 +47,8 @@ def sample(prompts: list[str], out: str | os.PathLike[str], config: RolloutConfi
     """Appends `samples` trajectories a prompt to `out`, skipping those already there; returns how many are new.
 
     Sample j of prompt p has the id `p-j` and a seed of its own, so a run that was interrupted, or split into
-    shards, samples what one run would have. Raises DataError for an empty prompt set.
+    shards, samples what one run would have. Prompts that do not fit n_ctx are left out, and counted on stderr.
+    Raises DataError for an empty prompt set, ContextFullError when no prompt fits.
     """
     from sia_local import SIA
     from sia_local.runtime import render_chat
@@ -82,17 +84,23 @@ def sample(prompts: list[str], out: str | os.PathLike[str], config: RolloutConfi
                 return prompt
             return render_chat(template, [{"role": "user", "content": prompt}], bos, eos)
 
+        too_long: list[ContextFullError] = []
+
         def jobs() -> Iterator[Any]:
             for number, (p, j) in enumerate(wanted):
                 seed = (config.seed * 1_000_003 + p * 8191 + j) % (1 << 31)
-                yield sia.job(
-                    prompts[p],
-                    config.sampling,
-                    max_tokens=config.max_tokens,
-                    seed=seed,
-                    raw=config.raw,
-                    id=number,
-                )
+                try:
+                    yield sia.job(
+                        prompts[p],
+                        config.sampling,
+                        max_tokens=config.max_tokens,
+                        seed=seed,
+                        raw=config.raw,
+                        id=number,
+                    )
+                except ContextFullError as error:
+                    too_long.append(error)
+                    progress.update()
 
         texts: dict[int, list[str]] = {}
         tokens: dict[int, list[int]] = {}
@@ -117,7 +125,11 @@ def sample(prompts: list[str], out: str | os.PathLike[str], config: RolloutConfi
                 ).to_json()
             )
             progress.update()
-    return len(wanted)
+    if too_long:
+        if len(too_long) == len(wanted) and not done:
+            raise too_long[0]
+        print(f"left out {len(too_long)} trajectories: their prompts do not fit {config.n_ctx} tokens", file=sys.stderr)
+    return len(wanted) - len(too_long)
 
 
 def take_pairs(

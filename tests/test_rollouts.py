@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from sia_local.errors import ConfigError, DataError, NumericError
+from sia_local.errors import ConfigError, ContextFullError, DataError, NumericError
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -111,6 +111,13 @@ def test_a_line_that_cannot_be_written_whole_is_taken_back(tmp_path: Path) -> No
         with pytest.raises(OSError, match="No space"):
             append('{"id": 2}')
     assert (tmp_path / "out.jsonl").read_text() == '{"id": 1}\n'
+
+
+def test_a_prompt_that_does_not_fit_is_left_out(config: RolloutConfig, sampled: Path, tmp_path: Path) -> None:
+    assert sample([PROMPTS[0], "king " * 64], tmp_path / "out.jsonl", config) == 2
+    assert by_id(tmp_path / "out.jsonl") == {name: t for name, t in by_id(sampled).items() if t.prompt_id == 0}
+    with pytest.raises(ContextFullError, match="the context holds 64; shorten the prompt"):
+        sample(["king " * 64], tmp_path / "none.jsonl", config)
 
 
 def test_pairs_become_trajectories(tiny_base: Path, tmp_path: Path) -> None:

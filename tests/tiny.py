@@ -262,3 +262,14 @@ def tiny_gguf(arch: str, path: str | Path, dtype: str = "f32", **over: Any) -> P
     target = Path(path)
     folder = tiny_hf(arch, target.with_name(f"{target.stem}-hf"), **over)
     return export_base(folder, target, dtype)
+
+
+if __name__ == "__main__":
+    # python tests/tiny.py FOLDER: the three models that examples/tiny.toml names.
+    import sys
+
+    root = Path(sys.argv[1])
+    tiny_hf("qwen3", root / "base")
+    tiny_hf("qwen3", root / "value", hidden_size=32, seed=4)
+    tiny_reward(root / "reward")
+    print(f"wrote base, value and reward to {root}")
