@@ -4,73 +4,25 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from tables import GOOD, PROMPTS, TableSIA
 
 from sia_local.cli import main
 from sia_local.config import SiaConfig
-from sia_local.decode import Job, Prompt, Step, decode
 from sia_local.errors import ConfigError, IncompatibleError
 from sia_local.evaluation.arms import Arm, make_arms
 from sia_local.evaluation.run import Outcome, Plan, Progress, evaluate
 from sia_local.evaluation.samples import Sample, SampleFile
 from sia_local.evaluation.summary import equal_kl_table, findings, markdown_table, summarise
 from sia_local.prompts import PromptItem
-from sia_local.rewards import FunctionReward
 
 Make = Callable[..., Path]
-WORDS = ("good ", "bad ", "so ", "the ", ".")
-# Two unsure words (after `so` more so than after `the`), two sure ones; 4 ends a text.
-LOGITS = np.array(
-    [[0, 0, 9, 0, 1], [0, 0, 0, 9, 1], [2, 2, 1, 1, 0], [3, 2, 0, 0, 0], [0] * 5], np.float32
-)
-VALUES = np.array([1.0, -1.0, 0.0, 0.0, 0.0])
-GOOD = FunctionReward("good", lambda prompts, responses: [r.count("good") - r.count("bad") for r in responses])
-PROMPTS = [PromptItem(f"p{i}", "x" * i) for i in range(1, 7)]
-
-
-class TableSIA:
-    """What `evaluate` needs of a SIA, over tables: logits follow from the last token, values from the candidate."""
-
-    spread: float | None = None
-    max_candidates = 5
-
-    def __init__(self) -> None:
-        self.held: list[list[int]] = [[], []]
-        self.closed = False
-
-    def begin(self, slot: int, prompt: Any) -> int:
-        if not isinstance(prompt, Prompt):
-            self.held[slot] = list(prompt)
-        return 0
-
-    def accept(self, slot: int, token: int) -> None:
-        if self.held[slot][-1] != token or token == 0:
-            self.held[slot].append(token)
-
-    def logits(self, slots: Iterable[int]) -> list[np.ndarray]:
-        return [LOGITS[self.held[s][-1]] for s in slots]
-
-    def score(self, requests: Any, also: Any) -> list[np.ndarray]:
-        return [VALUES[ids] for _, ids in requests]
-
-    def push(self, token: int, last: bool) -> tuple[str, bool]:
-        return WORDS[token], False
-
-    def job(self, text: str, config: SiaConfig, *, max_tokens: int, seed: int, id: int, **_: Any) -> Job:
-        prompt = Prompt((2 + len(text) % 2,), None, text)
-        return Job(prompt, config, max_tokens, seed, lambda token: token == 4, self, id=id)
-
-    def run(self, jobs: Iterable[Job]) -> Iterator[Step]:
-        return decode(self, self, jobs, 2)
-
-    def close(self) -> None:
-        self.closed = True
 
 
 def plan(*arms: Arm, prompts: list[PromptItem] = PROMPTS, **over: Any) -> Plan:

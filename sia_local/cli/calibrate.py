@@ -1,0 +1,89 @@
+"""`sia-local calibrate`: threshold and beta for a base and a value model, as a profile."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..errors import ConfigError
+from .many import read_items, sized_context
+from .options import candidate_options, config_from, load_from, model_options, model_paths, stops_from, text_options
+
+# Not the prompts of `eval`: what is measured there should not have been tuned on.
+DEFAULT_PROMPTS = "models/prompts-train.txt"
+
+
+@click.command()
+@model_options
+@click.option("--prompts", type=click.Path(), help="JSON, JSONL, CSV or text.  [default: models/prompts-train.txt]")
+@click.option(
+    "--limit", type=click.IntRange(min=1), default=64, show_default=True, help="Only the first so many prompts."
+)
+@click.option("--rate", type=float, default=0.2, show_default=True, help="Share of tokens to steer.")
+@click.option("--kl-per-token", type=float, help="Nats a token that steering may spend on average.  [default: 0.05]")
+@click.option("--reward-per-kl", type=float, help="Stop where another nat a text buys less than this; needs --reward.")
+@click.option("--reward", help="What to report or weigh: vader, polarity, package.module:name, …")
+@click.option("-n", "--max-tokens", type=click.IntRange(min=1), default=80, show_default=True, help="Longest text.")
+@click.option("--slots", type=click.IntRange(min=1), default=8, show_default=True, help="Texts in one decode.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Same seed, same profile.")
+@candidate_options
+@text_options
+@click.option("--raw", is_flag=True, help="Continue prompts as they stand, without chat template.")
+@click.option("-o", "--out", metavar="NAME|FILE.toml", help="[default: named after the value model, beside it]")
+def calibrate(**options: Any) -> None:
+    """Choose threshold and beta for a base and a value model.
+
+    Measures how unsure the base is and how much the values differ, finds the beta that spends the wanted KL (or
+    that is still worth its KL), and writes both to a small file. `generate`, `chat` and `eval` use it with --profile.
+    """
+    config = config_from(options | {"rate": None, "kl_per_token": None})
+    base, values = model_paths(options)
+    if not values:
+        raise ConfigError("no value model was given; give one with -v value.gguf, or guides with --guide-plus")
+    path = _path(options["out"], base, values)
+    items = read_items(options["prompts"], DEFAULT_PROMPTS, options["limit"])
+
+    from ..calibrate import Task
+    from ..calibrate import calibrate as run
+    from ..rewards import load_reward
+    from .terminal import notice
+
+    task = Task(
+        prompts=items,
+        config=config,
+        rate=options["rate"],
+        kl_per_token=options["kl_per_token"],
+        reward_per_kl=options["reward_per_kl"],
+        max_tokens=options["max_tokens"],
+        seed=options["seed"],
+        raw=options["raw"],
+        stop=stops_from(options),
+    )
+    reward = load_reward(options["reward"]) if options["reward"] else None
+    if task.reward_per_kl is not None and reward is None:
+        raise ConfigError("--reward-per-kl was given without --reward; give the reward that is to be weighed")
+    ctx = sized_context(options, items, options["max_tokens"])
+    with load_from({**options, "ctx": ctx}, config, options["slots"]) as sia:
+        assert sia.value is not None
+        profile = replace(run(sia, task, reward, notice), model=base.name, value=_value_name(values))
+    profile.write(path)
+    click.echo(profile.chose)
+    notice(f"{path}: use it with --profile {path.name.removesuffix('.profile.toml')}")
+
+
+def _value_name(values: list[Any]) -> str | None:
+    """The value file, where there is one and it has no weight."""
+    return Path(values[0]).name if len(values) == 1 and isinstance(values[0], (str, Path)) else None
+
+
+def _path(out: str | None, base: Path, values: list[Any]) -> Path:
+    from ..profile import SUFFIX
+
+    name = _value_name(values)
+    beside = Path(values[0]) if name is not None else base
+    if out is None:
+        return beside.with_name(f"{beside.stem}{SUFFIX}")
+    return Path(out) if out.endswith(".toml") else beside.with_name(f"{out}{SUFFIX}")

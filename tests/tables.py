@@ -1,0 +1,78 @@
+"""A model and its values as tables, behind what evaluation and calibration ask of a SIA."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from sia_local.config import SiaConfig
+from sia_local.decode import Job, Prompt, Step, decode
+from sia_local.prompts import PromptItem
+from sia_local.rewards import FunctionReward
+
+WORDS = ("good ", "bad ", "so ", "the ", ".")
+# Two unsure words (after `so` more so than after `the`), two sure ones; 4 ends a text.
+LOGITS = np.array(
+    [[0, 0, 9, 0, 1], [0, 0, 0, 9, 1], [2, 2, 1, 1, 0], [3, 2, 0, 0, 0], [0] * 5], np.float32
+)
+VALUES = np.array([1.0, -1.0, 0.0, 0.0, 0.0])
+GOOD = FunctionReward("good", lambda prompts, responses: [r.count("good") - r.count("bad") for r in responses])
+PROMPTS = [PromptItem(f"p{i}", "x" * i) for i in range(1, 7)]
+
+
+class Base:
+    """Logits follow from the last token alone."""
+
+    def __init__(self, slots: int):
+        self.last = [0] * slots
+
+    def begin(self, slot: int, tokens: Sequence[int]) -> int:
+        self.last[slot] = tokens[-1]
+        return 0
+
+    def logits(self, slots: Sequence[int]) -> list[np.ndarray]:
+        return [LOGITS[self.last[slot]] for slot in slots]
+
+    def accept(self, slot: int, token: int) -> None:
+        self.last[slot] = token
+
+
+class Values:
+    """A value a candidate, whatever came before."""
+
+    spread: float | None = None
+    max_candidates = 5
+
+    def __init__(self, values: np.ndarray):
+        self.values = values
+
+    def begin(self, slot: int, prompt: Prompt) -> None: ...
+
+    def score(self, requests: Sequence[tuple[int, np.ndarray]], also: Sequence[int]) -> list[np.ndarray]:
+        return [self.values[ids] for _, ids in requests]
+
+    def accept(self, slot: int, token: int) -> None: ...
+
+
+class Words:
+    def push(self, token: int, last: bool) -> tuple[str, bool]:
+        return WORDS[token], False
+
+
+class TableSIA:
+    def __init__(self, values: np.ndarray = VALUES):
+        self.values = Values(values)
+
+    def job(
+        self, text: str, config: SiaConfig, *, max_tokens: int, seed: int, id: int, trace: bool = False, **_: Any
+    ) -> Job:
+        # Prompts begin at one of the two unsure words.
+        prompt = Prompt((2 + len(text) % 2,), None, text)
+        return Job(prompt, config, max_tokens, seed, lambda token: token == 4, Words(), trace=trace, id=id)
+
+    def run(self, jobs: Iterable[Job]) -> Iterator[Step]:
+        return decode(Base(2), self.values, jobs, 2)
+
+    def close(self) -> None: ...
