@@ -58,7 +58,7 @@ def test_help_is_instant_and_imports_neither_llama_cpp_nor_numpy() -> None:
     assert all(name in done.stdout for name in COMMANDS)
 
 
-@pytest.mark.parametrize("name", ["generate", "chat", "inspect"])
+@pytest.mark.parametrize("name", ["generate", "chat", "inspect", "eval", "calibrate"])
 def test_the_help_of_a_command_needs_no_llama_cpp(name: str) -> None:
     script = (
         f"import sys; from click.testing import CliRunner; from sia_local.cli import main\n"
@@ -273,6 +273,8 @@ class TestBadInput:
         refused(generate(base_gguf, other, "-p", "x"), "different vocabularies", base_gguf.name, other.name)
         told = run("inspect", base_gguf, "-v", other)
         assert told.exit_code == 2 and "different vocabularies" in told.stderr and "fits" not in told.stdout
+        for option in (["--guide-plus", other], ["--guide-plus", base_gguf, "--guide-minus", other]):
+            refused(generate(base_gguf, None, "-p", "x", *option), "different vocabularies", other.name, "or --nudge")
 
     def test_a_recurrent_value_model(self, base_gguf: Path, tmp_path: Path) -> None:
         mamba = write_mamba(tmp_path / "mamba.gguf", base_gguf)
@@ -355,6 +357,19 @@ def test_a_piped_chat_answers_line_by_line(base_gguf: Path, value_gguf: Path, tm
     assert said == ["hello", "one\ntwo", "three \nfour"]
     again = run("chat", "-m", base_gguf, *FEW, "--load", tmp_path / "c.json", input="/undo\n")
     assert again.stdout == "forgotten: three \nfour\n"
+
+
+def test_weights_change_during_a_chat(base_gguf: Path, value_gguf: Path, lean_gguf: Path) -> None:
+    values = ["-v", f"kind={value_gguf}:0.7", "-v", f"calm={lean_gguf}:0.3"]
+    lines = "/beta kind 1.5\n/beta sharp 2\n/beta calm\n/beta 2\nhello\n"
+    told = run("chat", "-m", base_gguf, *values, *FEW, "--kl-total", "0.5", input=lines + "/stats\n")
+    assert told.exit_code == 0 and "values: 1.5 kind + 0.3 calm\n" in told.stdout
+    assert "Error: no value is named 'sharp'; expected one of kind, calm" in told.stderr
+    assert "Error: /beta takes a number, 'calm' was given" in told.stderr
+    assert "beta 2" in told.stdout and "of 0.5 nats" in told.stdout
+    weighed = [run("chat", "-m", base_gguf, *values, *FEW, input=start + "hello\n").stdout
+               for start in ("", "/beta kind -40\n")]  # fmt: skip
+    assert weighed[0] != weighed[1].split("\n", 1)[1]
 
 
 def test_an_error_in_a_chat_does_not_end_it(base_gguf: Path) -> None:
