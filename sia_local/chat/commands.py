@@ -106,7 +106,8 @@ class Commands:
         s, t = self.session, self.session.totals
         lines = [self.settings()]
         if t.answers:
-            lines.append(f"last answer: {trace.closing_line(s.sia.last_stats)}")
+            texts = getattr(s.sia, "n", 1)
+            lines.append(f"last answer: {trace.closing_line(s.sia.last_stats, s.answered, texts)}")
             rate = 100 * t.junctions / t.tokens if t.tokens else 0.0
             steering = t.kl - t.kl_truncation
             lines.append(

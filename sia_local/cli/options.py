@@ -95,7 +95,12 @@ def steering_options(function: F) -> F:
         click.option("--kl-per-token", type=float, help="Nats a token that steering may spend on average."),
         click.option("--kl-total", type=float, help="Nats that steering may spend on the whole text."),
         click.option("--paper", is_flag=True, help="The paper's setting; same as --preset paper."),
-        click.option("--preset", metavar="|".join(PRESETS), help="A published method."),
+        click.option(
+            "--preset",
+            metavar="|".join(PRESETS),
+            help="Settings of a published method: paper steers at junctions only, args, rad, vas and cd at every token "
+            "(ARGS, Reward-Augmented Decoding, Value Augmented Sampling, Controlled Decoding). Other options win.",
+        ),
         profile_option,
     )(function)
 
