@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from sia_local.errors import ConfigError, DataError
+from sia_local.files import atomic_write
+
+from .aside import provenance
 
 
 @dataclass(frozen=True)
@@ -119,13 +122,18 @@ def finished_ids(path: str | os.PathLike[str]) -> set[str]:
 
 
 class Appender:
-    """Appends lines to a JSONL file, each whole before the next: `with Appender(path) as out: out(line)`."""
+    """Appends lines to a JSONL file, each whole before the next: `with Appender(path) as out: out(line)`.
+
+    `<path>.made.json` beside it says by which command and versions; the lines stay free to concatenate.
+    """
 
     def __init__(self, path: str | os.PathLike[str]):
         self.path = Path(path)
 
     def __enter__(self) -> Appender:
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(self.path.with_name(f"{self.path.name}.made.json")) as made:
+            json.dump(provenance(), made, indent=1)
         self._handle = self.path.open("ab", buffering=0)
         return self
 

@@ -19,6 +19,8 @@ pytest.importorskip("transformers")
 import tiny
 import torch
 import transformers
+from sia_convert.arch import Hparams
+from sia_convert.checkpoint_hf import read_json
 from sia_convert.export import LAYOUTS, export_base, export_value
 from sia_convert.head import ValueCheckpoint
 from sia_convert.junctions import Runtime
@@ -63,6 +65,55 @@ def test_hidden_states_and_logits_are_those_of_transformers(
         hidden = np.concatenate([rows.copy() for rows in sia.engine.trail(0, [], IDS, hidden=True)])
     np.testing.assert_allclose(hidden, wanted.hidden_states[-1][0], atol=2e-4)
     np.testing.assert_allclose(logits, wanted.logits[0], atol=2e-4)
+
+
+def test_a_sharded_checkpoint_gives_the_same_file(make_hf: Callable[..., Path], tmp_path: Path) -> None:
+    model = transformers.AutoModelForCausalLM.from_pretrained(make_hf())
+    model.save_pretrained(tmp_path / "hf", max_shard_size="60KB")
+    assert len(list((tmp_path / "hf").glob("model-*.safetensors"))) > 2
+    tiny.tiny_tokenizer(tmp_path / "hf")
+    folders = (make_hf(), tmp_path / "hf")
+    paths = [export_base(folder, tmp_path, "f16", name=f"tiny-{i}") for i, folder in enumerate(folders)]
+    assert [path.name for path in paths] == ["tiny-0-F16.gguf", "tiny-1-F16.gguf"]
+    first, second = (path.read_bytes() for path in paths)
+    assert first.replace(b"tiny-0", b"tiny-1") == second
+
+
+def test_configurations_of_transformers_4_and_5_say_the_same() -> None:
+    scaling = {"factor": 32.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0}
+    scaling["original_max_position_embeddings"] = 8192
+    shape = {
+        "model_type": "llama", "num_hidden_layers": 16, "hidden_size": 2048, "intermediate_size": 8192,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64, "max_position_embeddings": 131072,
+        "rms_norm_eps": 1e-5, "vocab_size": 128256, "tie_word_embeddings": True,
+    }  # fmt: skip
+    old = Hparams.from_hf({**shape, "rope_theta": 5e5, "rope_scaling": {**scaling, "rope_type": "llama3"}})
+    new = Hparams.from_hf({**shape, "rope_parameters": {**scaling, "rope_type": "llama3", "rope_theta": 5e5}})
+    assert (old.rope.theta, old.rope.kind) == (new.rope.theta, new.rope.kind) == (5e5, "llama3")
+    assert old.fields() == new.fields()
+    factors = old.rope_factors()
+    # Frequencies faster than 8192 / 4 positions a turn stay, those slower than 8192 are divided by 32.
+    assert factors is not None and np.array_equal(factors, new.rope_factors())
+    assert factors[0] == 1.0 and factors[-1] == 32.0 and (np.diff(factors) >= 0).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "RoPE scaling 'dynamic' is not supported"),
+        ({"sliding_window": 4096, "use_sliding_window": True}, "sliding-window attention"),
+        ({"hidden_act": "gelu"}, "activation 'gelu' is not supported: expected 'silu'"),
+        ({"partial_rotary_factor": 0.5}, "partial rotary embeddings"),
+        ({"num_key_value_heads": 3}, "4 heads cannot share 3 key/value heads"),
+    ],
+)
+def test_what_llama_cpp_would_compute_otherwise_is_refused(
+    changes: dict[str, Any], message: str, make_hf: Callable[..., Path]
+) -> None:
+    config = read_json(make_hf("qwen2") / "config.json")
+    config.pop("rope_parameters")
+    with pytest.raises(IncompatibleError, match=message):
+        Hparams.from_hf({**config, **changes})
 
 
 @pytest.fixture(scope="module", params=tiny.ARCHS)

@@ -56,6 +56,8 @@ def test_a_trajectory_holds_what_was_read_and_written(
         assert t.response == tokenizer.decode(t.tokens)
         assert (t.finish == "length" and len(t.tokens) == 8) or (t.stop == tokenizer.eos_token_id and len(t.tokens) < 8)
     assert found["0-0"].tokens != found["0-1"].tokens
+    made = json.loads(sampled.with_name("whole.jsonl.made.json").read_text())
+    assert {"llama-cpp-python", "sia-local"} <= set(made["versions"]) and made["command"]
 
 
 def test_shards_together_are_the_whole(sampled: Path, config: RolloutConfig, tmp_path: Path) -> None:
