@@ -1,0 +1,27 @@
+"""Two objectives with weights that change at run time: a value model, and the wording of a guide.
+
+In a chat the same is `-v demo-value.gguf:1 --guide-plus ...` and then `/beta demo-value 0.2`.
+"""
+
+import os
+from pathlib import Path
+
+from sia_local import SIA, SiaConfig
+from sia_local.sources import Guides, ValuePath
+
+MODELS = Path(os.environ.get("SIA_MODELS", Path(__file__).parent.parent / "models"))
+PROMPT = "Tell a short story about a tall snail who finds a map."
+
+base = MODELS / "demo-base.gguf"
+sources = [
+    ValuePath(MODELS / "demo-value.gguf", weight=1.0, name="happy"),
+    Guides(base, base, weight=1.0, name="sea", plus_prompt="{prompt} It happens at the sea, on a ship."),
+]
+with SIA.load(base, sources, n_ctx=256) as sia:
+    # Every V is divided by its own spread, so a weight means the same for each; a weight of 0 costs nothing.
+    for happy, sea in ((0, 0), (2, 0), (0, 2), (1, 1)):
+        sia.value.set_weight("happy", happy)
+        sia.value.set_weight("sea", sea)
+        config = SiaConfig(gate="rate", rate=0.3)
+        text = "".join(step.text for step in sia.generate(PROMPT, config, max_tokens=100, seed=3))
+        print(f"--- {sia.value.name}: KL {sia.last_stats.kl:.2f} nats\n{text}\n")
