@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 
 Scale = Callable[[float], float]
-MARKERS = ("circle", "square", "triangle", "diamond", "cross")
+MARKERS = ("circle", "square", "triangle", "diamond", "cross", "ring")
 LEFT, RIGHT, TOP, BOTTOM = 62.0, 160.0, 14.0, 46.0
 
 STYLE = """
@@ -154,6 +154,8 @@ def _frame(
 def _marker(kind: str, x: float, y: float, colour: str, r: float = 4.5) -> str:
     if kind == "circle":
         return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{r}" fill="{colour}"/>'
+    if kind == "ring":
+        return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{r}" fill="var(--c-paper)" stroke="{colour}" stroke-width="2"/>'
     if kind == "square":
         return f'<rect x="{x - r:.1f}" y="{y - r:.1f}" width="{2 * r}" height="{2 * r}" fill="{colour}"/>'
     if kind == "cross":

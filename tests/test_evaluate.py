@@ -176,7 +176,8 @@ def test_the_summary_of_known_samples() -> None:
     ]
     assert "| dense | 2 | 1.250 ± 0.500 | 0.750 ± 0.000 |" in markdown_table(summary)
     assert "| sparse 20 % | 0.800 (48 %" in equal_kl_table(summary)
-    assert findings(summary)[0].startswith("At the same KL of 4.0 nats a text, of dense steering's lift sparse 20 % ")
+    said = "At the same KL of 4.0 nats a text, of dense steering's lift sparse keeps 48 % ["
+    assert findings(summary)[0].startswith(said) and findings(summary)[0].endswith("] at rate 0.2.")
 
 
 def test_only_prompts_that_every_arm_finished_are_compared() -> None:

@@ -18,7 +18,7 @@ FACTS = (
     "command",
 )  # fmt: skip
 # Points that cost far more than the KL at which arms are compared would squeeze everything else.
-KL_REACH = 2.5
+KL_REACH = 1.5
 
 Row = Mapping[str, Any]
 
@@ -72,8 +72,11 @@ def kl_chart(summary: Mapping[str, Any]) -> str:
 
 
 def frontier_svg(summary: Mapping[str, Any]) -> str:
-    """The same chart as a file of its own, for a README."""
-    return svg.standalone(kl_chart(summary))
+    """The same chart as a file of its own, for a README, with the few arms that tell the story."""
+    rates = sorted({row["rate"] for row in summary["rows"] if row["rate"] is not None})
+    few = {min(rates, key=lambda rate: abs(rate - wanted)) for wanted in (0.2, 0.5)} if rates else set()
+    rows = [row for row in summary["rows"] if row["family"] == "bon" or row["best_of"] == 1]
+    return svg.standalone(kl_chart({**summary, "rows": [r for r in rows if r["rate"] is None or r["rate"] in few]}))
 
 
 def _rate_chart(summary: Mapping[str, Any], level: Mapping[str, Any] | None) -> tuple[str, str]:

@@ -205,17 +205,21 @@ def _warnings(common: int, asked: int) -> list[str]:
 
 
 def findings(summary: Mapping[str, Any]) -> list[str]:
-    """What the comparison says, in sentences: each arm's share of dense's lift at the middle equal KL."""
+    """What the comparison says, in a sentence: each family's share of dense's lift at the middle equal KL."""
     levels = [level for level in summary["equal_kl"] if any(e["share"] for e in level["series"].values())]
     if not levels:
         return []
     level = max(levels, key=lambda one: (sum(bool(e["share"]) for e in one["series"].values()), one["kl"]))
-    shares = [
-        f"{name} keeps {_percent(entry['share'])}"
-        for name, entry in level["series"].items()
-        if entry["share"] is not None
+    kept: dict[str, dict[float, str]] = {}
+    for row in summary["rows"]:
+        share = level["series"].get(row["series"], {}).get("share")
+        if share and row["rate"] and row["best_of"] == 1:
+            kept.setdefault(row["family"], {})[row["rate"]] = _percent(share)
+    parts = [
+        f"{family} keeps " + ", ".join(f"{share} at rate {rate:g}" for rate, share in shares.items())
+        for family, shares in kept.items()
     ]
-    return [f"At the same KL of {level['kl']:.1f} nats a text, of dense steering's lift " + "; ".join(shares) + "."]
+    return [f"At the same KL of {level['kl']:.1f} nats a text, of dense steering's lift {'; '.join(parts)}."]
 
 
 def _percent(share: Mapping[str, float]) -> str:
