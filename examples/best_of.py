@@ -21,7 +21,7 @@ with SIA.load(MODELS / "demo-base.gguf", MODELS / "demo-value.gguf", slots=N, n_
         # The N texts run side by side and share the prompt's part of the KV cache.
         result = best_of(sia, PROMPT, config, n=N, by="value", max_tokens=120, seed=1)
         scores = judge([PROMPT] * N, [c.text for c in result.contenders])
-        print(f"{name:6}  one text   {sum(scores) / N:+.3f}   KL {result.kl:.2f} nats")
-        bound = f"{result.kl:.2f} + at most {result.kl_bound:.2f} nats for choosing"
+        print(f"{name:6}  one text   {sum(scores) / N:+.3f}   KL of steering {result.kl_steering:.2f} nats")
+        bound = f"of steering {result.kl_steering:.2f} + at most {result.kl_bound:.2f} nats for choosing"
         print(f"{name:6}  best of {N}  {scores[result.best]:+.3f}   KL {bound}")
 print(f"\n{result.winner.text}")

@@ -27,5 +27,6 @@ with SIA.load(base, guides, n_ctx=256, slots=8) as sia:
         config = SiaConfig(gate="rate", rate=0.3, beta=beta)
         texts = list(sia.complete(sia.job(PROMPT, config, max_tokens=120, seed=i, id=i) for i in range(8)))
         score = sum(judge([PROMPT] * 8, [t.text for t in texts])) / 8
-        print(f"beta {beta:g}: polarity {score:+.3f}, KL {sum(t.kl for t in texts) / 8:.2f} nats a text")
+        steering = sum(t.kl - t.kl_truncation for t in texts) / 8
+        print(f"beta {beta:g}: polarity {score:+.3f}, KL of steering {steering:.2f} nats a text")
 print(f"\n{texts[0].text}")

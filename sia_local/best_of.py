@@ -74,8 +74,13 @@ class BestOfResult:
         return float(np.mean([c.completion.kl for c in self.contenders]))
 
     @property
+    def kl_steering(self) -> float:
+        """The part of `kl` that steering caused, nats a text: KL from the same steps without values."""
+        return float(np.mean([sum(step.kl_steering for step in c.steps) for c in self.contenders]))
+
+    @property
     def kl_bound(self) -> float:
-        """Most that keeping the best of N can add to it, nats."""
+        """Most that keeping the best of N can add to either, nats."""
         return bon_kl_bound(self.n)
 
 

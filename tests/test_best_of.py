@@ -33,6 +33,7 @@ def test_contenders_are_the_texts_of_their_seeds_and_the_prompt_is_encoded_once(
         length = len(sia.prompt(prompt).tokens)
         assert sia.engine.decoded_tokens <= length + 4 * 9
         assert sia.value.engine.decoded_tokens < 2 * length + 4 * 9 * 12  # type: ignore[union-attr]
+        assert result.kl_steering == pytest.approx(sia.last_stats.kl_steering / 4) and result.kl_steering > 0
         assert result.by == "value" and result.winner is result.contenders[int(np.argmax(result.scores))]
         assert result.contenders[0].seed == 5 and len({c.seed for c in result.contenders}) == 4
     with SIA.load(base_gguf, value_gguf, **EXACT) as sia:

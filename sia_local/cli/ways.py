@@ -160,6 +160,7 @@ def facts(generator: Generator, config: SiaConfig) -> dict[str, Any]:
             "seeds": [c.seed for c in result.contenders],
             "texts": [c.text for c in result.contenders],
             "kl": result.kl,
+            "kl_steering": result.kl_steering,
             "kl_choosing_bound": result.kl_bound,
         }
     return out
