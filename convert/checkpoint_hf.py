@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ import numpy as np
 
 from sia_local.errors import DataError, IncompatibleError, ModelFileError
 
-from .arch import Hparams, canonical
+from .arch import Hparams, canonical, gguf_name
+from .gguf_io import read_gguf
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -190,14 +191,20 @@ class Backbone:
             raise IncompatibleError(
                 f"{root}: embeddings are {width[1]} wide, config.json says {hparams.n_embd}"
             )
-        for module, (a, b) in (lora.pairs if lora else {}).items():
-            name = f"{module}.weight"
-            if name not in found.tensors or found.tensors.shape(name) != (b.shape[0], a.shape[1]):
-                raise IncompatibleError(
-                    f"the LoRA of {module} fits a weight [{b.shape[0]}, {a.shape[1]}], which {root.name} "
-                    "does not have: is this the backbone it was trained on?"
-                )
+        shapes = {name: found.tensors.shape(name) for name in found.tensors if name.endswith(".weight")}
+        _check_lora(lora, shapes, root.name)
         return found
+
+    @classmethod
+    def from_gguf(cls, base: str | os.PathLike[str], lora: Lora | None = None) -> Backbone:
+        """The shape of a base GGUF without its weights: enough for what is laid over the base itself."""
+        path = Path(base)
+        fields, tensors = read_gguf(path)
+        held = {t.name: t.shape for t in tensors}
+        modules = lora.pairs if lora else {}
+        shapes = {f"{m}.weight": held.get(str(gguf_name(f"{m}.weight")), ()) for m in modules}
+        _check_lora(lora, shapes, path.name)
+        return cls(path, {}, Hparams.from_gguf(fields), TensorFolder(path), lora)
 
     @property
     def n_layer(self) -> int:
@@ -210,3 +217,12 @@ class Backbone:
             self.lora.delta(name.removesuffix(".weight")) if self.lora and name.endswith(".weight") else None
         )
         return weight if delta is None else weight + delta
+
+
+def _check_lora(lora: Lora | None, shapes: Mapping[str, tuple[int, ...]], model: str) -> None:
+    for module, (a, b) in (lora.pairs if lora else {}).items():
+        if shapes.get(f"{module}.weight") != (b.shape[0], a.shape[1]):
+            raise IncompatibleError(
+                f"the LoRA of {module} fits a weight [{b.shape[0]}, {a.shape[1]}], which {model} "
+                "does not have: is this the backbone it was trained on?"
+            )

@@ -142,8 +142,9 @@ def export_value(
             f"{', '.join(DTYPES)}; {', '.join(ROW_TYPES)}"
         )
     check_layout(checkpoint, layout)
-    backbone = checkpoint.open_backbone()
     base_path = Path(base) if base is not None else None
+    # An adapter or a head holds no weight of the backbone, so the base's own file can stand in for it.
+    backbone = checkpoint.open_backbone(base_path if layout in ("adapter", "head") else None)
     vocab, fingerprint = find_vocab(backbone.folder, backbone.hparams.n_vocab, base_path, pre)
     title = name or f"{backbone.folder.resolve().name}-value"
     target = named(Path(out), title, dtype, layout == "adapter")

@@ -143,8 +143,15 @@ class ValueCheckpoint:
     def lora(self) -> Lora | None:
         return Lora.open(self.folder / "lora_weights") if self.meta.tune == "lora" else None
 
-    def open_backbone(self) -> Backbone:
-        """The backbone with this model's changes. IncompatibleError when head and backbone differ in width."""
+    def open_backbone(self, base: str | os.PathLike[str] | None = None) -> Backbone:
+        """The backbone with this model's changes. IncompatibleError when head and backbone differ in width.
+
+        base: a GGUF of the same model, whose shape is taken where the Hugging Face folder is not at hand.
+        """
+        if base is not None and not (Path(self.meta.backbone) / "config.json").is_file():
+            found = Backbone.from_gguf(base, self.lora())
+            self.head.check_fits(found)
+            return found
         tuned = TensorFolder.open(self.folder, "tuned") if self.meta.tune == "full" else None
         found = Backbone.open(self.meta.backbone, self.lora(), tuned, self.meta.layers)
         self.head.check_fits(found)

@@ -161,6 +161,38 @@ def test_values_are_those_of_peft_and_verify_agrees(layout: str, chain: dict[str
     assert row.junctions == 16 and row.max_abs < 1e-3 and row.spread > 0.01
 
 
+@pytest.mark.parametrize("layout", ["adapter", "head"])
+def test_what_lies_over_the_base_needs_only_its_gguf(layout: str, chain: dict[str, Any]) -> None:
+    checkpoint, root = chain["none" if layout == "head" else "lora"], chain["root"]
+    away = ValueCheckpoint.open(checkpoint.folder, root / "moved-away")
+    with_folder, without = (
+        export_value(c, root / f"{layout}-{i}.gguf", layout, chain["base"], "f32", name="x")
+        for i, c in enumerate((checkpoint, away))
+    )
+    assert with_folder.read_bytes() == without.read_bytes()
+    with pytest.raises(ModelFileError, match=r"no model at .*moved-away"):
+        export_value(away, root / "merged-away.gguf", "merged", chain["base"])
+
+
+def test_a_backbone_without_a_tokenizer_takes_the_bases(
+    make_hf: Callable[..., Path], tiny_base: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "hf").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "hf" / name).write_bytes((make_hf() / name).read_bytes())
+    paths = []
+    for folder in (make_hf(), tmp_path / "hf"):
+        checkpoint = tiny.tiny_checkpoint(tmp_path / f"value-{len(paths)}", folder)
+        target = tmp_path / f"{len(paths)}.gguf"
+        paths.append(export_value(checkpoint, target, "merged", tiny_base, "f32", name="x"))
+    with Model(paths[0], vocab_only=True) as a, Model(paths[1], vocab_only=True) as b:
+        assert a.tokenize("the old king", parse_special=True) == b.tokenize("the old king", parse_special=True)
+    with GgufMetadata(paths[0]) as a, GgufMetadata(paths[1]) as b:
+        assert a.vocab_sha256() == b.vocab_sha256() == a.get(gguf_keys.VOCAB_SHA256)
+    with pytest.raises(IncompatibleError, match="has no tokenizer: add it, or give the base GGUF with --base"):
+        export_value(checkpoint, tmp_path / "c.gguf", "merged")
+
+
 def test_verify_notices_a_head_that_is_not_the_checkpoints(chain: dict[str, Any]) -> None:
     other = tiny.tiny_checkpoint(chain["root"] / "other", Path(chain["lora"].meta.backbone))
     other.head.weight[0] += 0.01
