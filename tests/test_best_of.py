@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -156,6 +157,26 @@ def test_generate_prints_the_winner_and_reports_all(base_gguf: Path, value_gguf:
     assert "".join(r["text"] for r in records) == whole["text"]
     for part in ("3 texts · 18 tokens", "nats a text", "best of 3 by value", "choosing adds at most 0.43 nats of KL"):
         assert part in result.stderr
+
+
+def test_ctrl_c_prints_the_best_so_far_whole(
+    base_gguf: Path, monkeypatch: pytest.MonkeyPatch, make_gguf: Make
+) -> None:
+    asked = iter(range(1000))
+
+    @contextmanager
+    def pressed_after_ten_tokens() -> Iterator[Callable[[], bool]]:
+        yield lambda: next(asked) >= 10
+
+    monkeypatch.setattr("sia_local.cli.terminal.interruptible", pressed_after_ten_tokens)
+    base = make_gguf("base", ascii=True)
+    options = ("-n", 50, "--seed", 7, "--threads", 1, "--ctx", 128, "--best-of", 3)
+    result = run("generate", "-m", base, *options, "-p", "hello", "--json")
+    whole = json.loads(result.stdout)
+    assert result.exit_code == 130 and len(whole["tokens"]) in (3, 4) and whole["stats"]["tokens"] == 11
+    asked = iter(range(1000))
+    told = run("chat", "-m", base, *options, input="hello\n")
+    assert told.exit_code == 0 and "[stopped]" in told.stderr and told.stdout == whole["text"] + "\n"
 
 
 def test_generate_without_a_value_model_chooses_by_likelihood(base_gguf: Path, tmp_path: Path) -> None:

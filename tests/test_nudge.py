@@ -245,3 +245,35 @@ def test_what_does_not_go_with_nudging(base_gguf: Path, value_gguf: Path) -> Non
     ):
         refused = generate("-m", base_gguf, *options)
         assert refused.exit_code == 2 and part in refused.stderr and refused.stdout == ""
+
+
+@pytest.fixture(scope="module")
+def sentencepiece_gguf(make_hf: Make, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model with a tokenizer as Llama 2's: byte fallback, and a space of its own in front."""
+    pytest.importorskip("torch")
+    from sia_convert.export import export_base
+    from tiny import retokenized
+
+    root = tmp_path_factory.mktemp("spm")
+    return export_base(retokenized(make_hf("llama"), root / "hf", "spm-model"), root / "spm.gguf", "f32")
+
+
+def test_a_sentencepiece_model_writes_and_reads_the_same_text(make_gguf: Make, sentencepiece_gguf: Path) -> None:
+    with SIA.load(sentencepiece_gguf, **LOAD) as sia:
+        reader = Voice(sia.engine, sia.model, sia.model.tokenize("the cat", add_special=True), GREEDY)
+        said = ("", " ran", " and", "s", "\n\n", "happy", " dogs, é", "tude", " ", "x", "…")
+        for text in said[1:]:
+            reader.hear(text)
+        assert b"".join(map(sia.model.piece, reader.ids)).decode() == "".join(said)
+        # A word continued in two steps is spelled as in one.
+        whole = sia.model.tokenize("the cat ran and happy", add_special=True)
+        twice = Voice(sia.engine, sia.model, whole[:1], GREEDY)
+        for text in (" the", " cat", " ran", " and", " ha", "ppy"):
+            twice.hear(text)
+        assert twice.prompt + twice.ids == whole
+    for base, small in ((make_gguf("base", ascii=True), sentencepiece_gguf), (sentencepiece_gguf, make_gguf("base"))):
+        with Nudged.load(base, small, 0.12, **LOAD) as nudged:
+            for seed in range(3):
+                steps = list(nudged.generate("the cat", max_tokens=30, seed=seed, raw=True))
+                text = "".join(s.text for s in steps)
+                assert b"".join(map(nudged.model.piece, nudged.tokens)).decode("utf-8", "replace") == text

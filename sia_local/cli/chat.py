@@ -20,7 +20,7 @@ from .options import (
     steering_options,
     stops_from,
 )
-from .ways import closing_line, generator_from, way_options
+from .ways import closing_line, generator_from, watch, way_options
 
 if TYPE_CHECKING:
     from ..chat.session import Notice, Session
@@ -87,8 +87,7 @@ class Terminal:
         wrote, stopped = "", False
         try:
             with interruptible() as interrupted:
-                if hasattr(self.sia, "interrupted"):
-                    self.sia.interrupted = interrupted
+                enough = watch(self.sia, interrupted)
                 for event in stream:
                     if isinstance(event, Notice):
                         wrote = self._end_line(wrote)
@@ -96,8 +95,9 @@ class Terminal:
                         continue
                     self.write(self.style.token(visible(event.text), event.steered, flipped(event)))
                     wrote += event.text
-                    if stopped := interrupted():
+                    if enough():
                         break
+                stopped = interrupted()
         except KeyboardInterrupt:
             stopped = True
         finally:

@@ -18,7 +18,7 @@ from .options import (
     steering_options,
     stops_from,
 )
-from .ways import closing_line, facts, generator_from, nudge_options, way_options
+from .ways import closing_line, facts, generator_from, nudge_options, watch, way_options
 
 
 @click.command()
@@ -62,8 +62,7 @@ def generate(**options: Any) -> None:
         messages = [{"role": "system", "content": options["system"]}] if options["system"] else []
         asked = prompt if options["raw"] or not messages else [*messages, {"role": "user", "content": prompt}]
         label, write = trace.token_text(sia.model), writer()
-        if hasattr(sia, "interrupted"):
-            sia.interrupted = interrupted
+        enough = watch(sia, interrupted)
         steps = sia.generate(
             asked,
             config,
@@ -82,7 +81,7 @@ def generate(**options: Any) -> None:
                     records.append(trace.record(step, label))
                 if not options["as_json"]:
                     write(visible(step.text))
-                if interrupted():
+                if enough():
                     break
         finally:
             if not options["as_json"] and text and not text.endswith("\n"):

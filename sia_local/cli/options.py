@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from ..profile import Profile
 
 F = TypeVar("F", bound=Callable[..., Any])
-BASE_FILE, VALUE_FILE = "demo-base.gguf", "demo-value.gguf"
+BASE_FILE, VALUE_FILE, SHIPPED_PROFILE = "demo-base.gguf", "demo-value.gguf", "demo-value.profile.toml"
 DEFAULT_CONTEXT = 4096
 _DEFAULTS, _SAMPLING = SiaConfig(), SamplingConfig()
 
 
-def _all(*options: Callable[[F], F]) -> Callable[[F], F]:
+def together(*options: Callable[[F], F]) -> Callable[[F], F]:
     def decorate(function: F) -> F:
         for option in reversed(options):
             function = option(function)
@@ -47,7 +47,7 @@ def numbers(kind: type) -> Any:
 
 def model_options(function: F) -> F:
     """-m, -v, --ctx, --threads, --n-gpu-layers and KV cache options, for load_from()."""
-    return _all(
+    return together(
         click.option("-m", "--model", type=click.Path(), help="Base model, GGUF.  [default: models/demo-base.gguf]"),
         click.option(
             "-v",
@@ -77,7 +77,7 @@ def model_options(function: F) -> F:
 def steering_options(function: F) -> F:
     """Gate, threshold, beta and budgets, for config_from(). Unset options stay None: presets show through."""
     d = _DEFAULTS
-    return _all(
+    return together(
         click.option(
             "--gate",
             multiple=True,
@@ -114,7 +114,7 @@ def profile_option(function: F) -> F:
 def candidate_options(function: F) -> F:
     """What is entropy, which candidates are scored, and what becomes of their values, whatever the gate and beta."""
     d = _DEFAULTS
-    return _all(
+    return together(
         click.option("-k", "--candidates", "k", type=int, help=f"Candidates of a token.  [default: {d.k}]"),
         click.option("--entropy", metavar="|".join(ENTROPIES), help=f"Of these or all tokens.  [default: {d.entropy}]"),
         click.option("--center", is_flag=True, default=None, help="Subtract the candidates' mean value."),
@@ -127,7 +127,7 @@ def candidate_options(function: F) -> F:
 
 def sampling_options(function: F) -> F:
     """Temperature, truncation, penalties, grammar, stop strings, length and seed."""
-    return _all(
+    return together(
         click.option("-n", "--max-tokens", type=int, default=256, show_default=True, help="Longest answer, tokens."),
         text_options,
         click.option("--seed", type=click.IntRange(min=0), help="The same seed gives the same text.  [default: drawn]"),
@@ -137,7 +137,7 @@ def sampling_options(function: F) -> F:
 def text_options(function: F) -> F:
     """Sampling without length and seed, for which commands over many texts have other defaults."""
     s = _SAMPLING
-    return _all(
+    return together(
         click.option("--temp", "temperature", type=float, help=f"0 takes the best.  [default: {s.temperature}]"),
         click.option("--top-p", type=float, help=f"[default: {s.top_p}, off]"),
         click.option("--min-p", type=float, help=f"[default: {s.min_p}, off]"),
@@ -151,8 +151,8 @@ def text_options(function: F) -> F:
 
 
 def config_from(options: Mapping[str, Any], start: Mapping[str, Any] | None = None) -> SiaConfig:
-    """The configuration that options ask for. Later wins: defaults, `start` (fields) or else --profile, preset,
-    options. Raises ConfigError."""
+    """The configuration that options ask for. Later wins: defaults, `start` (fields) or else --profile or that of
+    the demo models, preset, options. Raises ConfigError."""
     fields: dict[str, Any] = dict(start if start is not None else profile_fields(options))
     preset = options.get("preset")
     if options.get("paper"):
@@ -182,10 +182,9 @@ def config_from(options: Mapping[str, Any], start: Mapping[str, Any] | None = No
     return SiaConfig(**fields, sampling=SamplingConfig(**sampling))
 
 
-def profile_from(options: Mapping[str, Any]) -> Profile | None:
+def profile_from(options: Mapping[str, Any], default: str | None = None) -> Profile | None:
     """The profile that --profile names; a notice when it was made for other models. Raises ConfigError, DataError."""
-    name = options.get("profile")
-    if not name:
+    if not (name := options.get("profile") or default):
         return None
     from ..profile import Profile, find_profile
 
@@ -201,9 +200,17 @@ def profile_from(options: Mapping[str, Any]) -> Profile | None:
     return profile
 
 
+def _shipped_profile(options: Mapping[str, Any]) -> str | None:
+    """The demo models come with settings; whoever names models, values or a published method means other ones."""
+    if any(options.get(name) for name in ("model", "value", "guide_plus", "nudge", "preset", "paper")):
+        return None
+    path = models_folder() / SHIPPED_PROFILE
+    return str(path) if path.is_file() else None
+
+
 def profile_fields(options: Mapping[str, Any]) -> dict[str, Any]:
     """A profile's fields of SiaConfig, the threshold fitting the rate that was asked for."""
-    profile = profile_from(options)
+    profile = profile_from(options, _shipped_profile(options))
     if profile is None:
         return {}
     if options.get("beta_unit") is not None and options.get("beta") is None:

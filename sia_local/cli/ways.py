@@ -9,7 +9,7 @@ import click
 
 from ..config import SiaConfig
 from ..errors import ConfigError
-from .options import _all, load_from, model_paths, trained_context
+from .options import load_from, model_paths, together, trained_context
 
 if TYPE_CHECKING:
     from ..api import SIA
@@ -25,8 +25,13 @@ _TEMPLATE_ROOM = 512
 
 def way_options(function: F) -> F:
     """--best-of, --best-of-by and --reward, for generator_from()."""
-    return _all(
-        click.option("--best-of", type=click.IntRange(min=1), metavar="N", help="Make N texts, keep the best one."),
+    return together(
+        click.option(
+            "--best-of",
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="Make N texts side by side, keep the best one; their context takes N times the memory.",
+        ),
         click.option(
             "--best-of-by",
             metavar="value|reward|likelihood",
@@ -38,7 +43,7 @@ def way_options(function: F) -> F:
 
 def nudge_options(function: F) -> F:
     """--nudge and --nudge-threshold, for generator_from()."""
-    return _all(
+    return together(
         click.option(
             "--nudge",
             type=click.Path(),
@@ -111,6 +116,16 @@ def _nudged(options: Mapping[str, Any]) -> Nudged:
     except BaseException:
         sia.close()
         raise
+
+
+def watch(generator: Generator, interrupted: Callable[[], bool]) -> Callable[[], bool]:
+    """What a loop over steps asks whether to stop. Best-of-N asks while it writes; then the winner comes whole."""
+    from ..best_of import BestOf
+
+    if isinstance(generator, BestOf):
+        generator.interrupted = interrupted
+        return lambda: False
+    return interrupted
 
 
 def closing_line(generator: Generator, config: SiaConfig) -> str:
