@@ -188,6 +188,12 @@ def test_without_m_the_models_of_the_folder_are_used(
     assert models("-v", "none") == ("demo-base.gguf", None)
     assert models("-m", base_gguf) == (base_gguf.name, None)
 
+    def beta(*args: object) -> float:
+        return float(json.loads(run("generate", "-p", "x", *FEW, "--json", *args).stdout)["config"]["beta"])
+
+    (tmp_path / "demo-value.profile.toml").write_text("[steering]\nbeta = 7.5\n")
+    assert (beta(), beta("--beta", 2), beta("--paper"), beta("-m", base_gguf)) == (7.5, 2.0, 1.0, 1.0)
+
 
 def test_inspect_says_what_a_file_holds(base_gguf: Path, head_gguf: Path, lean_gguf: Path) -> None:
     text = run("inspect", base_gguf).stdout

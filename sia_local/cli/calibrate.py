@@ -39,7 +39,7 @@ def calibrate(**options: Any) -> None:
     Measures how unsure the base is and how much the values differ, finds the beta that spends the wanted KL (or
     that is still worth its KL), and writes both to a small file. `generate`, `chat` and `eval` use it with --profile.
     """
-    config = config_from(options | {"rate": None, "kl_per_token": None})
+    config = config_from(options | {"rate": None, "kl_per_token": None}, {})
     base, values = model_paths(options)
     if not values:
         raise ConfigError("no value model was given; give one with -v value.gguf, or guides with --guide-plus")
