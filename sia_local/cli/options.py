@@ -56,8 +56,16 @@ def model_options(function: F) -> F:
             metavar="FILE[:WEIGHT]",
             help="Value model, GGUF, or `none`; several are weighed.  [default: models/demo-value.gguf without -m]",
         ),
-        click.option("--guide-plus", type=click.Path(), help="Steer towards this language model (same vocabulary as the base), such as a small instruct model."),
-        click.option("--guide-minus", type=click.Path(), help="And away from this one, such as that model before its instruction tuning."),
+        click.option(
+            "--guide-plus",
+            type=click.Path(),
+            help="Steer towards this language model of the base's vocabulary, such as a small instruct model.",
+        ),
+        click.option(
+            "--guide-minus",
+            type=click.Path(),
+            help="And away from this one, such as that model before its instruction tuning.",
+        ),
         click.option("--guide-plus-prompt", help="What the first guide reads; {prompt} stands for the message."),
         click.option("--guide-minus-prompt", help="What the second guide reads; {prompt} stands for the message."),
         click.option(
@@ -92,7 +100,11 @@ def steering_options(function: F) -> F:
         click.option("--beta", type=float, help=f"Strength; below 0 the opposite.  [default: {d.beta}]"),
         click.option("--beta-unit", metavar="|".join(BETA_UNITS), help=f"[default: {d.beta_unit}]"),
         candidate_options,
-        click.option("--kl-per-token", type=float, help="Most that steering may change the text, KL in nats a token on average: 0.05 is gentle."),
+        click.option(
+            "--kl-per-token",
+            type=float,
+            help="Most that steering may change the text, as KL in nats a token: 0.05 is gentle.",
+        ),
         click.option("--kl-total", type=float, help="The same for the whole text, such as 20."),
         click.option("--paper", is_flag=True, help="The paper's setting; same as --preset paper."),
         click.option(
