@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Iterator
@@ -79,6 +80,7 @@ def sample(prompts: list[str], out: str | os.PathLike[str], config: RolloutConfi
         bos = sia.model.token_text(sia.model.bos) if sia.model.bos >= 0 else ""
         eos = sia.model.token_text(sia.model.eos) if sia.model.eos >= 0 else ""
 
+        @functools.lru_cache(maxsize=4 * config.slots)
         def rendered(prompt: str) -> str:
             if config.raw or template is None:
                 return prompt
@@ -87,20 +89,17 @@ def sample(prompts: list[str], out: str | os.PathLike[str], config: RolloutConfi
         too_long: list[ContextFullError] = []
 
         def jobs() -> Iterator[Any]:
+            read: dict[int, Any] = {}  # rendering a template takes as long as sampling some tokens
             for number, (p, j) in enumerate(wanted):
                 seed = (config.seed * 1_000_003 + p * 8191 + j) % (1 << 31)
                 try:
-                    yield sia.job(
-                        prompts[p],
-                        config.sampling,
-                        max_tokens=config.max_tokens,
-                        seed=seed,
-                        raw=config.raw,
-                        id=number,
-                    )
+                    if p not in read:
+                        read = {p: sia.prompt(prompts[p], config.raw)}
                 except ContextFullError as error:
                     too_long.append(error)
                     progress.update()
+                    continue
+                yield sia.job(read[p], config.sampling, max_tokens=config.max_tokens, seed=seed, id=number)
 
         texts: dict[int, list[str]] = {}
         tokens: dict[int, list[int]] = {}
