@@ -11,14 +11,16 @@ from typing import Any
 from .errors import DataError
 
 Record = Mapping[str, Any]
+_NO_FACTS = ("prompt", "title", "kl_steering")
 _BEFORE = 24  # characters of context in the table of junctions
 
 
 def answer_report(trace_records: Sequence[Record], meta: Mapping[str, Any]) -> str:
     """HTML of one answer from its trace (`generate --trace`): entropy as shade, junctions, candidates.
 
-    meta: `prompt` and `title` are shown by name, every other entry (model, value, gate, beta, seed …) as a
-    fact. Raises DataError for a record that is no trace.
+    meta: `prompt` and `title` are shown by name, `kl_steering` (nats: the part of the KL that steering spent) in
+    the summary, every other entry (model, value, gate, beta, seed …) as a fact. Raises DataError for a record that
+    is no trace.
     """
     records = [_checked(index, record) for index, record in enumerate(trace_records)]
     top = max([r["entropy"] for r in records], default=0.0) or 1.0
@@ -46,13 +48,14 @@ def answer_report(trace_records: Sequence[Record], meta: Mapping[str, Any]) -> s
         written += record["text"]
     turned = sum(view["turned"] for view in tokens)
     kl = math.fsum(r["kl"] for r in records)
+    spent = f", {meta['kl_steering']:.2f} of them by steering" if meta.get("kl_steering") is not None else ""
     summary = (
         f"{len(records)} tokens, {number} of them junctions ({_share(number, len(records))}); steering changed the "
-        f"likeliest word at {turned}. KL from the base: {kl:.2f} nats in all."
+        f"likeliest word at {turned}. KL from the base: {kl:.2f} nats in all{spent}."
         if number
         else f"{len(records)} tokens, no junction: nothing was steered."
     )
-    facts = [(key, value) for key, value in meta.items() if key not in ("prompt", "title") and value is not None]
+    facts = [(key, value) for key, value in meta.items() if key not in _NO_FACTS and value is not None]
     return render(
         "answer.html",
         title=meta.get("title") or "Where the answer was turned",

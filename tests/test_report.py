@@ -25,8 +25,9 @@ TRACE = [
 
 
 def test_answer_report_tells_where_and_why() -> None:
-    html = answer_report(TRACE, {"prompt": "Say <b>", "beta": 2, "value": None})
+    html = answer_report(TRACE, {"prompt": "Say <b>", "beta": 2, "value": None, "kl_steering": 0.125})
     assert "3 tokens, 1 of them junctions (33\u00a0%); steering changed the likeliest word at 1." in html
+    assert "KL from the base: 0.26 nats in all, 0.12 of them by steering." in html and "kl_steering" not in html
     assert "Say &lt;b&gt;" in html
     assert '<dt>beta</dt><dd>2</dd>' in html and "<dt>value</dt>" not in html
     data = json.loads(re.search(r'id="data">(.*?)</script>', html, re.S).group(1))  # type: ignore[union-attr]

@@ -152,7 +152,12 @@ class Commands:
         asked = next((turn["content"] for turn in reversed(s.turns) if turn["role"] == "user"), "")
         page = answer_report(
             [trace.record(step, self.text) for step in s.steps],
-            {"prompt": asked, **self.about, **trace.report_facts(s.answered)},
+            {
+                "prompt": asked,
+                **self.about,
+                **trace.report_facts(s.answered),
+                "kl_steering": sum(step.kl_steering for step in s.steps),
+            },
         )
 
         def write() -> None:

@@ -50,7 +50,7 @@ def generate(**options: Any) -> None:
     from ..runtime import versions
     from .terminal import interruptible, notice, visible, writer
 
-    records, text, tokens, finish = [], "", [], None
+    records, text, tokens, finish, spent = [], "", [], None, 0.0
     reads = (options["system"] or "") + prompt
     with ExitStack() as files, generator_from(options, config, reads) as sia, interruptible() as interrupted:
         # Opened before the work, so that a path that cannot be written costs none; whole or absent in the end.
@@ -79,6 +79,7 @@ def generate(**options: Any) -> None:
                     tokens.append(step.token)
                 if wants_trace:
                     records.append(trace.record(step, label))
+                    spent += step.kl_steering
                 if not options["as_json"]:
                     write(visible(step.text))
                 if enough():
@@ -96,7 +97,7 @@ def generate(**options: Any) -> None:
         if report_file:
             from ..report import answer_report
 
-            meta = {"prompt": prompt, **models, **trace.report_facts(config), "seed": seed}
+            meta = {"prompt": prompt, **models, **trace.report_facts(config), "seed": seed, "kl_steering": spent}
             report_file.write(answer_report(records, meta))
         line, more = closing_line(sia, config), facts(sia, config)
         about = {"sia-local": __version__, **versions()}
