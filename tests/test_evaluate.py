@@ -197,6 +197,8 @@ def test_arms_that_cannot_be_are_refused() -> None:
     ):
         with pytest.raises(ConfigError, match=said):
             make_arms(families, rates, betas)
+    guides = make_arms(["guide"], [0.1, 0.25], [1], guide_betas=[10, 20])[1:]
+    assert [(arm.key, arm.source) for arm in guides] == [("guide-r0.25-b10", "guide"), ("guide-r0.25-b20", "guide")]
     assert len({arm.key for arm in make_arms(best_of=(4, 8))}) == 1 + 16 + 4 + 16 + 2 + 4
 
 

@@ -95,11 +95,12 @@ def make_arms(
     rates: Sequence[float] = DEFAULT_RATES,
     betas: Sequence[float] = DEFAULT_BETAS,
     best_of: Sequence[int] = (),
+    guide_betas: Sequence[float] = (),
 ) -> list[Arm]:
     """The arms of the standard comparison; off always comes first, since the others are measured against it.
 
     best_of: sizes N for plain Best-of-N, and the first of them for Best-of-N over the sparse arm whose rate is
-    nearest to 20 %, which is also the rate of guides.
+    nearest to 20 %, which is also the rate of guides. guide_betas: strengths of guides, where not `betas`.
     """
     for family in families:
         if family not in FAMILIES[:-1]:
@@ -116,7 +117,7 @@ def make_arms(
         elif family in ("sparse", "random"):
             arms += [Arm(family, rate=rate, beta=beta) for rate in rates for beta in betas]
         elif family == "guide":
-            arms += [Arm("guide", rate=usual, beta=beta, source="guide") for beta in betas]
+            arms += [Arm("guide", rate=usual, beta=beta, source="guide") for beta in guide_betas or betas]
         elif family == "bon":
             arms += [Arm("bon", best_of=n) for n in best_of]
             if "sparse" in families and best_of:
