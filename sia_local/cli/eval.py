@@ -62,7 +62,12 @@ def _list(values: tuple[float, ...]) -> str:
     show_default=True,
     help="Count betas in spreads of the value model, or raw.",
 )
-@click.option("--guide-betas", callback=numbers(float), help="Strengths of guides, raw.  [default: those of --betas]")
+@click.option(
+    "--guide-betas",
+    "betas_of_guides",
+    callback=numbers(float),
+    help="Strengths of guides, raw.  [default: those of --betas]",
+)
 @click.option("--best-of", default="4", callback=numbers(int), show_default=True, help="Best-of-N by the reward.")
 @click.option("--reward", default=DEFAULT_REWARD, show_default=True, help="vader, polarity, package.module:name, …")
 @click.option("--judge", help="Second judge, a reward or .npz, or `none`.  [default: models/polarity-judge.npz]")
@@ -155,7 +160,7 @@ def _arms(options: dict[str, Any], profile: SiaConfig | None) -> list[Arm]:
         families = [f for f in STANDARD if valued or f in ("off", "bon")] + ["guide"] * guided
     elif "guide" in families and not guided:
         raise ConfigError("the arm 'guide' has no model; give one with --guide-plus")
-    arms = make_arms(families, options["rates"], options["betas"], options["best_of"], options["guide_betas"])
+    arms = make_arms(families, options["rates"], options["betas"], options["best_of"], options["betas_of_guides"])
     if profile is not None:
         arms.append(Arm("profile", beta=profile.beta, config=profile))
     if steered := [arm.family for arm in arms if arm.steers and arm.source == "value" and not valued]:
