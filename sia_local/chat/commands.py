@@ -53,6 +53,7 @@ class Commands:
     def run(self, line: str) -> Reply:
         """Runs one line that begins with `/`. Raises SiaError with a sentence; the session stays usable."""
         name, _, rest = line.strip().partition(" ")
+        # Helpers have an underscore inside their names, commands are letters only.
         method: Callable[[str], Reply] | None = getattr(self, f"_{name[1:]}", None) if name[1:].isalpha() else None
         if method is None:
             raise ConfigError(f"unknown command {name}; /help lists the commands")
@@ -86,13 +87,13 @@ class Commands:
                 raise ConfigError(f"/beta {rest} names a value, but there is one value model; expected /beta {number}")
             mixed.set_weight(name, _number(number.strip(), "/beta"))
             return Reply(f"values: {mixed.name}")
-        return self._set(rest, "/beta", lambda x: {"beta": x})
+        return self._set_number(rest, "/beta", lambda x: {"beta": x})
 
     def _threshold(self, rest: str) -> Reply:
-        return self._set(rest, "/threshold", lambda x: {"threshold": x, "gate": "entropy"})
+        return self._set_number(rest, "/threshold", lambda x: {"threshold": x, "gate": "entropy"})
 
     def _rate(self, rest: str) -> Reply:
-        return self._set(rest, "/rate", lambda x: {"rate": x, "gate": "rate"})
+        return self._set_number(rest, "/rate", lambda x: {"rate": x, "gate": "rate"})
 
     def _why(self, rest: str) -> Reply:
         steps, config = self.session.steps, self.session.answered
@@ -134,7 +135,7 @@ class Commands:
 
     def _save(self, rest: str) -> Reply:
         path = _path(rest, "/save", "chat.json")
-        self._write(path, lambda: self.session.save(path))
+        _write(path, lambda: self.session.save(path))
         return Reply(f"saved {len(self.session.turns)} turns to {path}")
 
     def _load(self, rest: str) -> Reply:
@@ -164,7 +165,7 @@ class Commands:
             with atomic_write(path) as out:
                 out.write(page)
 
-        self._write(path, write)
+        _write(path, write)
         return Reply(f"wrote {path}")
 
     def settings(self) -> str:
@@ -175,16 +176,17 @@ class Commands:
         facts = trace.report_facts(config)
         return "steering on: " + ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in facts.items())
 
-    def _set(self, rest: str, name: str, fields: Callable[[float], dict[str, Any]]) -> Reply:
+    def _set_number(self, rest: str, name: str, fields: Callable[[float], dict[str, Any]]) -> Reply:
         if rest:
             self.session.config = replace(self.session.config, **fields(_number(rest, name)))
         return Reply(self.settings())
 
-    def _write(self, path: Path, write: Callable[[], None]) -> None:
-        try:
-            write()
-        except OSError as error:
-            raise SiaError(f"{path}: {error.strerror}; give a path that can be written") from None
+
+def _write(path: Path, write: Callable[[], None]) -> None:
+    try:
+        write()
+    except OSError as error:
+        raise SiaError(f"{path}: {error.strerror}; give a path that can be written") from None
 
 
 def _number(text: str, name: str) -> float:

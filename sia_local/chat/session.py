@@ -1,4 +1,4 @@
-"""A chat session: history, settings and answers. It neither reads nor prints; see chat_commands for /commands."""
+"""A chat session: history, settings and answers. It neither reads nor prints; see `commands` for /commands."""
 
 from __future__ import annotations
 
