@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from typing import IO, Any, Protocol
 
-import numpy as np
-
 from .config import SiaConfig
 from .decode import Stats, Step
 
@@ -28,12 +26,6 @@ def token_text(model: Vocabulary) -> TokenText:
         return model.piece(token).decode("utf-8", "replace") or model.token_text(token)
 
     return text
-
-
-def flipped(step: Step) -> bool:
-    """Whether steering changed the likeliest candidate. False without candidates (trace off)."""
-    c = step.candidates
-    return step.steered and c is not None and int(np.argmax(c.p_steered)) != int(np.argmax(c.logits))
 
 
 def record(step: Step, text: TokenText) -> dict[str, Any]:

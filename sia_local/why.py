@@ -9,7 +9,7 @@ import numpy as np
 from .config import SiaConfig
 from .decode import Candidates, Step
 from .steering import softmax
-from .trace import TokenText, flipped
+from .trace import TokenText
 
 _BEFORE = 24  # characters of the text before a junction
 _WIDEST = 16  # characters of a token
@@ -20,12 +20,14 @@ def overview(steps: Sequence[Step], config: SiaConfig, text: TokenText, last: in
     junctions = [i for i, step in enumerate(steps) if step.steered and step.candidates is not None]
     if not junctions:
         return _no_junction(steps, config)
-    turned = sum(flipped(step) for step in steps)
+    turned = sum(step.flipped for step in steps)
     rows = []
     for number, i in list(enumerate(junctions, 1))[-last:]:
         step, c = steps[i], _candidates(steps[i])
         alone = softmax(c.logits, config.sampling.temperature)
-        favourite, chosen = int(np.argmax(c.logits)), int(np.flatnonzero(c.ids == step.token)[0])
+        favourite, chosen = int(np.argmax(c.logits)), np.flatnonzero(c.ids == step.token)
+        # With a kept tail the token can be one beyond the candidates.
+        chance = f"{_percent(alone[chosen[0]])} → {_percent(c.p_steered[chosen[0]])}" if len(chosen) else "not scored"
         said = _opinion(c, favourite, text)
         rows.append(
             [
@@ -34,8 +36,8 @@ def overview(steps: Sequence[Step], config: SiaConfig, text: TokenText, last: in
                 f"{shown(text(int(c.ids[favourite])))} {_percent(alone[favourite])}",
                 said,
                 shown(text(step.token)),
-                f"{_percent(alone[chosen])} → {_percent(c.p_steered[chosen])}",
-                "turned" if flipped(step) else "",
+                chance,
+                "turned" if step.flipped else "",
             ]
         )
     head = ["#", "after", "the base wanted", "the values said", "chosen", "its chance", ""]
@@ -72,6 +74,8 @@ def detail(steps: Sequence[Step], number: int, config: SiaConfig, text: TokenTex
         ]
         for i, token in enumerate(c.ids)
     ]
+    if step.token not in c.ids:
+        rows.append(["→", shown(text(step.token)), "", "", ""])
     return "\n".join(
         [
             f"Junction {number}, after “{_before(steps[:at])}”: entropy {step.entropy:.2f} nats, "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ class Scripted:
         candidates = Candidates(ids, np.log([0.6, 0.4]), values, np.array([0.54, 0.36]), after)
         finish = "eog" if index == 3 else None
         text = " ." if index == 3 else f" {WORDS[token]}"
-        return Step(0, index, token, text, 1.25, steered, 0.2, 0.1, -0.5, 2.0, finish, candidates)
+        return Step(0, index, token, text, 1.25, steered, 0.2, 0.1, -0.5, 2.0, finish, candidates, flipped=steered)
 
 
 def read(stream: Iterator[Step | Notice]) -> str:
@@ -147,6 +148,14 @@ def test_the_transcript_of_a_chat(session: Session) -> None:
             out.append(f"Error: {error}")
     assert quits
     assert "\n".join(out) + "\n" == TRANSCRIPT
+
+
+def test_why_tells_of_a_token_from_a_kept_tail(session: Session) -> None:
+    run = commands(session).run
+    read(session.ask("a"))
+    session.steps[1] = replace(session.steps[1], token=3)
+    assert "happy +0.81, sad -0.35  ran     not scored" in run("/why").text
+    assert run("/why 1").text.endswith("\n  →  ran")
 
 
 def test_every_answer_and_retry_has_its_own_seed_and_the_retry_no_old_answer(session: Session) -> None:

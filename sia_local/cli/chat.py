@@ -81,7 +81,6 @@ class Terminal:
 
     def answer(self, stream: Iterator[Step | Notice]) -> None:
         from ..chat.session import Notice
-        from ..trace import flipped
         from .terminal import interruptible, notice, visible
 
         wrote, stopped = "", False
@@ -93,7 +92,7 @@ class Terminal:
                         wrote = self._end_line(wrote)
                         notice(f"[{event.text}]")
                         continue
-                    self.write(self.style.token(visible(event.text), event.steered, flipped(event)))
+                    self.write(self.style.token(visible(event.text), event.steered, event.flipped))
                     wrote += event.text
                     if enough():
                         break
