@@ -208,7 +208,7 @@ class SIA:
             seed=seed,
             ends=self.model.is_eog,
             sink=TextStream(self.model.piece, stop),
-            filter=LogitFilter(self.model, sampling, list(made.tokens)) if LogitFilter.needed(sampling) else None,
+            filter=LogitFilter(self.model, sampling, list(made.tokens)) if sampling.filters else None,
             trace=trace,
             id=id,
         )

@@ -51,6 +51,11 @@ class SamplingConfig:
             self.repeat_penalty != 1.0 or self.frequency_penalty != 0.0 or self.presence_penalty != 0.0
         )
 
+    @property
+    def filters(self) -> bool:
+        """Whether anything but temperature acts on the base distribution."""
+        return self.penalizes or bool(self.grammar) or self.top_p < 1 or self.min_p > 0
+
 
 @dataclass(frozen=True)
 class SiaConfig:
@@ -110,6 +115,11 @@ class SiaConfig:
                 len(self.clip) == 2 and self.clip[0] < self.clip[1],
                 f"clip is {self.clip}; expected two numbers, the lower first",
             )
+        _require(
+            not (self.tail and self.sampling.filters),
+            "tail and a penalty, top_p, min_p or a grammar were given; tail keeps every token as the base has it, "
+            "drop one of them",
+        )
         for name in ("kl_per_token", "kl_total"):
             budget = getattr(self, name)
             _require(budget is None or budget >= 0, f"{name} is {budget}; expected 0 nats or more")

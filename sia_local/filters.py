@@ -53,10 +53,6 @@ class LogitFilter:
             for token in prompt[-config.penalty_last_n :]:
                 self.accept(token)
 
-    @staticmethod
-    def needed(config: SamplingConfig) -> bool:
-        return config.penalizes or bool(config.grammar) or config.top_p < 1 or config.min_p > 0
-
     def close(self) -> None:
         for chain in (self._before, self._after):
             if chain is not None:

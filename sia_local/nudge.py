@@ -204,7 +204,7 @@ def check_threshold(threshold: float) -> None:
 
 def _filter(model: Model, config: SiaConfig, prompt: Sequence[int]) -> LogitFilter | None:
     sampling = config.sampling
-    return LogitFilter(model, sampling, list(prompt)) if LogitFilter.needed(sampling) else None
+    return LogitFilter(model, sampling, list(prompt)) if sampling.filters else None
 
 
 def _logprob(choice: Choice, token: int) -> float:

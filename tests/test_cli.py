@@ -314,6 +314,7 @@ class TestBadInput:
             (["--repeat-penalty", "0"], ["repeat_penalty is 0.0"]),
             (["--beta", "inf"], ["beta is inf"]),
             (["-n", "0"], ["max_tokens is 0"]),
+            (["--tail", "--top-p", "0.9"], ["tail", "top_p", "drop one"]),
             (["--stop", ""], ["stop string is empty"]),
             (["--kv-type", "f13"], ["unknown KV cache type 'f13'", "q8_0"]),
             (["--flash-attention", "maybe"], ["unknown flash attention setting 'maybe'"]),
