@@ -53,11 +53,6 @@ class LogitFilter:
             for token in prompt[-config.penalty_last_n :]:
                 self.accept(token)
 
-    def close(self) -> None:
-        for chain in (self._before, self._after):
-            if chain is not None:
-                chain.close()
-
     def accept(self, token: int) -> None:
         if self._before is not None:
             self._before.accept(token)

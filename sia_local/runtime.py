@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version as _installed_version
@@ -588,11 +589,11 @@ class SamplerChain:
         for sampler in samplers:
             C.llama_sampler_chain_add(self._ptr, sampler)
         self._array = C.llama_token_data_array()
+        # A chain lives as long as the job it filters, which a caller may drop, keep or never finish.
+        self._free = weakref.finalize(self, C.llama_sampler_free, self._ptr)
 
     def close(self) -> None:
-        if self._ptr:
-            C.llama_sampler_free(self._ptr)
-            self._ptr = None
+        self._free()
 
     def apply(self, ids: IntArray, logits: FloatArray) -> tuple[IntArray, FloatArray]:
         """Survivors (ids, logits) in the order llama.cpp leaves them; banned tokens (-inf) are dropped."""

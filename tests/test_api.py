@@ -86,6 +86,19 @@ def test_grammar_penalties_and_truncation_are_llama_cpps(base_gguf: Path) -> Non
             assert (p >= 0.9 * p[0] - 1e-6).all()
 
 
+def test_a_filter_is_freed_with_its_job(base_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sia_local import runtime
+
+    freed: list[object] = []
+    monkeypatch.setattr(runtime.C, "llama_sampler_free", freed.append)
+    with SIA.load(base_gguf, **EXACT) as sia:
+        config = SiaConfig(sampling=SamplingConfig(top_p=0.9, repeat_penalty=1.1))
+        for _ in range(3):
+            tokens(sia, config, max_tokens=4)
+        next(sia.generate("x", config, max_tokens=4))
+        assert len(freed) == 8
+
+
 def test_the_penalty_pool_is_exact(base_gguf: Path) -> None:
     """Filtering a pool of the best gives what filtering the whole vocabulary gives."""
     from sia_local import runtime
@@ -106,7 +119,6 @@ def test_the_penalty_pool_is_exact(base_gguf: Path) -> None:
         ours, values = pooled.candidates(row, 10)
         assert ours.tolist() == top_candidates(whole, 10).tolist()
         np.testing.assert_array_equal(values, whole[ours])
-        pooled.close()
         chain.close()
 
 
