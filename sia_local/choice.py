@@ -123,8 +123,7 @@ class Choice:
             self.beta = self._affordable(self._strength(), effective)
             self.scores = self.logits + self.beta * effective
             self.probabilities = softmax(self.scores, temperature)
-            with np.errstate(divide="ignore"):
-                self.kl_steering = max(0.0, kl(self.probabilities, np.log(plain)))
+            self.kl_steering = self._changed(plain)
         self.kl_truncation = truncation_kl(self.base_logprobs)
         self.kl = kl(self.probabilities, self.base_logprobs)
         self.spent += self.kl_steering
@@ -159,6 +158,14 @@ class Choice:
         n = max(2, n)
         n = math.ceil(n / config.row_group) * config.row_group
         return min(n, len(self.ids), self.source.max_candidates)
+
+    def _changed(self, plain: Float64) -> float:
+        """KL of the tilted from the plain probabilities, nats. At temperature 0 that of two points is infinite; T · KL
+        has a limit, the favourite's logit less that of the token taken, which takes its place."""
+        if self.config.sampling.temperature == 0:
+            return float(self.logits[int(np.argmax(plain))] - self.logits[int(np.argmax(self.probabilities))])
+        with np.errstate(divide="ignore"):
+            return max(0.0, kl(self.probabilities, np.log(plain)))
 
     def _strength(self) -> float:
         config, spread = self.config, self.source.spread if self.source is not None else None

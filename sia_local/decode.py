@@ -72,7 +72,8 @@ class Step:
     entropy in nats; kl: KL of this step's distribution from the base's, nats, of which kl_truncation is due to
     cutting to the candidates; logprob: log-probability of the token under the base; beta: strength used (0 when
     not steered); finish: None, `eog`, `stop`, `length` or `context`. kl_steering: KL from the same step without
-    values (same candidates, filters, temperature), nats: what a KL budget counts. flipped: steering changed the
+    values (same candidates, filters, temperature), nats: what a KL budget counts; at temperature 0, where it is
+    infinite, the logits given up. flipped: steering changed the
     likeliest candidate; values_asked: candidates scored.
     """
 

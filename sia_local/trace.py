@@ -64,7 +64,6 @@ def write(out: IO[str], records: Iterable[dict[str, Any]]) -> None:
 def stats_dict(stats: Stats) -> dict[str, float]:
     """Stats with the figures derived from them. Times in ms, KL in nats."""
     return asdict(stats) | {
-        "kl_steering": stats.kl - stats.kl_truncation,
         "junction_rate": stats.junction_rate,
         "tokens_per_second": stats.tokens_per_second,
         "value_ms_per_junction": stats.value_ms_per_junction,
@@ -80,9 +79,9 @@ def closing_line(stats: Stats, config: SiaConfig | None = None, texts: int = 1) 
     parts.append(f"{100 * stats.junction_rate:.1f} % junctions ({stats.junctions}, {stats.flips} turned)")
     if stats.junctions:
         parts.append(f"value {stats.value_ms_per_junction:.1f} ms/junction")
-    kl, cut = stats.kl / texts, stats.kl_truncation / texts
+    kl, spent, cut = stats.kl / texts, stats.kl_steering / texts, stats.kl_truncation / texts
     unit = "nats a text" if texts > 1 else "nats"
-    parts.append(f"KL {kl:.2f} {unit} (steering {kl - cut:.2f}, truncation {cut:.2f})")
+    parts.append(f"KL {kl:.2f} {unit} (steering {spent:.2f}, truncation {cut:.2f})")
     if config is not None:
         parts += [
             f"KL budget: {one['spent']:.3g} of {one['allowed']:.3g} {'nats' if name == 'total' else 'nats a token'}"

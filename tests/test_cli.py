@@ -109,6 +109,14 @@ def test_json_is_one_object(base_gguf: Path, value_gguf: Path) -> None:
     assert whole["versions"]["llama-cpp-python"] == "0.3.36" and whole["config"]["gate"] == "entropy"
 
 
+def test_a_lower_temperature_is_not_taken_for_steering(base_gguf: Path, value_gguf: Path) -> None:
+    for options in (["--gate", "off", "--temp", "0.3"], ["--gate", "off", "--temp", "0"]):
+        assert "nats (steering 0.00, truncation" in generate(base_gguf, value_gguf, "-p", "hello", *options).stderr
+    result = generate(base_gguf, value_gguf, "-p", "hello", "--gate", "dense", "--temp", 0, "--best-of", 2, "--json")
+    whole = json.loads(result.stdout, parse_constant=pytest.fail)
+    assert whole["stats"]["kl_steering"] > 0 and whole["stats"]["flips"] > 0
+
+
 def test_a_trace_has_one_line_a_token(base_gguf: Path, value_gguf: Path, tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     result = generate(base_gguf, value_gguf, "-p", "hello", "--rate", 0.4, "--trace", path)

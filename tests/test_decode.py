@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sia_local.config import SamplingConfig, SiaConfig
-from sia_local.decode import Job, Prompt, Stats, decode
+from sia_local.decode import Job, Prompt, Stats, Step, decode
 from sia_local.errors import NumericError
 
 END = 3
@@ -126,6 +126,26 @@ def test_step_reports_candidates_and_kl() -> None:
     assert step.kl == pytest.approx(0.1157653556 - left_out, abs=1e-6)
     assert step.kl_truncation == pytest.approx(0, abs=1e-9)
     assert step.entropy == pytest.approx(1.1097670015, abs=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.5])
+def test_what_steering_spent_is_apart_from_what_temperature_and_truncation_cost(temperature: float) -> None:
+    z, v = np.array([2.0, 1.0, 0.5, 0.0]), np.array([0.3, -0.2, 1.1, 0.7])
+    sampling = SamplingConfig(temperature=temperature)
+
+    def step(beta: float) -> Step:
+        config = SiaConfig(k=3, gate="dense", beta=beta, sampling=sampling)
+        return next(decode(TableBase([z.tolist()]), TableValues(v.tolist()), [job(config, n=1)]))
+
+    plain, tilted = step(0.0), step(3.0)
+    assert plain.kl > plain.kl_truncation > 0 == plain.kl_steering
+    if temperature:
+        p, q = np.exp(2 * z[:3]), np.exp(2 * (z + 3 * v)[:3])
+        p, q = p / p.sum(), q / q.sum()
+        assert tilted.kl_steering == pytest.approx((q * np.log(q / p)).sum())
+    else:
+        assert tilted.token == 2 and tilted.kl_steering == pytest.approx(2.0 - 0.5)
+        assert tilted.kl - plain.kl == pytest.approx(tilted.kl_steering)
 
 
 def test_calibrated_beta_counts_in_spreads_and_unscored_candidates_are_average() -> None:

@@ -110,10 +110,9 @@ class Commands:
             texts = getattr(s.sia, "n", 1)
             lines.append(f"last answer: {trace.closing_line(s.sia.last_stats, s.answered, texts)}")
             rate = 100 * t.junctions / t.tokens if t.tokens else 0.0
-            steering = t.kl - t.kl_truncation
             lines.append(
                 f"session: {t.answers} answers, {t.tokens} tokens, {rate:.1f} % junctions ({t.junctions}, {t.flips} "
-                f"turned), KL {t.kl:.2f} nats (steering {steering:.2f}, truncation {t.kl_truncation:.2f})"
+                f"turned), KL {t.kl:.2f} nats (steering {t.kl_steering:.2f}, truncation {t.kl_truncation:.2f})"
             )
         return Reply("\n".join(lines))
 

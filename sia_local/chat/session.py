@@ -58,11 +58,12 @@ class Totals:
     flips: int = 0
     kl: float = 0.0
     kl_truncation: float = 0.0
+    kl_steering: float = 0.0
     value_ms: float = 0.0
 
     def add(self, stats: Stats) -> None:
         self.answers += 1
-        for name in ("tokens", "junctions", "flips", "kl", "kl_truncation", "value_ms"):
+        for name in ("tokens", "junctions", "flips", "kl", "kl_truncation", "kl_steering", "value_ms"):
             setattr(self, name, getattr(self, name) + getattr(stats, name))
 
 
