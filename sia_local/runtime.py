@@ -342,7 +342,12 @@ class Model:
         return text.decode("utf-8", "replace") if text else None
 
     def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = False) -> list[int]:
-        data = text.encode("utf-8")
+        try:
+            data = text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ConfigError(
+                f"the text has bytes that are not UTF-8 at character {error.start}; give it as UTF-8"
+            ) from None
         size = len(data) + 8
         buffer = (ctypes.c_int32 * size)()
         n = C.llama_tokenize(self._vocab, data, len(data), buffer, size, add_special, parse_special)

@@ -341,6 +341,11 @@ class TestBadInput:
         (tmp_path / "latin.txt").write_bytes(b"\xe9t\xe9")
         refused(generate(base_gguf, None, "-f", tmp_path / "latin.txt"), "is not UTF-8")
         refused(run("generate", "-m", base_gguf, *FEW, input=b"\xe9t\xe9"), "standard input is not UTF-8")
+        refused(generate(base_gguf, None, "-p", "\udce9t"), "not UTF-8")
+        refused(generate(base_gguf, None, "-p", "\udce9t", "--best-of", "2"), "not UTF-8")
+        said = run("chat", "-m", base_gguf, *FEW, input=b"\xe9t\xe9\nhello\n/undo\n")
+        assert said.exit_code == 0 and "Error: the text has bytes that are not UTF-8" in said.stderr
+        assert said.stdout.endswith("forgotten: hello\n")
 
     def test_a_bad_grammar(self, base_gguf: Path, tmp_path: Path) -> None:
         (tmp_path / "g.gbnf").write_text("root ::= (")

@@ -137,6 +137,9 @@ def _messages() -> Iterator[str]:
     tty = sys.stdin.isatty()
     if tty:
         _line_editing()
+    if hasattr(sys.stdin, "reconfigure"):
+        # A line that is no UTF-8 is refused by itself, not with all that follow.
+        sys.stdin.reconfigure(errors="surrogateescape")
     while True:
         try:
             message = _message(input if tty else _piped_line)

@@ -80,7 +80,7 @@ def generator_from(options: Mapping[str, Any], config: SiaConfig, prompt: str | 
 
     reward = load_reward(options["reward"]) if options.get("reward") else None
     if prompt is not None and options.get("ctx") is None:
-        needed = len(prompt.encode()) + options["max_tokens"] + _TEMPLATE_ROOM
+        needed = len(prompt.encode(errors="replace")) + options["max_tokens"] + _TEMPLATE_ROOM
         options = {**options, "ctx": min(trained_context(model_paths(options)[0]), needed)}
     sia = load_from(options, config, slots_for(n, config.k))
     try:
