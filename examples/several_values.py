@@ -10,15 +10,17 @@ from sia_local import SIA, SiaConfig
 from sia_local.sources import Guides, ValuePath
 
 MODELS = Path(os.environ.get("SIA_MODELS", Path(__file__).parent.parent / "models"))
-PROMPT = "Tell a short story about a tall snail who finds a map."
+PROMPT = "Tell me a story about a tall snail."
 
 base = MODELS / "demo-base.gguf"
+wish = {"plus_prompt": "{prompt} Tell me a story about a ship at sea.", "minus_prompt": "{prompt}"}
 sources = [
     ValuePath(MODELS / "demo-value.gguf", weight=1.0, name="happy"),
-    Guides(base, base, weight=1.0, name="sea", plus_prompt="{prompt} It happens at the sea, on a ship."),
+    Guides(base, base, weight=1.0, name="sea", spread=0.5, **wish),
 ]
 with SIA.load(base, sources, n_ctx=256) as sia:
-    # Every V is divided by its own spread, so a weight means the same for each; a weight of 0 costs nothing.
+    # Every V is divided by its own spread (a value model's is stored with it, guides are told theirs), so that a
+    # weight means the same for each; a weight of 0 costs nothing.
     for happy, sea in ((0, 0), (2, 0), (0, 2), (1, 1)):
         sia.value.set_weight("happy", happy)
         sia.value.set_weight("sea", sea)

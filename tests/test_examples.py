@@ -13,7 +13,7 @@ import pytest
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SAYS = {
     "best_of.py": ("best of 8", "at most 1.20 nats for choosing"),
-    "guides.py": ("beta 0: polarity", "beta 2: polarity"),
+    "guides.py": ("beta 0: 0.00 words of the sea, KL of steering 0.00", "beta 4: "),
     "several_values.py": ("--- 0 happy + 0 sea: KL", "--- 1 happy + 1 sea: KL"),
     "nudge.py": ("(0 words of the small model", "]"),
     "drop_in.py": ("tokens steered", "turned to"),
