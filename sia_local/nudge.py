@@ -107,10 +107,10 @@ class Nudged:
     def prompt(self, prompt: str | Messages, raw: bool = False) -> Prompt:
         return self.sia.prompt(prompt, raw)
 
-    def small_tokens(self, prompt: Prompt, raw: bool = False) -> list[int]:
-        """The prompt as the small model reads it: in its own chat template where it has one, unless `raw`."""
+    def small_tokens(self, prompt: Prompt) -> list[int]:
+        """The prompt as the small model reads it: in its own chat template where it has one."""
         template = self.small.chat_template
-        if raw or (template is None and prompt.messages is None):
+        if template is None and prompt.messages is None:
             tokens = self.small.tokenize(prompt.text, add_special=True, parse_special=True)
         elif template is None:
             raise IncompatibleError(
@@ -139,14 +139,17 @@ class Nudged:
         raw: bool = False,
         trace: bool = False,
     ) -> Iterator[Step]:
-        """config: k and sampling hold for both models (a grammar is refused); its gate and beta do not apply."""
+        """config: k and sampling hold for both models (a grammar is refused); its gate and beta do not apply.
+
+        raw: the base reads plain text; an instruct model reads the same text in its chat template all the same.
+        """
         config = config or SiaConfig()
         if max_tokens < 1:
             raise ConfigError(f"max_tokens is {max_tokens}; expected at least 1")
         if config.sampling.grammar:
             raise ConfigError("nudging and a grammar were asked for; nudged words follow no grammar, drop one of them")
         made = prompt if isinstance(prompt, Prompt) else self.prompt(prompt, raw)
-        small_prompt = self.small_tokens(made, raw)
+        small_prompt = self.small_tokens(made)
         voices = [
             Voice(engine, model, read, config, _filter(model, config, read), n_ctx, model.path.name)
             for engine, model, read, n_ctx in (
@@ -163,6 +166,8 @@ class Nudged:
         written: list[bytes] = []
         stream = TextStream(written.__getitem__, stop)
         started = time.perf_counter()
+        self.sia.engine.logits([0])
+        stats.prefill_ms = (time.perf_counter() - started) * 1e3
         finish = None
         while finish is None:
             before = len(duet.base.ids)
@@ -174,8 +179,6 @@ class Nudged:
             text, stopped = stream.push(len(written) - 1, finish is not None)
             if stopped and finish is None:
                 finish = "stop"
-            if stats.tokens == 0:
-                stats.prefill_ms = (time.perf_counter() - started) * 1e3
             stats.tokens = len(self.tokens) + (finish == "eog")
             stats.junctions += turn.nudged
             stats.wall_ms = (time.perf_counter() - started) * 1e3
