@@ -88,7 +88,7 @@ class Engine:
         common, shared = min(common, len(wanted) - 1), min(shared, len(wanted) - 1)
         if shared > max(common, SHORTEST_SHARED_PREFIX):
             self._run_queue(donor, min(shared, len(self.slots[donor].tokens) - 1))
-            shared = min(shared, self.slots[donor].n_past)
+        shared = min(shared, self.slots[donor].n_past)
         if shared > common:
             self._forget(slot, 0)
             for seq in self._sequences[slot]:

@@ -160,6 +160,22 @@ def test_samples_of_one_prompt_encode_it_once(make_gguf: Callable[..., Path]) ->
         assert sia.engine.decoded_tokens == 29 + 3
 
 
+@pytest.mark.parametrize("shared", [1, 3, 4, 5, 8])
+def test_a_prefix_shared_with_a_slot_that_has_not_read_it_is_read(
+    make_gguf: Callable[..., Path], shared: int
+) -> None:
+    texts = [[*range(40, 40 + shared), *range(100 + 10 * i, 106 + 10 * i)] for i in range(3)]
+    with load(make_gguf, "merged", slots=3) as sia:
+        for slot, text in enumerate(texts):
+            sia.engine.begin(slot, text)
+        together = [row.copy() for row in sia.engine.logits([0, 1, 2])]
+    with load(make_gguf, "merged") as sia:
+        for row, text in zip(together, texts, strict=True):
+            sia.engine.release(0)
+            sia.engine.begin(0, text)
+            np.testing.assert_allclose(row, sia.engine.logits([0])[0], atol=TOLERANCE)
+
+
 def test_a_decode_that_fails_leaves_every_slot_usable(
     make_gguf: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
