@@ -86,6 +86,9 @@ class Engine:
         )
         # The last token is always decoded: its output row is what the caller wants next.
         common, shared = min(common, len(wanted) - 1), min(shared, len(wanted) - 1)
+        if not self.context.model.rolls_back:
+            # A recurrent state is that of the last token it read; it cannot be shared or shortened.
+            common, shared = common if common == state.n_past else 0, 0
         if shared > max(common, SHORTEST_SHARED_PREFIX):
             self._run_queue(donor, min(shared, len(self.slots[donor].tokens) - 1))
         shared = min(shared, self.slots[donor].n_past)
@@ -206,7 +209,8 @@ class Engine:
     def _close_branch(self, slot: int) -> None:
         state = self.slots[slot]
         if state.open is not None:
-            for seq in self._sequences[slot][1 : 1 + len(state.open)]:
+            # All of the slot's: an interrupted accept() may have given the winner's position to some.
+            for seq in self._sequences[slot]:
                 self.context.seq_rm(int(seq), state.n_past)
             state.open = state.open_rows = None
 

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
+from sia_local import SIA, SiaConfig
 from sia_local.cli import COMMANDS, main
 
 FEW = ["-n", "8", "--seed", "7", "--threads", "1", "--ctx", "128"]
@@ -214,9 +215,10 @@ def test_inspect_says_what_a_file_holds(base_gguf: Path, head_gguf: Path, lean_g
 
 
 def write_mamba(path: Path, vocabulary_of: Path) -> Path:
-    """A recurrent value model: one tiny mamba block, with a head and the vocabulary of another file."""
+    """A recurrent model: one tiny random mamba block, with a value head and the vocabulary of another file."""
     from models import N_EMBD, N_VOCAB, _contract, _tokenizer
 
+    rng = np.random.default_rng(0)
     writer = gguf.GGUFWriter(str(path), "mamba")
     inner, state, dt, conv = 2 * N_EMBD, 8, 4, 4
     writer.add_context_length(128)
@@ -244,15 +246,30 @@ def write_mamba(path: Path, vocabulary_of: Path) -> Path:
         "ssm_d": (inner,),
         "ssm_out.weight": (N_EMBD, inner),
     }
-    writer.add_tensor("token_embd.weight", np.zeros((N_VOCAB, N_EMBD), np.float32))
+    writer.add_tensor("token_embd.weight", rng.standard_normal((N_VOCAB, N_EMBD), np.float32))
     writer.add_tensor("output_norm.weight", np.ones(N_EMBD, np.float32))
     for name, shape in block.items():
-        writer.add_tensor(f"blk.0.{name}", np.zeros(shape, np.float32))
+        weight = rng.standard_normal(shape, np.float32) / 4
+        writer.add_tensor(f"blk.0.{name}", -abs(weight) if name == "ssm_a" else weight)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def test_a_recurrent_base_reads_each_text_anew(base_gguf: Path, value_gguf: Path, tmp_path: Path) -> None:
+    mamba = write_mamba(tmp_path / "mamba.gguf", base_gguf)
+
+    def texts(slots: int, prompts: list[str]) -> list[list[int]]:
+        with SIA.load(mamba, value_gguf, n_ctx=96, slots=slots, n_threads=1) as sia:
+            jobs = [sia.job(p, SiaConfig(gate="dense"), max_tokens=5, seed=9, id=i) for i, p in enumerate(prompts)]
+            return [c.tokens for c in sorted(sia.complete(jobs), key=lambda c: c.job)]
+
+    prompts = ["hello", "hello", "hello there", "bye"]
+    alone = [texts(1, [prompt])[0] for prompt in prompts]
+    assert texts(1, prompts) == texts(2, prompts) == alone
+    assert alone[0] != alone[2]
 
 
 class TestBadInput:

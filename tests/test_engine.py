@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -190,3 +191,26 @@ def test_a_decode_that_fails_leaves_every_slot_usable(
         np.testing.assert_allclose(sia.engine.logits([0])[0], expected, atol=TOLERANCE)
         values = sia.value.score([(0, candidates)])[0].copy()
         np.testing.assert_allclose(values, fresh(sia, 1, [5, 6, 7], candidates)[1], atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("calls", range(5))
+def test_an_accept_that_is_interrupted_leaves_the_slot_usable(
+    make_gguf: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, calls: int
+) -> None:
+    with load(make_gguf, "head", slots=2) as sia:
+        sia.engine.begin(0, [5, 6, 7])
+        sia.value.score([(0, np.array([1, 2, 3], np.int32))])
+        seq_cp, made = sia.engine.context.seq_cp, []
+
+        def interrupted(*args: int) -> None:
+            if len(made) == calls:
+                raise KeyboardInterrupt
+            made.append(seq_cp(*args))
+
+        with monkeypatch.context() as patched:
+            patched.setattr(sia.engine.context, "seq_cp", interrupted)
+            with contextlib.suppress(KeyboardInterrupt):
+                sia.engine.accept(0, 2)
+        sia.engine.begin(0, [5, 6, 7, 9, 8])
+        expected, _ = fresh(sia, 1, [5, 6, 7, 9, 8], np.array([1, 2], np.int32))
+        np.testing.assert_allclose(sia.engine.logits([0])[0], expected, atol=TOLERANCE)
