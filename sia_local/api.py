@@ -198,6 +198,8 @@ class SIA:
         config = config or SiaConfig()
         if max_tokens < 1:
             raise ConfigError(f"max_tokens is {max_tokens}; expected at least 1")
+        if seed < 0:
+            raise ConfigError(f"the seed is {seed}; expected a whole number of 0 or more")
         made = prompt if isinstance(prompt, Prompt) else self.prompt(prompt, raw)
         self._check(config)
         sampling = config.sampling

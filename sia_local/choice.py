@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from .config import SiaConfig
 from .entropy import entropy, log_partition, top_candidates, varentropy
-from .errors import NumericError
+from .errors import ConfigError, NumericError
 from .gates import Moment, make_gate
 from .steering import beta_for_kl, is_sane, kl, shape_values, softmax, truncation_kl
 
@@ -66,6 +66,14 @@ class Choice:
         self.config = config
         self.source = source
         self.uses_value = source is not None and config.gate != "off"
+        self._beta = config.beta
+        if source is not None and self.uses_value and config.beta_unit == "spread":
+            if not source.spread:
+                raise ConfigError(
+                    "beta is to be counted in spreads, but the value model stores none; give a raw beta "
+                    "(--beta-unit raw), or measure the spread with `sia-convert spread` and export again"
+                )
+            self._beta /= source.spread
         self.index = 0
         self.spent = 0.0
         self._filter = filter
@@ -120,7 +128,7 @@ class Choice:
             # Candidates nobody scored are treated as average ones; a kept tail stays at its base logits.
             effective = np.full(len(self.ids), 0.0 if self.config.tail else shaped.mean())
             effective[: len(values)] = shaped
-            self.beta = self._affordable(self._strength(), effective)
+            self.beta = self._affordable(self._beta, effective)
             self.scores = self.logits + self.beta * effective
             self.probabilities = softmax(self.scores, temperature)
             self.kl_steering = self._changed(plain)
@@ -166,10 +174,6 @@ class Choice:
             return float(self.logits[int(np.argmax(plain))] - self.logits[int(np.argmax(self.probabilities))])
         with np.errstate(divide="ignore"):
             return max(0.0, kl(self.probabilities, np.log(plain)))
-
-    def _strength(self) -> float:
-        config, spread = self.config, self.source.spread if self.source is not None else None
-        return config.beta / spread if config.beta_unit == "spread" and spread else config.beta
 
     def _affordable(self, beta: float, values: Float64) -> float:
         """beta, lowered so that what steering spent so far plus this step stays within the KL budgets."""

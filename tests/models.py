@@ -86,14 +86,14 @@ def _contract(writer: gguf.GGUFWriter, kind: str, n_vocab: int, over: dict[str, 
     writer.add_string(gguf_keys.KIND, kind)
     writer.add_array(gguf_keys.HEAD_WEIGHT, [float(x) for x in over.get("head", weight)])
     writer.add_float32(gguf_keys.HEAD_BIAS, bias)
-    writer.add_float32(gguf_keys.VALUE_SPREAD, 0.5)
+    writer.add_float32(gguf_keys.VALUE_SPREAD, over.get("spread", 0.5))
     writer.add_string(gguf_keys.PROMPT_TEMPLATE, over.get("template", TEMPLATE))
     digest = gguf_keys.vocab_sha256(t.encode() for t in tokens(n_vocab))
     writer.add_string(gguf_keys.VOCAB_SHA256, over.get("sha256", digest))
 
 
 def write(path: Path, arch: str = "qwen3", kind: str = "base", seed: int = 0, **over: Any) -> Path:
-    """kind: base, merged, lean, adapter or head. over: n_vocab, template, version, sha256, head, nan, ascii.
+    """kind: base, merged, lean, adapter or head. over: n_vocab, template, version, sha256, head, spread, nan, ascii.
 
     ascii: the likeliest tokens are plain text, no halves of characters and no end.
     """

@@ -155,6 +155,12 @@ def test_refusals(make_gguf: Callable[..., Path], tmp_path: Path) -> None:
             sia.prompt("a b " * 200)
         with pytest.raises(ConfigError, match="cannot be parsed"):
             tokens(sia, SiaConfig(sampling=SamplingConfig(grammar="root ::= (")))
+        with pytest.raises(ConfigError, match="seed is -1"):
+            tokens(sia, seed=-1)
+    with SIA.load(base, make_gguf("merged", spread=0.0), **EXACT) as sia:
+        with pytest.raises(ConfigError, match="the value model stores none"):
+            tokens(sia, SiaConfig(beta_unit="spread"))
+        assert tokens(sia, SiaConfig(gate="off", beta_unit="spread"))
     with SIA.load(make_gguf("base", nan=True), **EXACT) as sia, pytest.raises(NumericError, match="logits at token 0"):
         tokens(sia)
     with SIA.load(base, make_gguf("merged", nan=True), **EXACT) as sia, pytest.raises(NumericError, match="value"):
