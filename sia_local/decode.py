@@ -25,12 +25,16 @@ class Base(Protocol):
 
 
 class Values(Protocol):
-    """A source of V(s, y). `spread` is its standard deviation among a junction's candidates, reward units."""
+    """A source of V(s, y). `spread` is its standard deviation among a junction's candidates, reward units.
+
+    room: how many tokens a slot can still take, by the source's own reading of the prompt.
+    """
 
     spread: float | None
     max_candidates: int
 
     def begin(self, slot: int, prompt: Prompt) -> None: ...
+    def room(self, slot: int) -> int: ...
     def score(self, requests: Sequence[tuple[int, IntArray]], also: Sequence[int]) -> Sequence[Floats]: ...
     def accept(self, slot: int, token: int) -> None: ...
 
@@ -199,6 +203,7 @@ class _Live:
         base.begin(slot, job.prompt.tokens)
         if value is not None and self.choice.uses_value:
             value.begin(slot, job.prompt)
+            self._room = min(self._room, value.room(slot))
 
     def choose(self, values: Floats | None) -> None:
         """Draws the token, tilted when values are given, and hands it to both models."""

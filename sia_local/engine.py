@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .embeddings import EmbeddingRows
-from .errors import ConfigError
+from .errors import ConfigError, ContextFullError
 from .runtime import Context, FloatArray
 
 Ids = Sequence[int] | npt.NDArray[np.int32]
@@ -42,7 +42,10 @@ class Slot:
 
 
 class Engine:
-    """S slots in one context. `branches` is the most candidates a slot can open at once (0 for none)."""
+    """S slots in one context. `branches` is the most candidates a slot can open at once (0 for none).
+
+    capacity: tokens a slot can hold. rows: embeddings to feed a model without a vocabulary with.
+    """
 
     def __init__(
         self,
@@ -69,13 +72,19 @@ class Engine:
         )
         if rows is not None:
             context.batch.use_embeddings(rows.n_embd)
+        self.capacity = context.n_ctx // slots - branches
 
     def begin(self, slot: int, tokens: Ids) -> int:
         """Makes `tokens` the content of a slot; returns how many of them need no decode.
 
         The prefix shared with what the slot, or any other slot, holds is reused: a longer chat re-encodes only
-        its new turn, and several samples of one prompt encode it once.
+        its new turn, and several samples of one prompt encode it once. Raises ContextFullError if they do not fit.
         """
+        if len(tokens) >= self.capacity:
+            raise ContextFullError(
+                f"the prompt is {len(tokens)} tokens for {self.context.model.path.name}, its context holds "
+                f"{self.capacity}; shorten it or raise --ctx"
+            )
         state = self.slots[slot]
         wanted = [int(t) for t in tokens]
         self._close_branch(slot)
@@ -101,6 +110,10 @@ class Engine:
             self._forget(slot, common)
         state.tokens, state.row = wanted, None
         return common
+
+    def room(self, slot: int) -> int:
+        """Tokens that a slot can still take."""
+        return self.capacity - len(self.slots[slot].tokens)
 
     def queue_length(self, slot: int) -> int:
         state = self.slots[slot]

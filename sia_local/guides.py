@@ -21,7 +21,7 @@ import numpy.typing as npt
 from .decode import Prompt
 from .engine import Engine
 from .entropy import log_partition
-from .errors import ConfigError, ContextFullError, IncompatibleError
+from .errors import ConfigError, IncompatibleError
 from .rendering import tokenize_chat
 from .runtime import Context, ContextOptions, FloatArray, GgufMetadata, Model
 from .value import sequences_for
@@ -98,13 +98,7 @@ class Guide:
         return tokenize_chat(self.model, template, messages)
 
     def begin(self, slot: int, prompt: Prompt) -> None:
-        tokens = self.tokens(prompt)
-        if len(tokens) >= self.engine.context.n_ctx:
-            raise ContextFullError(
-                f"the prompt is {len(tokens)} tokens for the guide {self.model.path.name}, its context holds "
-                f"{self.engine.context.n_ctx}; shorten it or raise --ctx"
-            )
-        self.engine.begin(slot, tokens)
+        self.engine.begin(slot, self.tokens(prompt))
 
     def accept(self, slot: int, token: int) -> None:
         self.engine.accept(slot, token)
@@ -157,6 +151,9 @@ class GuidePair:
     def begin(self, slot: int, prompt: Prompt) -> None:
         for guide in self._guides:
             guide.begin(slot, prompt)
+
+    def room(self, slot: int) -> int:
+        return min(guide.engine.room(slot) for guide in self._guides)
 
     def accept(self, slot: int, token: int) -> None:
         for guide in self._guides:

@@ -121,6 +121,9 @@ class MixedValues:
         for source in self.sources.values():
             source.begin(slot, prompt)
 
+    def room(self, slot: int) -> int:
+        return min(source.room(slot) for source in self.sources.values())
+
     def accept(self, slot: int, token: int) -> None:
         for source in self.sources.values():
             source.accept(slot, token)

@@ -21,7 +21,7 @@ from . import gguf_keys
 from .decode import Prompt
 from .embeddings import EmbeddingRows
 from .engine import Engine
-from .errors import ContextFullError, IncompatibleError
+from .errors import IncompatibleError
 from .rendering import tokenize_chat
 from .runtime import Context, ContextOptions, FloatArray, GgufMetadata, LoraAdapter, Model
 
@@ -189,13 +189,10 @@ class ValueModel:
         """Sets what the slot has read. Nothing is decoded before its first junction."""
         if self.shares_base:
             return
-        tokens = self.tokens(prompt)
-        if len(tokens) >= self.engine.context.n_ctx:
-            raise ContextFullError(
-                f"the prompt is {len(tokens)} tokens for the value model, its context holds "
-                f"{self.engine.context.n_ctx}; shorten it or raise --ctx"
-            )
-        self.engine.begin(slot, tokens)
+        self.engine.begin(slot, self.tokens(prompt))
+
+    def room(self, slot: int) -> int:
+        return self.engine.room(slot)
 
     def score(self, requests: Sequence[tuple[int, Any]], also: Sequence[int] = ()) -> list[Float64]:
         """V of each candidate after what its slot has read: one decode for all requests, float64 [k] each.

@@ -50,6 +50,9 @@ class Values:
 
     def begin(self, slot: int, prompt: Prompt) -> None: ...
 
+    def room(self, slot: int) -> int:
+        return 1 << 30
+
     def score(self, requests: Sequence[tuple[int, np.ndarray]], also: Sequence[int]) -> list[np.ndarray]:
         return [self.values[ids] for _, ids in requests]
 

@@ -129,6 +129,21 @@ def test_values_read_their_own_rendering(make_gguf: Callable[..., Path]) -> None
         assert sia.value.engine.slots[0].tokens == sia.model.tokenize("hello")
 
 
+def test_a_text_ends_where_the_value_models_own_rendering_fills_its_context(make_gguf: Callable[..., Path]) -> None:
+    config = SiaConfig(gate="dense")
+    for words, refused in ((100, False), (200, True)):
+        wordy = make_gguf("merged", template="a " * words + "{{ messages[0]['content'] }}")
+        with SIA.load(make_gguf("base", ascii=True), wordy, **EXACT, slots=2) as sia:
+            jobs = [sia.job("hello", config, max_tokens=120, seed=i, id=i) for i in range(2)]
+            room = sia.value.engine.capacity - len(sia.value.tokens(jobs[0].prompt))
+            if refused:
+                with pytest.raises(ContextFullError, match=r"the prompt is \d+ tokens for .*raise --ctx"):
+                    list(sia.complete(jobs))
+            else:
+                done = list(sia.complete(jobs))
+                assert [(len(c.tokens), c.finish) for c in done] == [(room, "context")] * 2 and 0 < room < 100
+
+
 def test_refusals(make_gguf: Callable[..., Path], tmp_path: Path) -> None:
     base = make_gguf("base")
     with pytest.raises(ModelFileError, match="no such file"):
