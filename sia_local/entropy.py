@@ -42,12 +42,12 @@ def top_candidates(logits: Floats, k: int) -> npt.NDArray[np.int32]:
     return ids[np.lexsort((ids, -values))][:k].astype(np.int32)
 
 
-def log_partition(logits: Floats, scratch: Floats | None = None) -> float:
-    """log sum exp over the whole vocabulary; `scratch` (same shape and dtype) spares the temporary."""
+def log_partition(logits: Floats) -> float:
+    """log sum exp over the whole vocabulary."""
     top = logits.max()
     if not np.isfinite(top):
         return float(top)
-    shifted = np.subtract(logits, top, out=scratch)
+    shifted = logits - top
     np.exp(shifted, out=shifted)
     return float(top) + float(np.log(shifted.sum(dtype=np.float64)))
 

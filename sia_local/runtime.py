@@ -385,14 +385,6 @@ class Model:
     def eos(self) -> int:
         return int(C.llama_vocab_eos(self._vocab))
 
-    @property
-    def eot(self) -> int:
-        return int(C.llama_vocab_eot(self._vocab))
-
-    @property
-    def adds_bos(self) -> bool:
-        return bool(C.llama_vocab_get_add_bos(self._vocab))
-
 
 class LoraAdapter:
     """A LoRA adapter over a loaded model; freed with the model by llama.cpp, or earlier by close()."""
@@ -544,10 +536,6 @@ class Context:
 
     def seq_cp(self, src: int, dst: int, p0: int = 0, p1: int = -1) -> None:
         C.llama_memory_seq_cp(self._memory, src, dst, p0, p1)
-
-    def state_bytes(self) -> int:
-        """Bytes of the KV cache's present content, as llama.cpp would save it."""
-        return int(C.llama_state_get_size(self._ptr))
 
 
 class Batch:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -284,8 +284,6 @@ def open_value(
 
 def sequences_for(options: ContextOptions, slots: int, branches: int) -> ContextOptions:
     """Context options for `slots` sequences of options.n_ctx tokens each, with room for open candidates."""
-    from dataclasses import replace
-
     return replace(
         options, n_ctx=slots * (options.n_ctx + branches), n_seq_max=max(1, slots * (1 + branches))
     )
