@@ -98,12 +98,6 @@ class SIA:
             flash_attention=flash_attention,
         )
         base = Model(model, n_gpu_layers=n_gpu_layers)
-        if base_branches and not base.rolls_back:
-            base.close()
-            raise IncompatibleError(
-                f"{model}: recurrent and hybrid models cannot forget a rejected candidate, so a value-head does "
-                "not work on them; use a value model of its own (placement separate)"
-            )
         context = None
         try:
             context = Context(base, sequences_for(options, slots, base_branches))

@@ -99,13 +99,18 @@ class ValueFile:
                 raise IncompatibleError(
                     f"{path}: head activation {activation!r}; expected one of {', '.join(_ACTIVATIONS)}"
                 )
-            hidden = meta.get(gguf_keys.HEAD_HIDDEN_WEIGHT)
             weight = np.asarray(weight, np.float32)
+            hidden, offset = meta.get(gguf_keys.HEAD_HIDDEN_WEIGHT), meta.get(gguf_keys.HEAD_HIDDEN_BIAS)
+            if hidden is not None and (offset is None or len(offset) != len(weight) or len(hidden) % len(weight)):
+                raise IncompatibleError(
+                    f"{path}: the hidden layer of the value head has {len(hidden)} weights and "
+                    f"{0 if offset is None else len(offset)} biases, {len(weight)} units were expected; export it again"
+                )
             head = ValueHead(
                 weight=weight,
                 bias=float(meta.get(gguf_keys.HEAD_BIAS, 0.0)),
                 hidden_weight=None if hidden is None else hidden.astype(np.float32).reshape(len(weight), -1),
-                hidden_bias=None if hidden is None else meta.get(gguf_keys.HEAD_HIDDEN_BIAS).astype(np.float32),
+                hidden_bias=None if hidden is None else offset.astype(np.float32),
                 activation=activation,
             )
             if not np.isfinite(head.weight).all() or not math.isfinite(head.bias):
@@ -235,6 +240,11 @@ def open_value(
 ) -> ValueModel:
     """Loads a value file beside its base. `options.n_ctx` is per slot. Only a value-head needs `base_engine`."""
     file.check_fits(base, base_sha256)
+    if file.kind != "value" and not base.rolls_back:
+        raise IncompatibleError(
+            f"{base.path.name} is recurrent or hybrid and cannot forget a rejected candidate, so a {file.kind} does not "
+            "work on it; use a value model of its own (kind value)"
+        )
     if file.kind == "value-head":
         if base_engine is None:
             raise IncompatibleError(

@@ -86,6 +86,9 @@ def _contract(writer: gguf.GGUFWriter, kind: str, n_vocab: int, over: dict[str, 
     writer.add_string(gguf_keys.KIND, kind)
     writer.add_array(gguf_keys.HEAD_WEIGHT, [float(x) for x in over.get("head", weight)])
     writer.add_float32(gguf_keys.HEAD_BIAS, bias)
+    if "hidden" in over:
+        writer.add_array(gguf_keys.HEAD_HIDDEN_WEIGHT, [float(x) for x in np.ravel(over["hidden"])])
+        writer.add_array(gguf_keys.HEAD_HIDDEN_BIAS, [0.5] * len(over["head"]))
     writer.add_float32(gguf_keys.VALUE_SPREAD, over.get("spread", 0.5))
     writer.add_string(gguf_keys.PROMPT_TEMPLATE, over.get("template", TEMPLATE))
     digest = gguf_keys.vocab_sha256(t.encode() for t in tokens(n_vocab))
@@ -93,7 +96,7 @@ def _contract(writer: gguf.GGUFWriter, kind: str, n_vocab: int, over: dict[str, 
 
 
 def write(path: Path, arch: str = "qwen3", kind: str = "base", seed: int = 0, **over: Any) -> Path:
-    """kind: base, merged, lean, adapter or head. over: n_vocab, template, version, sha256, head, spread, nan, ascii.
+    """kind: base, merged, lean, adapter or head. over: n_vocab, template, version, sha256, head, hidden, spread, nan, ascii.
 
     ascii: the likeliest tokens are plain text, no halves of characters and no end.
     """
