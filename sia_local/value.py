@@ -242,8 +242,8 @@ def open_value(
     file.check_fits(base, base_sha256)
     if file.kind != "value" and not base.rolls_back:
         raise IncompatibleError(
-            f"{base.path.name} is recurrent or hybrid and cannot forget a rejected candidate, so a {file.kind} does not "
-            "work on it; use a value model of its own (kind value)"
+            f"{base.path.name} is recurrent or hybrid and cannot forget a rejected candidate, so a {file.kind} does "
+            "not work on it; use a value model of its own (kind value)"
         )
     if file.kind == "value-head":
         if base_engine is None:

@@ -96,8 +96,9 @@ def _contract(writer: gguf.GGUFWriter, kind: str, n_vocab: int, over: dict[str, 
 
 
 def write(path: Path, arch: str = "qwen3", kind: str = "base", seed: int = 0, **over: Any) -> Path:
-    """kind: base, merged, lean, adapter or head. over: n_vocab, template, version, sha256, head, hidden, spread, nan, ascii.
+    """kind: base, merged, lean, adapter or head.
 
+    over: n_vocab, template, version, sha256, head, hidden, spread, nan, ascii.
     ascii: the likeliest tokens are plain text, no halves of characters and no end.
     """
     rng = np.random.default_rng(seed)

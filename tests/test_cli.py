@@ -312,7 +312,7 @@ class TestBadInput:
         refused(generate(base_gguf, mamba, "-p", "x"), "mamba is recurrent or hybrid", "transformer value model")
         assert "recurrent: cannot be a value model" in run("inspect", mamba).stdout
         for kind in ("head", "adapter"):
-            refused(generate(mamba, make_gguf(kind), "-p", "x"), "mamba.gguf is recurrent", f"value-{kind} does not work")
+            refused(generate(mamba, make_gguf(kind), "-p", "x"), "mamba.gguf is recurrent", f"value-{kind} does not")
 
     def test_nan_logits_and_values(self, base_gguf: Path, value_gguf: Path, make_gguf: Make, tmp_path: Path) -> None:
         broken, trace = make_gguf("base", nan=True), tmp_path / "t.jsonl"
