@@ -78,7 +78,12 @@ def model_options(function: F) -> F:
         click.option("--kv-type", metavar="TYPE", help="KV cache format: f32, f16, q8_0, …  [default: f16]"),
         click.option("--kv-type-k", metavar="TYPE", help="KV cache format of the keys alone."),
         click.option("--kv-type-v", metavar="TYPE", help="KV cache format of the values alone."),
-        click.option("--flash-attention", default="auto", metavar="auto|on|off", help="[default: auto]"),
+        click.option(
+            "--flash-attention",
+            default="auto",
+            metavar="auto|on|off",
+            help="Attention with less memory, on GPUs faster; a quantized --kv-type-v needs it.  [default: auto]",
+        ),
     )(function)
 
 
@@ -92,13 +97,29 @@ def steering_options(function: F) -> F:
             metavar="NAME",
             help=f"When to steer: {', '.join(GATES)}. Several are OR-ed.  [default: {d.gate}]",
         ),
-        click.option("--threshold", type=float, help=f"Entropy of a junction, nats.  [default: {d.threshold}]"),
+        click.option(
+            "--threshold",
+            type=float,
+            help=f"Steer where the base's entropy, how unsure it is, has so many nats.  [default: {d.threshold}]",
+        ),
         click.option("--rate", type=float, help="Wanted share of steered tokens; alone it means --gate rate."),
         click.option("--first-n", type=int, help="Tokens steered by --gate first-n; alone it means that gate."),
-        click.option("--ratio", type=float, help="Rise of entropy that --gate ratio waits for."),
-        click.option("--varentropy", type=float, help="Threshold of --gate varentropy, nats²."),
-        click.option("--beta", type=float, help=f"Strength; below 0 the opposite.  [default: {d.beta}]"),
-        click.option("--beta-unit", metavar="|".join(BETA_UNITS), help=f"[default: {d.beta_unit}]"),
+        click.option(
+            "--ratio", type=float, help=f"Steer where entropy is so many times the last token's.  [default: {d.ratio}]"
+        ),
+        click.option(
+            "--varentropy",
+            type=float,
+            help=f"Steer where the variance of -log p has so many nats².  [default: {d.varentropy_threshold}]",
+        ),
+        click.option(
+            "--beta", type=float, help=f"Strength of steering; 0 is none, below 0 the opposite.  [default: {d.beta}]"
+        ),
+        click.option(
+            "--beta-unit",
+            metavar="|".join(BETA_UNITS),
+            help=f"Multiply values as they are, or in units of their usual spread.  [default: {d.beta_unit}]",
+        ),
         candidate_options,
         click.option(
             "--kl-per-token",
@@ -127,13 +148,17 @@ def candidate_options(function: F) -> F:
     """What is entropy, which candidates are scored, and what becomes of their values, whatever the gate and beta."""
     d = _DEFAULTS
     return together(
-        click.option("-k", "--candidates", "k", type=int, help=f"Candidates of a token.  [default: {d.k}]"),
-        click.option("--entropy", metavar="|".join(ENTROPIES), help=f"Of these or all tokens.  [default: {d.entropy}]"),
+        click.option("-k", "--candidates", "k", type=int, help=f"Likeliest tokens to choose among.  [default: {d.k}]"),
+        click.option(
+            "--entropy",
+            metavar="|".join(ENTROPIES),
+            help=f"Measure entropy over the candidates, or over all tokens.  [default: {d.entropy}]",
+        ),
         click.option("--center", is_flag=True, default=None, help="Subtract the candidates' mean value."),
-        click.option("--clip", type=(float, float), metavar="LOW HIGH", help="Bound the values."),
+        click.option("--clip", type=(float, float), metavar="LOW HIGH", help="Bound the values to this range."),
         click.option("--tail", is_flag=True, default=None, help="Keep tokens beyond the candidates, unsteered."),
         click.option("--min-share", type=float, help="Score only candidates this likely, relative to the best."),
-        click.option("--row-group", type=int, help="Fill scored candidates up to a multiple of this."),
+        click.option("--row-group", type=int, help="Round the number of scored candidates up to a multiple of this."),
     )(function)
 
 
@@ -150,12 +175,33 @@ def text_options(function: F) -> F:
     """Sampling without length and seed, for which commands over many texts have other defaults."""
     s = _SAMPLING
     return together(
-        click.option("--temp", "temperature", type=float, help=f"0 takes the best.  [default: {s.temperature}]"),
-        click.option("--top-p", type=float, help=f"[default: {s.top_p}, off]"),
-        click.option("--min-p", type=float, help=f"[default: {s.min_p}, off]"),
-        click.option("--repeat-penalty", type=float, help=f"[default: {s.repeat_penalty}, off]"),
-        click.option("--frequency-penalty", type=float, help=f"[default: {s.frequency_penalty}, off]"),
-        click.option("--presence-penalty", type=float, help=f"[default: {s.presence_penalty}, off]"),
+        click.option(
+            "--temp",
+            "temperature",
+            type=float,
+            help=f"0 takes the likeliest token, above 1 is wilder.  [default: {s.temperature}]",
+        ),
+        click.option(
+            "--top-p", type=float, help=f"Keep the likeliest tokens that reach this share.  [default: {s.top_p}, off]"
+        ),
+        click.option(
+            "--min-p", type=float, help=f"Drop those below this share of the likeliest.  [default: {s.min_p}, off]"
+        ),
+        click.option(
+            "--repeat-penalty",
+            type=float,
+            help=f"Above 1: tokens that came are less likely.  [default: {s.repeat_penalty}, off]",
+        ),
+        click.option(
+            "--frequency-penalty",
+            type=float,
+            help=f"Above 0: the same, with each time they came.  [default: {s.frequency_penalty}, off]",
+        ),
+        click.option(
+            "--presence-penalty",
+            type=float,
+            help=f"Above 0: the same, however often they came.  [default: {s.presence_penalty}, off]",
+        ),
         click.option("--penalty-last-n", type=int, help=f"Tokens penalties look at.  [default: {s.penalty_last_n}]"),
         click.option("--grammar-file", type=click.Path(), help="GBNF grammar the text must follow."),
         click.option("--stop", multiple=True, help="Text that ends the answer (\\n is a line break); repeatable."),
