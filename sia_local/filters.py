@@ -27,35 +27,38 @@ class LogitFilter:
     """The filters of one sequence; accept() keeps penalties and grammar in step with the text."""
 
     def __init__(self, model: Model, config: SamplingConfig, prompt: list[int]):
-        self._config = config
-        before: list[Any] = []
+        self._penalties: SamplerChain | None = None
+        self._grammar: SamplerChain | None = None
         if config.penalizes:
-            before.append(
-                runtime.penalties(
-                    model,
-                    config.penalty_last_n,
-                    config.repeat_penalty,
-                    config.frequency_penalty,
-                    config.presence_penalty,
-                )
+            sampler = runtime.penalties(
+                model,
+                config.penalty_last_n,
+                config.repeat_penalty,
+                config.frequency_penalty,
+                config.presence_penalty,
             )
+            self._penalties = SamplerChain([sampler])
         if config.grammar:
-            before.append(runtime.grammar(model, config.grammar))
+            self._grammar = SamplerChain([runtime.grammar(model, config.grammar)])
         after: list[Any] = []
         if config.top_p < 1:
             after.append(runtime.top_p(config.top_p))
         if config.min_p > 0:
             after.append(runtime.min_p(config.min_p))
-        self._before = SamplerChain(before) if before else None
         self._after = SamplerChain(after) if after else None
-        self._recent: deque[int] = deque(maxlen=config.penalty_last_n if config.penalizes else 0)
-        if config.penalizes and not config.grammar:
-            for token in prompt[-config.penalty_last_n :]:
-                self.accept(token)
+        self._recent: deque[int] = deque(maxlen=config.penalty_last_n)
+        # The prompt counts as text that came before, but the grammar is that of the answer alone.
+        for token in prompt[-config.penalty_last_n :]:
+            self._count(token)
 
     def accept(self, token: int) -> None:
-        if self._before is not None:
-            self._before.accept(token)
+        self._count(token)
+        if self._grammar is not None:
+            self._grammar.accept(token)
+
+    def _count(self, token: int) -> None:
+        if self._penalties is not None:
+            self._penalties.accept(token)
             self._recent.append(token)
 
     def candidates(self, logits: FloatArray, k: int) -> tuple[IntArray, npt.NDArray[np.float64]]:
@@ -65,15 +68,15 @@ class LogitFilter:
         k best afterwards are among the window and the k + |window| best before; a grammar only removes tokens,
         so k survivors of a pool of the best are the k best survivors of all.
         """
-        if self._before is None:
-            ids = top_candidates(logits, k)
-            return ids, logits[ids].astype(np.float64)
         window = np.unique(np.fromiter(self._recent, np.int32, len(self._recent)))
-        pool = k + len(window) + (_GRAMMAR_POOL if self._config.grammar else 0)
+        pool = k + len(window) + (_GRAMMAR_POOL if self._grammar is not None else 0)
         while True:
             ids = np.union1d(top_candidates(logits, pool), window).astype(np.int32)
-            kept, values = self._before.apply(ids, logits[ids])
-            if not self._config.grammar or len(kept) >= k + len(window) or len(ids) >= len(logits):
+            kept, values = ids, logits[ids]
+            for chain in (self._penalties, self._grammar):
+                if chain is not None:
+                    kept, values = chain.apply(kept, values)
+            if self._grammar is None or len(kept) >= k + len(window) or len(ids) >= len(logits):
                 break
             pool = len(logits)
         if len(kept) == 0:

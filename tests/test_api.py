@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -84,6 +85,20 @@ def test_grammar_penalties_and_truncation_are_llama_cpps(base_gguf: Path) -> Non
             assert step.candidates is not None
             p = step.candidates.p_base
             assert (p >= 0.9 * p[0] - 1e-6).all()
+
+
+def test_a_grammar_does_not_hide_the_prompt_from_penalties(base_gguf: Path) -> None:
+    def first(**sampling: Any) -> dict[int, float]:
+        config = SiaConfig(sampling=SamplingConfig(**sampling))
+        step = next(sia.generate("happy dog", config, max_tokens=1, raw=True, trace=True))
+        assert step.candidates is not None
+        return dict(zip(step.candidates.ids.tolist(), step.candidates.logits.tolist(), strict=True))
+
+    with SIA.load(base_gguf, **EXACT) as sia:
+        anything = "root ::= [^~]*"
+        penalized = first(presence_penalty=-9.0)
+        assert first(presence_penalty=-9.0, grammar=anything) == pytest.approx(penalized, abs=1e-4)
+        assert set(first(grammar=anything)) != set(penalized)
 
 
 def test_a_filter_is_freed_with_its_job(base_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
