@@ -22,6 +22,8 @@ from .steering import beta_for_kl, is_sane, kl, shape_values, softmax, truncatio
 Floats = npt.NDArray[np.floating[Any]]
 Float64 = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int32]
+# What a gate draws is apart from what the sampling draws with the same seed.
+GATE_SEED = 0x5EED
 
 
 class Source(Protocol):
@@ -77,7 +79,7 @@ class Choice:
         self.index = 0
         self.spent = 0.0
         self._filter = filter
-        self._gate = make_gate(config, seed=seed ^ 0x5EED)
+        self._gate = make_gate(config, seed=seed ^ GATE_SEED)
         self._wants_varentropy = "varentropy" in config.gate
         self._previous: float | None = None
 

@@ -115,6 +115,16 @@ class Stats:
     wall_ms: float = 0.0
     prefill_ms: float = 0.0
 
+    def add(self, step: Step) -> None:
+        """Counts a step; the times are the caller's."""
+        self.tokens += 1
+        self.junctions += step.steered
+        self.flips += step.flipped
+        self.values_asked += step.values_asked
+        self.kl += step.kl
+        self.kl_truncation += step.kl_truncation
+        self.kl_steering += step.kl_steering
+
     @property
     def junction_rate(self) -> float:
         return self.junctions / self.tokens if self.tokens else 0.0
@@ -177,13 +187,7 @@ def decode(
         # 5. One Step a sequence.
         for sequence in live:
             step = sequence.step()
-            stats.tokens += 1
-            stats.junctions += step.steered
-            stats.flips += step.flipped
-            stats.values_asked += step.values_asked
-            stats.kl += step.kl
-            stats.kl_truncation += step.kl_truncation
-            stats.kl_steering += step.kl_steering
+            stats.add(step)
             stats.wall_ms = (clock() - started) * 1e3
             yield step
         free += [s.slot for s in live if s.finish]

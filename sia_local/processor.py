@@ -191,13 +191,7 @@ class SiaLogitsProcessor:
             values_asked=len(choice.asked),
         )
         self.steps.append(step)
-        stats.tokens += 1
-        stats.junctions += step.steered
-        stats.flips += step.flipped
-        stats.values_asked += step.values_asked
-        stats.kl += step.kl
-        stats.kl_truncation += step.kl_truncation
-        stats.kl_steering += step.kl_steering
+        stats.add(step)
         stats.wall_ms = (clock() - self._started) * 1e3
         choice.advance()
         if not touched:

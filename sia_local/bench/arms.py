@@ -11,6 +11,7 @@ from statistics import fmean, stdev
 import numpy as np
 
 from ..api import SIA
+from ..choice import GATE_SEED
 from ..config import SiaConfig
 from ..decode import Prompt
 from ..errors import ConfigError
@@ -99,7 +100,7 @@ def seed_for_rate(rate: float, n: int, start: int = 0) -> int:
     """The first seed from `start` whose random gate opens exactly round(rate * n) times in n tokens."""
     wanted = round(rate * n)
     for seed in range(start, start + 100_000):
-        if np.count_nonzero(np.random.default_rng(seed ^ 0x5EED).random(n) < rate) == wanted:
+        if np.count_nonzero(np.random.default_rng(seed ^ GATE_SEED).random(n) < rate) == wanted:
             return seed
     raise ConfigError(f"no seed opens the gate {wanted} times in {n} tokens; ask for more tokens (-n)")
 
