@@ -110,6 +110,20 @@ def test_json_is_one_object(base_gguf: Path, value_gguf: Path) -> None:
     assert whole["versions"]["llama-cpp-python"] == "0.3.36" and whole["config"]["gate"] == "entropy"
 
 
+def test_a_full_context_is_told(make_gguf: Make) -> None:
+    endless = make_gguf("base", ascii=True)
+    assert "context is full; raise --ctx" in generate(endless, None, "-p", "hello", "-n", 200).stderr
+    assert "context is full" not in generate(endless, None, "-p", "hello").stderr
+
+
+def test_a_head_scores_four_candidates_unless_asked_for_more(base_gguf: Path, head_gguf: Path) -> None:
+    def scored(*options: object) -> float:
+        stats = json.loads(generate(base_gguf, head_gguf, "-p", "hello", "--json", *options).stdout)["stats"]
+        return stats["values_asked"] / stats["junctions"]
+
+    assert (scored(), scored("-k", 10), scored("-k", 6)) == (4, 10, 6)
+
+
 def test_a_lower_temperature_is_not_taken_for_steering(base_gguf: Path, value_gguf: Path) -> None:
     for options in (["--gate", "off", "--temp", "0.3"], ["--gate", "off", "--temp", "0"]):
         assert "nats (steering 0.00, truncation" in generate(base_gguf, value_gguf, "-p", "hello", *options).stderr

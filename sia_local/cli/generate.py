@@ -116,6 +116,8 @@ def generate(**options: Any) -> None:
             "versions": about,
         }
         click.echo(json.dumps(whole, ensure_ascii=False))
+    if finish == "context":
+        notice("the text ends here because the context is full; raise --ctx for more")
     notice(f"{line} · seed {seed}")
     if interrupted():
         raise SystemExit(130)

@@ -148,7 +148,13 @@ def candidate_options(function: F) -> F:
     """What is entropy, which candidates are scored, and what becomes of their values, whatever the gate and beta."""
     d = _DEFAULTS
     return together(
-        click.option("-k", "--candidates", "k", type=int, help=f"Likeliest tokens to choose among.  [default: {d.k}]"),
+        click.option(
+            "-k",
+            "--candidates",
+            "k",
+            type=int,
+            help=f"Likeliest tokens to choose among.  [default: {d.k}, of which a value-head scores 4]",
+        ),
         click.option(
             "--entropy",
             metavar="|".join(ENTROPIES),
@@ -342,6 +348,7 @@ def load_from(options: Mapping[str, Any], config: SiaConfig | None = None, slots
     base, values = model_paths(options)
     both = options.get("kv_type") or "f16"
     k = config.k if config is not None else DEFAULT_CANDIDATES
+    asked = options.get("k") is not None or k != DEFAULT_CANDIDATES
     return SIA.load(
         base,
         values or None,
@@ -349,7 +356,7 @@ def load_from(options: Mapping[str, Any], config: SiaConfig | None = None, slots
         slots=slots,
         n_threads=options.get("threads") or 0,
         n_gpu_layers=options.get("n_gpu_layers") or 0,
-        max_candidates=None if k == DEFAULT_CANDIDATES else k,
+        max_candidates=k if asked else None,
         type_k=options.get("kv_type_k") or both,
         type_v=options.get("kv_type_v") or both,
         flash_attention=options.get("flash_attention") or "auto",
