@@ -149,6 +149,8 @@ class SIA:
                     f"{self.model.path.name}: has no chat template; give plain text with raw=True (--raw)"
                 )
             messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+            if any("role" not in message or "content" not in message for message in messages):
+                raise ConfigError("a message of the chat has no role or no content; expected both in every message")
             tokens = tokenize_chat(self.model, template, messages)
             made = Prompt(tuple(tokens), tuple(messages), messages[-1]["content"] if messages else "")
         if not made.tokens:

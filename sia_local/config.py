@@ -22,8 +22,8 @@ def _require(ok: bool, sentence: str) -> None:
 class SamplingConfig:
     """What shapes the base distribution before candidates are taken, and the temperature after steering.
 
-    temperature 0 takes the best candidate. Penalties look at the last `penalty_last_n` tokens. `grammar` is
-    GBNF text. `stop` are strings that end the text; they are not part of it.
+    temperature 0 takes the best candidate. Penalties look at the last `penalty_last_n` tokens, the prompt's among
+    them. `grammar` is GBNF text.
     """
 
     temperature: float = 1.0
@@ -42,7 +42,13 @@ class SamplingConfig:
         )
         _require(0 < self.top_p <= 1, f"top_p is {self.top_p}; expected above 0 and at most 1 (1 = off)")
         _require(0 <= self.min_p < 1, f"min_p is {self.min_p}; expected 0 (off) to below 1")
-        _require(self.repeat_penalty > 0, f"repeat_penalty is {self.repeat_penalty}; expected above 0 (1 = off)")
+        _require(
+            math.isfinite(self.repeat_penalty) and self.repeat_penalty > 0,
+            f"repeat_penalty is {self.repeat_penalty}; expected above 0 (1 = off)",
+        )
+        for name in ("frequency_penalty", "presence_penalty"):
+            penalty = getattr(self, name)
+            _require(math.isfinite(penalty), f"{name} is {penalty}; expected a finite number (0 = off)")
         _require(self.penalty_last_n >= 0, f"penalty_last_n is {self.penalty_last_n}; expected 0 or more")
 
     @property
@@ -104,6 +110,7 @@ class SiaConfig:
             f"unknown beta unit {self.beta_unit!r}; expected one of {', '.join(BETA_UNITS)}",
         )
         _require(not math.isnan(self.threshold), "threshold is nan; expected nats, such as 1.0")
+        _require(not math.isnan(self.varentropy_threshold), "varentropy_threshold is nan; expected nats², such as 2.0")
         _require(0 <= self.rate <= 1, f"rate is {self.rate}; expected a share from 0 to 1, such as 0.2")
         _require(self.first_n >= 0, f"first_n is {self.first_n}; expected 0 or more tokens")
         _require(math.isfinite(self.beta), f"beta is {self.beta}; expected a finite number")

@@ -187,6 +187,8 @@ def test_refusals(make_gguf: Callable[..., Path], tmp_path: Path) -> None:
             sia.prompt("a b " * 200)
         with pytest.raises(ConfigError, match="cannot be parsed"):
             tokens(sia, SiaConfig(sampling=SamplingConfig(grammar="root ::= (")))
+        with pytest.raises(ConfigError, match="has no role or no content"):
+            sia.prompt([{"role": "user"}])
         with pytest.raises(ConfigError, match="seed is -1"):
             tokens(sia, seed=-1)
     with SIA.load(base, make_gguf("merged", spread=0.0), **EXACT) as sia:

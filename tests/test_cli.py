@@ -355,6 +355,7 @@ class TestBadInput:
             (["--repeat-penalty", "0"], ["repeat_penalty is 0.0"]),
             (["--beta", "inf"], ["beta is inf"]),
             (["-n", "0"], ["max_tokens is 0"]),
+            (["--presence-penalty", "nan"], ["presence_penalty is nan"]),
             (["--tail", "--top-p", "0.9"], ["tail", "top_p", "drop one"]),
             (["--stop", ""], ["stop string is empty"]),
             (["--kv-type", "f13"], ["unknown KV cache type 'f13'", "q8_0"]),
