@@ -6,6 +6,7 @@ uses the top-k entropy (its maximum is ln k), and its threshold of about 1.0 ref
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.floating[Any]]
 
 _BLOCKS = 64
+_PIECE = 1 << 14
 
 
 def top_candidates(logits: Floats, k: int) -> npt.NDArray[np.int32]:
@@ -47,9 +49,13 @@ def log_partition(logits: Floats) -> float:
     top = logits.max()
     if not np.isfinite(top):
         return float(top)
-    shifted = logits - top
-    np.exp(shifted, out=shifted)
-    return float(top) + float(np.log(shifted.sum(dtype=np.float64)))
+    # In pieces that stay in the cache: a temporary of a large vocabulary is fresh pages at every token.
+    part, total = np.empty(min(_PIECE, len(logits)), logits.dtype), 0.0
+    for at in range(0, len(logits), _PIECE):
+        piece = logits[at : at + _PIECE]
+        shifted = np.subtract(piece, top, out=part[: len(piece)])
+        total += float(np.exp(shifted, out=shifted).sum())
+    return float(top) + math.log(total)
 
 
 def entropy(logits: Floats) -> float:
