@@ -18,36 +18,57 @@ _MARK = "\ue000{}\ue001"  # private use: no template and hardly any text holds i
 def tokenize_chat(model: Model, template: str, messages: Sequence[dict[str, str]]) -> list[int]:
     """Tokens of a rendered chat; the beginning-of-sequence token once, whoever writes it.
 
-    Contents that are `Written` keep their ids, as long as the template takes them over unchanged.
+    Contents that are `Written` keep their ids. Others that spell a control token, such as <|im_end|>, stay the text
+    they are, so that nothing typed ends its turn. Both hold where the template takes contents over unchanged and
+    the tokenizer puts no space before a text (most of SentencePiece do); elsewhere the rendered chat is tokenized as
+    a whole, control tokens included.
     """
     bos = model.token_text(model.bos) if model.bos >= 0 else ""
     eos = model.token_text(model.eos) if model.eos >= 0 else ""
     text = render_chat(template, messages, bos, eos)
-    plain = model.tokenize(text, add_special=True, parse_special=True)
-    written = [m["content"] for m in messages if isinstance(m.get("content"), Written)]
-    tokens = plain
-    if written:
-        marked, at = [], 0
-        for message in messages:
-            if isinstance(message.get("content"), Written):
-                message, at = {**message, "content": _MARK.format(at)}, at + 1
-            marked.append(message)
-        tokens = _with_ids(model, render_chat(template, marked, bos, eos), written, text, plain)
+    tokens = plain = model.tokenize(text, add_special=True, parse_special=True)
+    held: list[tuple[str, Sequence[int]]] = []
+    marked = []
+    for message in messages:
+        ids = _own_ids(model, message.get("content"))
+        if ids is not None:
+            held.append((message["content"], ids))
+            message = {**message, "content": _MARK.format(len(held) - 1)}
+        marked.append(message)
+    if held:
+        tokens = _with_ids(model, render_chat(template, marked, bos, eos), held, text, plain)
     return tokens[1:] if len(tokens) > 1 and tokens[0] == tokens[1] == model.bos else tokens
 
 
-def _with_ids(model: Model, rendered: str, written: Sequence[str], text: str, plain: list[int]) -> list[int]:
-    """`plain` with written ids in their places; `plain` itself wherever that would change the text."""
-    tokens, rest, whole = [], rendered, ""
-    for i, content in enumerate(written):
+def _own_ids(model: Model, content: object) -> Sequence[int] | None:
+    """Ids a content has whatever stands around it; None for ordinary text, which may merge with the template's."""
+    if not isinstance(content, str):
+        return None
+    if isinstance(content, Written) and _text(model, content.tokens) == content:
+        return content.tokens
+    literal = model.tokenize(content)
+    ordinary = literal == model.tokenize(content, parse_special=True)
+    return None if ordinary or _text(model, literal) != content else literal
+
+
+def _with_ids(
+    model: Model, rendered: str, held: Sequence[tuple[str, Sequence[int]]], text: str, plain: list[int]
+) -> list[int]:
+    """`plain` with held ids in their places; `plain` itself wherever that would change the text."""
+    tokens, rest, whole = list[int](), rendered, ""
+    for i, (content, ids) in enumerate(held):
         before, mark, rest = rest.partition(_MARK.format(i))
-        if not mark or not isinstance(content, Written) or _text(model, content.tokens) != content:
+        if not mark:
             return plain
         tokens += model.tokenize(before, add_special=i == 0, parse_special=True)
-        tokens += content.tokens
+        tokens += ids
         whole += before + content
     tokens += model.tokenize(rest, parse_special=True)
-    return tokens if whole + rest == text and _text(model, tokens) == _text(model, plain) else plain
+    if whole + rest != text:
+        return plain
+    # Literal control tokens have a text, parsed ones none, so that the whole can be compared without them only.
+    literal = any(ids is not getattr(content, "tokens", None) for content, ids in held)
+    return tokens if literal or _text(model, tokens) == _text(model, plain) else plain
 
 
 def _text(model: Model, tokens: Sequence[int]) -> str:

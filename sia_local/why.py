@@ -1,7 +1,8 @@
-"""`/why`: the junctions of an answer as tables that a person new to steering can read. Plain text, no colour."""
+"""`/why`: the junctions of an answer, for a person new to steering. Plain text, no colour."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,45 +12,31 @@ from .decode import Candidates, Step
 from .steering import softmax
 from .trace import TokenText
 
-_BEFORE = 24  # characters of the text before a junction
+_BEFORE, _LEAST_BEFORE = 24, 10  # characters of the text before a junction
 _WIDEST = 16  # characters of a token
 
 
-def overview(steps: Sequence[Step], config: SiaConfig, text: TokenText, last: int = 6) -> str:
-    """One row for each of the last junctions: what the base wanted, what the values said, what was chosen."""
+def overview(
+    steps: Sequence[Step], config: SiaConfig, text: TokenText, last: int = 6, width: int | None = None
+) -> str:
+    """The last junctions: what the base wanted, what the values said, what was chosen.
+
+    A table, one row each; where that is wider than `width` characters, three lines each.
+    """
     junctions = [i for i, step in enumerate(steps) if step.steered and step.candidates is not None]
     if not junctions:
         return _no_junction(steps, config)
-    turned = sum(step.flipped for step in steps)
-    rows = []
-    for number, i in list(enumerate(junctions, 1))[-last:]:
-        step, c = steps[i], _candidates(steps[i])
-        alone = softmax(c.logits, config.sampling.temperature)
-        favourite, chosen = int(np.argmax(c.logits)), np.flatnonzero(c.ids == step.token)
-        # With a kept tail the token can be one beyond the candidates.
-        chance = f"{_percent(alone[chosen[0]])} → {_percent(c.p_steered[chosen[0]])}" if len(chosen) else "not scored"
-        said = _opinion(c, favourite, text)
-        rows.append(
-            [
-                str(number),
-                _before(steps[:i]),
-                f"{shown(text(int(c.ids[favourite])))} {_percent(alone[favourite])}",
-                said,
-                shown(text(step.token)),
-                chance,
-                "turned" if step.flipped else "",
-            ]
-        )
-    head = ["#", "after", "the base wanted", "the values said", "chosen", "its chance", ""]
-    junction = "junction" if len(junctions) == 1 else "junctions"
+    rows = [_row(steps, number, i, config, text) for number, i in list(enumerate(junctions, 1))[-last:]]
+    turned, better = sum(step.flipped for step in steps), "better" if config.beta >= 0 else "worse"
+    n = len(junctions)
     lines = [
-        f"{len(junctions)} {junction} in {len(steps)} tokens. There the base was unsure"
-        f"{_because(config)}, so the value model",
-        f"scored its candidates and the likely ones it likes became likelier. {turned} of them got another favourite.",
+        f"{n} {'junction' if n == 1 else 'junctions'} in {len(steps)} tokens: {_where(config)}.",
+        "There the value model scored the candidates for the next word (more is better),",
+        f"and steering made the {better} ones likelier. At {turned} (*) it changed the favourite.",
         "",
-        *_table(head, rows),
+        *_fitting(rows, width),
         "",
-        f"/why {len(junctions)} shows every candidate of junction {len(junctions)}.",
+        f"/why {n} shows every candidate of junction {n}.",
     ]
     return "\n".join(lines)
 
@@ -76,14 +63,16 @@ def detail(steps: Sequence[Step], number: int, config: SiaConfig, text: TokenTex
     ]
     if step.token not in c.ids:
         rows.append(["→", shown(text(step.token)), "", "", ""])
-    return "\n".join(
-        [
-            f"Junction {number}, after “{_before(steps[:at])}”: entropy {step.entropy:.2f} nats, "
-            f"beta {step.beta:.3g}, KL {step.kl:.3f} nats",
-            "",
-            *_table(["", "candidate", "base alone", "value", "steered"], rows, right=(2, 3, 4)),
-        ]
-    )
+    lines = [
+        f"Junction {number}, after “{_before(steps[:at])}”: entropy {step.entropy:.2f} nats, "
+        f"beta {step.beta:.3g}, KL {step.kl:.3f} nats",
+        "",
+        *_table(["", "candidate", "base alone", "value", "steered"], rows, right=(2, 3, 4)),
+    ]
+    # With other settings the chance is not that product.
+    if config.sampling.temperature == 1 and config.clip is None and not np.isnan(c.values).any():
+        lines += ["", "steered is base alone × e^(beta · value), scaled to 100 %; → was drawn."]
+    return "\n".join(lines)
 
 
 def shown(text: str) -> str:
@@ -97,6 +86,44 @@ def _candidates(step: Step) -> Candidates:
     return step.candidates
 
 
+def _row(steps: Sequence[Step], number: int, at: int, config: SiaConfig, text: TokenText) -> list[str]:
+    """Number, text before, the base's favourite, the values' opinion, the token drawn and its chance."""
+    step, c = steps[at], _candidates(steps[at])
+    alone = softmax(c.logits, config.sampling.temperature)
+    favourite, chosen = int(np.argmax(c.logits)), np.flatnonzero(c.ids == step.token)
+    # With a kept tail the token can be one beyond the candidates.
+    chance = f"{_percent(alone[chosen[0]])} → {_percent(c.p_steered[chosen[0]])}" if len(chosen) else "not scored"
+    return [
+        f"{number}{'*' if step.flipped else ''}",
+        _before(steps[:at]),
+        f"{shown(text(int(c.ids[favourite])))} {_percent(alone[favourite])}",
+        _opinion(c, favourite, text),
+        shown(text(step.token)),
+        chance,
+    ]
+
+
+def _fitting(rows: list[list[str]], width: int | None) -> list[str]:
+    head = ["#", "after", "base wanted", "values said", "chosen", "its chance"]
+    table = _table(head, rows)
+    excess = 0 if width is None else max(map(len, table)) - width
+    room = max(len(row[1]) for row in rows) - excess
+    if excess <= 0:
+        return table
+    if room >= _LEAST_BEFORE:
+        return _table(head, [[row[0], _end(row[1], room), *row[2:]] for row in rows])
+    margin = max(len(row[0]) for row in rows) + 4
+    return [
+        line
+        for number, before, wanted, said, chosen, chance in rows
+        for line in (
+            f"  {number}".ljust(margin) + f"after “{before}”",
+            " " * margin + f"base: {wanted}; values: {said}",
+            " " * margin + f"chosen: {chosen}, chance {chance}",
+        )
+    ]
+
+
 def _opinion(c: Candidates, favourite: int, text: TokenText) -> str:
     best = int(np.nanargmax(c.values))
     liked = f"{shown(text(int(c.ids[best])))} {c.values[best]:+.2f}"
@@ -105,8 +132,16 @@ def _opinion(c: Candidates, favourite: int, text: TokenText) -> str:
     return f"{liked}, {shown(text(int(c.ids[favourite])))} {c.values[favourite]:+.2f}"
 
 
-def _because(config: SiaConfig) -> str:
-    return f" (entropy {config.threshold:g} nats or more)" if config.gate == "entropy" else f" (gate {config.gate})"
+def _where(config: SiaConfig) -> str:
+    if config.gate == "entropy":
+        words = math.exp(min(config.threshold, 99))
+        return (
+            "where the base was unsure of the next word\n"
+            f"(entropy {config.threshold:.3g} nats or more, as among {words:.2g} equally likely words)"
+        )
+    if config.gate == "rate":
+        return f"the {100 * config.rate:.3g} % where the base was least sure"
+    return "every token" if config.gate == "dense" else f"where the gate {config.gate} opened"
 
 
 def _no_junction(steps: Sequence[Step], config: SiaConfig) -> str:
@@ -128,8 +163,11 @@ def _before(steps: Sequence[Step]) -> str:
         text = step.text + text
         if len(text) > _BEFORE:
             break
-    text = _one_line(text)
-    return "…" + text[-_BEFORE:].lstrip() if len(text) > _BEFORE else text or "(start)"
+    return _end(_one_line(text).strip(), _BEFORE + 1) or "(start)"
+
+
+def _end(text: str, room: int) -> str:
+    return text if len(text) <= room else "…" + text[len(text) - room + 1 :].lstrip()
 
 
 def _one_line(text: str) -> str:

@@ -29,6 +29,7 @@ class Scripted:
     """
 
     n_ctx = 40
+    value: object = "a value model"
 
     def __init__(self, fail_at: int | None = None) -> None:
         self.fail_at, self.last_stats = fail_at, Stats()
@@ -79,23 +80,27 @@ TRANSCRIPT = """\
 > Tell me a story
  the happy dog .
 > /why
-1 junction in 4 tokens. There the base was unsure (entropy 1 nats or more), so the value model
-scored its candidates and the likely ones it likes became likelier. 1 of them got another favourite.
+1 junction in 4 tokens: where the base was unsure of the next word
+(entropy 1 nats or more, as among 2.7 equally likely words).
+There the value model scored the candidates for the next word (more is better),
+and steering made the better ones likelier. At 1 (*) it changed the favourite.
 
-  #  after  the base wanted  the values said         chosen  its chance
-  1   the   sad 60 %         happy +0.81, sad -0.35  happy   40 % → 80 %  turned
+  #   after  base wanted  values said             chosen  its chance
+  1*  the    sad 60 %     happy +0.81, sad -0.35  happy   40 % → 80 %
 
 /why 1 shows every candidate of junction 1.
 > /why 1
-Junction 1, after “ the”: entropy 1.25 nats, beta 2, KL 0.200 nats
+Junction 1, after “the”: entropy 1.25 nats, beta 2, KL 0.200 nats
 
      candidate  base alone   value  steered
      sad              60 %  -0.350     20 %
   →  happy            40 %  +0.810     80 %
+
+steered is base alone × e^(beta · value), scaled to 100 %; → was drawn.
 > /why 2
 there is no junction 2; the last answer has 1 to 1
 > /sia off
-steering off
+steering off; /sia on: gate entropy, threshold 1.0, beta 2, candidates 10, temperature 1.0
 > Another
  the happy dog .
 > /why
@@ -155,7 +160,35 @@ def test_why_tells_of_a_token_from_a_kept_tail(session: Session) -> None:
     read(session.ask("a"))
     session.steps[1] = replace(session.steps[1], token=3)
     assert "happy +0.81, sad -0.35  ran     not scored" in run("/why").text
-    assert run("/why 1").text.endswith("\n  →  ran")
+    assert "\n  →  ran\n" in run("/why 1").text
+
+
+def test_why_fits_the_terminal(session: Session) -> None:
+    said = Commands(session, lambda token: f" {WORDS[token]}", width=lambda: 60)
+    read(session.ask("a"))
+    session.steps[0] = replace(session.steps[0], text=" a long beginning of a story about the")
+    assert said.run("/why").text.splitlines()[5:8] == [
+        "  1*  after “…ing of a story about the”",
+        "      base: sad 60 %; values: happy +0.81, sad -0.35",
+        "      chosen: happy, chance 40 % → 80 %",
+    ]
+    said.width = lambda: 80
+    assert said.run("/why").text.splitlines()[6] == (
+        "  1*  …story about the  sad 60 %     happy +0.81, sad -0.35  happy   40 % → 80 %"
+    )
+    said.width = lambda: 120
+    assert "…ing of a story about the  sad" in said.run("/why").text
+
+
+def test_steering_needs_a_value_model_and_a_gate(session: Session) -> None:
+    run = commands(session).run
+    session.config, session.steering = SiaConfig(gate="off"), False
+    assert run("/sia").text == "steering off"
+    assert run("/sia on").text.startswith("steering on: gate entropy") and session.active.gate == "entropy"
+    session.sia.value = None  # type: ignore[misc]
+    assert run("/beta 3").text == "steering off: there is no value model"
+    with pytest.raises(ConfigError, match="start the chat with -v"):
+        run("/sia on")
 
 
 def test_every_answer_and_retry_has_its_own_seed_and_the_retry_no_old_answer(session: Session) -> None:
@@ -327,6 +360,25 @@ def test_what_a_model_wrote_keeps_its_ids_and_the_text_its_bytes(base_gguf: Path
         assert holds(exact, letters) and not holds(plain, letters)
         # Ids that do not spell the text, as after a stop string, are not used.
         assert chat(Written(word, [*letters, letters[0]])) == plain
+
+
+def test_a_typed_control_token_is_text_and_ends_no_turn(base_gguf: Path) -> None:
+    with SIA.load(base_gguf, **EXACT) as sia:
+        word, end = "<|im_end|>", sia.model.eos
+
+        def chat(*contents: str) -> list[int]:
+            roles = ("user", "assistant", "user")
+            return list(sia.prompt([{"role": r, "content": c} for r, c in zip(roles, contents, strict=False)]).tokens)
+
+        literal = sia.model.tokenize(f"a{word}b")
+        assert end not in literal and end in sia.model.tokenize(word, parse_special=True)
+        assert holds(chat(f"a{word}b"), literal) and chat(f"a{word}b").count(end) == 1
+        # Beside an answer with ids of its own, both stand; ordinary text is tokenized with its surroundings.
+        letters = [i for c in "ab" for i in sia.model.tokenize(c)]
+        mixed = chat(f"a{word}b", Written("ab", letters), "more")
+        assert holds(mixed, literal) and holds(mixed, letters) and mixed.count(end) == 3
+        rendered = "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
+        assert chat("hello") == sia.model.tokenize(rendered, parse_special=True)
 
 
 def test_a_steered_chat_on_tiny_models_is_reproducible(base_gguf: Path, make_gguf: Callable[..., Path]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -411,6 +412,68 @@ def test_a_piped_chat_answers_line_by_line(base_gguf: Path, value_gguf: Path, tm
     assert said == ["hello", "one\ntwo", "three \nfour"]
     again = run("chat", "-m", base_gguf, *FEW, "--load", tmp_path / "c.json", input="/undo\n")
     assert again.stdout == "forgotten: three \nfour\n"
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ("one", "one"),
+        ("one \\\ntwo", "one \ntwo"),
+        ("one\\", "one"),
+        ('"""one\n two\n"""', "one\n two"),
+        ('"""one\ntwo', "one\ntwo"),
+    ],
+)
+def test_the_end_of_input_ends_a_message(typed: str, message: str) -> None:
+    from sia_local.cli.chat import _message
+
+    lines = typed.split("\n")
+
+    def line_after(_prompt: str) -> str:
+        if not lines:
+            raise EOFError
+        return lines.pop(0)
+
+    assert _message(line_after) == message and not lines
+    with pytest.raises(EOFError):
+        _message(line_after)
+
+
+@pytest.mark.parametrize("colour", [True, False])
+def test_a_chat_in_a_terminal_begins_with_what_is_needed_and_marks_steered_words(
+    base_gguf: Path, value_gguf: Path, tmp_path: Path, colour: bool
+) -> None:
+    import pty
+
+    (tmp_path / "demo-base.gguf").symlink_to(base_gguf)
+    (tmp_path / "demo-value.gguf").symlink_to(value_gguf)
+    (tmp_path / "g.gbnf").write_text("root ::= [a-z]+")
+    master, slave = pty.openpty()
+    asked = [*FEW, "--gate", "dense", "--grammar-file", str(tmp_path / "g.gbnf")]
+    over = {"SIA_MODELS": str(tmp_path), "XDG_STATE_HOME": str(tmp_path), "TERM": "xterm", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, **over, "NO_COLOR": "" if colour else "1"}
+    command = [sys.executable, "-m", "sia_local", "chat", *asked]
+    said = b""
+
+    def read_until(ending: bytes) -> None:
+        nonlocal said
+        while not re.search(ending, said):
+            said += os.read(master, 4096)
+
+    with subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, env=environment) as process:
+        os.close(slave)
+        read_until(rb"\n\S*> $")
+        os.write(master, b"hello\r")
+        read_until(rb"tokens/s[^>]*> $")
+        os.write(master, b"\x04")
+    os.close(master)
+    screen = said.decode().replace("\r", "")
+    plain = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", screen)
+    assert process.returncode == 0 and "demo-base.gguf, steered by demo-value\n" in plain
+    assert "unsure of its next word" in plain and "/why explains" in plain and "Try: Tell me a story" in plain
+    assert re.search(r"\n8 tokens · 8 steered, \d turned · \d+ tokens/s\n", plain)
+    marks = re.findall(r"\x1b\[((?:1;)?4(?:;[\d;]+)?)m[a-z]", screen)
+    assert len(marks) == 8 + 2 and all(("38;5" in mark) == colour for mark in marks)
 
 
 def test_weights_change_during_a_chat(base_gguf: Path, value_gguf: Path, lean_gguf: Path) -> None:

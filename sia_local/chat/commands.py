@@ -9,28 +9,30 @@ from pathlib import Path
 from typing import Any
 
 from .. import trace, why
+from ..config import SiaConfig
 from ..errors import ConfigError, SiaError
 from .session import Session
 
 HELP = """\
 /help               this list
 /sia on|off         steering on or off
-/beta X             strength of steering; 0 does nothing, below 0 means the opposite
+/beta X             strength of steering; 0 does nothing, below 0 the opposite
 /beta NAME X        weight of one of several values
 /threshold X        steer where the base's entropy is X nats or more
 /rate X             steer this share of the tokens, such as 0.2
-/why [N]            what steering did at the last junctions; N: every candidate of junction N
-/stats              speed, junctions and KL of the last answer and of the session
-/report FILE.html   the last answer as a page, every junction with its candidates
+/why [N]            where steering acted; N: every candidate of junction N
+/stats              speed, junctions and KL, of the last answer and in all
+/report FILE.html   the last answer as a page, each junction with its candidates
 /system [TEXT|off]  show, set or remove the system prompt
 /retry              answer again, with another seed
 /undo               forget the last exchange
 /save FILE          write the chat as JSON
 /load FILE          continue a saved chat
-/clear              forget the whole chat, keep the system prompt and the settings
+/clear              forget the whole chat, keep system prompt and settings
 /quit               leave (also Ctrl-D)
 
-A line that ends in \\ goes on in the next one; a block between lines of \"\"\" is one message.
+A line that ends in \\ goes on in the next one.
+A block between lines of \"\"\" is one message.
 Ctrl-C stops an answer and keeps what it said."""
 
 
@@ -43,12 +45,20 @@ class Reply:
 
 
 class Commands:
-    """Bound to a session. `text` names tokens; `about` are facts for reports (model and value file)."""
+    """Bound to a session. `text` names tokens; `about` are facts for reports (model and value file); `width` is how
+    many characters a line may have now, None for any number."""
 
-    def __init__(self, session: Session, text: trace.TokenText, about: dict[str, Any] | None = None):
+    def __init__(
+        self,
+        session: Session,
+        text: trace.TokenText,
+        about: dict[str, Any] | None = None,
+        width: Callable[[], int | None] = lambda: None,
+    ):
         self.session = session
         self.text = text
         self.about = about or {}
+        self.width = width
 
     def run(self, line: str) -> Reply:
         """Runs one line that begins with `/`. Raises SiaError with a sentence; the session stays usable."""
@@ -75,6 +85,11 @@ class Commands:
     def _sia(self, rest: str) -> Reply:
         if rest not in ("on", "off", ""):
             raise ConfigError(f"/sia takes on or off, {rest!r} was given")
+        if rest == "on":
+            if self.session.sia.value is None:
+                raise ConfigError("there is no value model to steer with; start the chat with -v value.gguf")
+            if self.session.config.gate == "off":
+                self.session.config = replace(self.session.config, gate=SiaConfig().gate)
         if rest:
             self.session.steering = rest == "on"
         return Reply(self.settings())
@@ -82,7 +97,7 @@ class Commands:
     def _beta(self, rest: str) -> Reply:
         name, _, number = rest.partition(" ")
         if number:
-            mixed: Any = getattr(self.session.sia, "value", None)
+            mixed = self.session.sia.value
             if mixed is None or not hasattr(mixed, "set_weight"):
                 raise ConfigError(f"/beta {rest} names a value, but there is one value model; expected /beta {number}")
             mixed.set_weight(name, _number(number.strip(), "/beta"))
@@ -98,7 +113,7 @@ class Commands:
     def _why(self, rest: str) -> Reply:
         steps, config = self.session.steps, self.session.answered
         if not rest:
-            return Reply(why.overview(steps, config, self.text))
+            return Reply(why.overview(steps, config, self.text, width=self.width()))
         if not rest.isdecimal():
             raise ConfigError(f"/why takes the number of a junction, {rest!r} was given")
         return Reply(why.detail(steps, int(rest), config, self.text))
@@ -170,10 +185,13 @@ class Commands:
     def settings(self) -> str:
         """What the next answer is made with, in one line."""
         config = self.session.config
-        if not self.session.steering or config.gate == "off":
+        if self.session.sia.value is None:
+            return "steering off: there is no value model"
+        if config.gate == "off":
             return "steering off"
         facts = trace.report_facts(config)
-        return "steering on: " + ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in facts.items())
+        listed = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in facts.items())
+        return f"steering on: {listed}" if self.session.steering else f"steering off; /sia on: {listed}"
 
     def _set_number(self, rest: str, name: str, fields: Callable[[float], dict[str, Any]]) -> Reply:
         if rest:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -13,6 +14,7 @@ import click
 
 from ..errors import IncompatibleError, SiaError
 from .options import (
+    BASE_FILE,
     config_from,
     model_options,
     sampling_options,
@@ -20,7 +22,7 @@ from .options import (
     steering_options,
     stops_from,
 )
-from .ways import closing_line, generator_from, watch, way_options
+from .ways import generator_from, short_line, watch, way_options
 
 if TYPE_CHECKING:
     from ..chat.session import Notice, Session
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
 PROMPT, MORE = "> ", ". "
 HISTORY_LINES = 1000
+EXAMPLE = "Tell me a story about a little dog who is lost."
 
 
 @click.command()
@@ -61,16 +64,38 @@ def chat(**options: Any) -> None:
         session = Session(
             sia, config, options["system"], options["max_tokens"], seed, stop, steering=steered and config.gate != "off"
         )
-        value_name = sia.value.name if sia.value is not None else None
-        commands = Commands(session, token_text(sia.model), {"model": sia.model.path.name, "value": value_name})
+        base, value = sia.model.path.name, sia.value.name if sia.value is not None else None
+        style = Style.of_terminal()
+        about = {"model": base, "value": value}
+        commands = Commands(session, token_text(sia.model), about, _columns if style.on else lambda: None)
         if options["saved"]:
             session.load(options["saved"])
-        style = Style.of_terminal()
-        notice(f"{sia.model.path.name}, steered by {value_name}" if steered else f"{sia.model.path.name}, unsteered")
+        notice(f"{base}, steered by {value}" if steered else f"{base}, unsteered")
         notice(commands.settings() if steered else "no value model: give one with -v value.gguf to steer")
         if style.on:
-            notice(f"{style.legend}\n/help lists the commands, /why explains the last answer, Ctrl-D leaves\n")
+            notice(_welcome(style, base, steered))
         _talk(session, commands.run, Terminal(sia, session, writer(), style))
+
+
+def _welcome(style: Style, base: str, steered: bool) -> str:
+    """What a person who never saw a steered model needs to begin, within 80 columns."""
+    lines = [""]
+    if steered:
+        lines += [
+            "Where the base is unsure of its next word, the value model scores the candidates",
+            "and the better ones become likelier. Such words are marked:",
+            style.legend,
+            "",
+            "/why explains the last answer; /sia off and /retry show one without steering",
+        ]
+    lines.append("/help lists all commands, Ctrl-C stops an answer, Ctrl-D leaves")
+    if base == BASE_FILE:
+        lines += ["", f"This model only tells stories. Try: {EXAMPLE}"]
+    return "\n".join(lines) + "\n"
+
+
+def _columns() -> int:
+    return shutil.get_terminal_size().columns
 
 
 class Terminal:
@@ -105,7 +130,7 @@ class Terminal:
         if stopped:
             notice("[stopped]")
         if self.style.on:
-            self.write(self.style.dim(closing_line(self.sia, self.session.answered)) + "\n\n")
+            self.write(self.style.dim(short_line(self.sia)) + "\n\n")
 
     def _end_line(self, wrote: str) -> str:
         if wrote and not wrote.endswith("\n"):
@@ -142,16 +167,22 @@ def _messages() -> Iterator[str]:
         sys.stdin.reconfigure(errors="surrogateescape")
     while True:
         try:
-            message = _message(input if tty else _piped_line)
+            message = _message(_typed_line if tty else _piped_line)
         except EOFError:
-            if tty:
-                click.echo()
             return
         except KeyboardInterrupt:
-            click.echo()
+            click.echo("\n(Ctrl-D or /quit leaves)")
             continue
         if message.strip():
             yield message
+
+
+def _typed_line(prompt: str) -> str:
+    try:
+        return input(prompt)
+    except EOFError:
+        click.echo()
+        raise
 
 
 def _piped_line(_prompt: str) -> str:
@@ -162,19 +193,20 @@ def _piped_line(_prompt: str) -> str:
 
 
 def _message(line_after: Callable[[str], str]) -> str:
-    """One message: a line, lines joined by a closing backslash, or a block between two lines of three quotes."""
+    """One message: a line, lines joined by a closing backslash, or a block between two lines of three quotes.
+
+    The end of input ends a message, too; EOFError where there is none.
+    """
     line = line_after(PROMPT)
-    if line.lstrip().startswith('"""'):
-        lines = [line.lstrip()[3:]]
-        while not lines[-1].rstrip().endswith('"""'):
+    block = line.lstrip().startswith('"""')
+    lines = [line.lstrip()[3:] if block else line]
+    with suppress(EOFError):
+        while not lines[-1].rstrip().endswith('"""') if block else lines[-1].endswith("\\"):
             lines.append(line_after(MORE))
-        lines[-1] = lines[-1].rstrip()[:-3]
-        return "\n".join(lines).strip("\n")
-    lines = [line]
-    while lines[-1].endswith("\\"):
-        lines[-1] = lines[-1][:-1]
-        lines.append(line_after(MORE))
-    return "\n".join(lines)
+    if not block:
+        return "\n".join(part.removesuffix("\\") for part in lines)
+    lines[-1] = lines[-1].rstrip().removesuffix('"""')
+    return "\n".join(lines).strip("\n")
 
 
 def _line_editing() -> None:

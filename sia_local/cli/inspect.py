@@ -57,7 +57,7 @@ def _describe(one: Inspection) -> str:
         ("layers × width", f"{one.n_layer} × {one.n_embd}" if one.n_layer and one.n_embd else None),
         ("trained context", f"{one.n_ctx_train} tokens" if one.n_ctx_train else None),
         ("vocabulary", f"{one.n_vocab} tokens, {one.tokenizer}" if one.n_vocab else None),
-        ("fingerprint", one.vocab_sha256),
+        ("its fingerprint", f"{one.vocab_sha256} (the same in models that fit)" if one.vocab_sha256 else None),
     ]
     if one.kind == "base":
         rows.append(("chat template", "yes" if one.chat_template else "no (only --raw)"))

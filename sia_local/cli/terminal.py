@@ -68,8 +68,9 @@ class Style:
 
     def __init__(self, on: bool, colour: bool = True):
         self.on = on
-        self._turned = "\x1b[1;4;32m" if colour else "\x1b[1;4m"
-        self._steered = "\x1b[4;36m" if colour else "\x1b[4m"
+        # Of the 256 colours, a teal and a magenta with a contrast of more than 4 to white and to black alike.
+        self._turned = "\x1b[1;4;38;5;163m" if colour else "\x1b[1;4m"
+        self._steered = "\x1b[4;38;5;30m" if colour else "\x1b[4m"
 
     @classmethod
     def of_terminal(cls) -> Style:
@@ -89,7 +90,5 @@ class Style:
 
     @property
     def legend(self) -> str:
-        if not self.on:
-            return ""
         steered, turned = self.token("steered", True, False), self.token("turned", True, True)
-        return f"{steered}: a junction, the value model was asked · {turned}: it changed the favourite"
+        return f"  {steered}  the value model was asked\n  {turned}   and it changed which word was the likeliest"

@@ -13,7 +13,7 @@ from .options import load_from, model_paths, together, trained_context
 
 if TYPE_CHECKING:
     from ..api import SIA
-    from ..best_of import BestOf
+    from ..best_of import BestOf, BestOfResult
     from ..nudge import Nudged
 
     Generator = SIA | BestOf | Nudged
@@ -142,11 +142,27 @@ def closing_line(generator: Generator, config: SiaConfig) -> str:
         )
     if not isinstance(generator, BestOf) or generator.result is None:
         return trace.closing_line(stats, config)
-    result, scores = generator.result, generator.result.scores
-    return (
-        f"{trace.closing_line(stats, config, result.n)} · best of {result.n} by {result.by}: {max(scores):.3g}, mean "
-        f"{sum(scores) / result.n:.3g}; choosing adds at most {result.kl_bound:.2f} nats of KL"
-    )
+    result = generator.result
+    line = trace.closing_line(stats, config, result.n)
+    return f"{line} · {_best(result)}; choosing adds at most {result.kl_bound:.2f} nats of KL"
+
+
+def short_line(generator: Generator) -> str:
+    """The line under an answer in a chat, where /stats tells the rest."""
+    from ..best_of import BestOf
+
+    stats = generator.last_stats
+    parts = [f"{stats.tokens} tokens", f"{stats.tokens_per_second:.0f} tokens/s"]
+    if stats.junctions:
+        parts.insert(1, f"{stats.junctions} steered, {stats.flips} turned")
+    if isinstance(generator, BestOf) and generator.result is not None:
+        parts.append(_best(generator.result))
+    return " · ".join(parts)
+
+
+def _best(result: BestOfResult) -> str:
+    scores = result.scores
+    return f"best of {result.n} by {result.by}: {max(scores):.3g}, mean {sum(scores) / result.n:.3g}"
 
 
 def facts(generator: Generator, config: SiaConfig) -> dict[str, Any]:
