@@ -20,7 +20,7 @@ HEAD_WEIGHT = "sia.head.weight"  # f32[n_embd], or f32[n_hidden] when a hidden l
 HEAD_BIAS = "sia.head.bias"  # f32
 HEAD_HIDDEN_WEIGHT = "sia.head.hidden.weight"  # f32[n_hidden * n_embd], row major (one row a hidden unit)
 HEAD_HIDDEN_BIAS = "sia.head.hidden.bias"  # f32[n_hidden]
-HEAD_ACTIVATION = "sia.head.activation"  # str, one of ACTIVATIONS
+HEAD_ACTIVATION = "sia.head.activation"  # str: silu, relu or gelu
 REWARD_MEAN = "sia.reward.mean"  # f32, reward units: what training subtracted (already undone in the head)
 REWARD_STD = "sia.reward.std"  # f32, reward units: what training divided by (already undone in the head)
 VALUE_SPREAD = "sia.value.spread"  # f32, reward units: std of V among a junction's candidates
@@ -33,7 +33,6 @@ TRAIN_TOKENS = "sia.train.tokens"  # u64
 
 KINDS = ("value", "value-adapter", "value-head")
 LAYOUTS = ("merged", "lean")
-ACTIVATIONS = ("silu", "relu", "gelu")
 
 # A lean file may carry the embedding rows after the tensor data, closed by this footer:
 # ggml type, n_embd, n_rows, reserved (0), magic.

@@ -94,6 +94,12 @@ class ValueFile:
                 raise IncompatibleError(
                     f"{path}: kind {kind!r} of value model; expected one of {', '.join(gguf_keys.KINDS)}"
                 )
+            layout = meta.get(gguf_keys.LAYOUT, "merged")
+            if kind == "value" and layout not in gguf_keys.LAYOUTS:
+                raise IncompatibleError(
+                    f"{path}: layout {layout!r} of value model; expected one of {', '.join(gguf_keys.LAYOUTS)}, update "
+                    "sia_local or export again"
+                )
             activation = meta.get(gguf_keys.HEAD_ACTIVATION, "silu")
             if activation not in _ACTIVATIONS:
                 raise IncompatibleError(
@@ -119,7 +125,7 @@ class ValueFile:
             return cls(
                 path=Path(path),
                 kind=kind,
-                layout=meta.get(gguf_keys.LAYOUT, "merged"),
+                layout=layout,
                 architecture=meta.get("general.architecture", "?"),
                 head=head,
                 spread=float(spread) if spread and math.isfinite(spread) else None,

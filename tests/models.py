@@ -98,7 +98,7 @@ def _contract(writer: gguf.GGUFWriter, kind: str, n_vocab: int, over: dict[str, 
 def write(path: Path, arch: str = "qwen3", kind: str = "base", seed: int = 0, **over: Any) -> Path:
     """kind: base, merged, lean, adapter or head.
 
-    over: n_vocab, template, version, sha256, head, hidden, spread, nan, ascii.
+    over: n_vocab, template, version, sha256, head, hidden, spread, nan, ascii, layout.
     ascii: the likeliest tokens are plain text, no halves of characters and no end.
     """
     rng = np.random.default_rng(seed)
@@ -136,7 +136,7 @@ def write(path: Path, arch: str = "qwen3", kind: str = "base", seed: int = 0, **
         kinds = {"merged": "value", "lean": "value", "adapter": "value-adapter", "head": "value-head"}
         _contract(writer, kinds[kind], n_vocab, over)
         if kind in gguf_keys.LAYOUTS:
-            writer.add_string(gguf_keys.LAYOUT, kind)
+            writer.add_string(gguf_keys.LAYOUT, over.get("layout", kind))
     for name, tensor in weights.items():
         writer.add_tensor(name, tensor)
     writer.write_header_to_file()

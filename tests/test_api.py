@@ -180,6 +180,8 @@ def test_refusals(make_gguf: Callable[..., Path], tmp_path: Path) -> None:
         SIA.load(base, make_gguf("head", head=(0.1,) * 32))
     with pytest.raises(IncompatibleError, match="has 65 weights and 2 biases, 2 units were expected"):
         SIA.load(base, make_gguf("head", head=(0.1,) * 2, hidden=(0.1,) * 65))
+    with pytest.raises(IncompatibleError, match="layout 'sparse' of value model; expected one of merged, lean"):
+        SIA.load(base, make_gguf("merged", layout="sparse"))
     with pytest.raises(IncompatibleError, match="contract version 9"):
         SIA.load(base, make_gguf("merged", version=9))
     with SIA.load(base, **EXACT) as sia:
