@@ -22,7 +22,7 @@ from .decode import Prompt
 from .engine import Engine
 from .entropy import log_partition
 from .errors import ConfigError, IncompatibleError
-from .rendering import tokenize_chat
+from .rendering import TEMPLATE_ROOM, tokenize_chat
 from .runtime import Context, ContextOptions, FloatArray, GgufMetadata, Model
 from .value import sequences_for
 
@@ -30,8 +30,6 @@ Float64 = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int32]
 PathLike = str | os.PathLike[str]
 
-# A guide's chat template may need more tokens for the same prompt than the base's.
-_TEMPLATE_ROOM = 256
 _PADDING = re.compile(rb"\[PAD\d*\]|<pad\d*>|<unused\d+>", re.IGNORECASE)
 
 
@@ -196,7 +194,7 @@ def open_guides(
                 owned.append(model)
                 undo.callback(model.close)
             context = Context(
-                model, sequences_for(replace(options, n_ctx=options.n_ctx + _TEMPLATE_ROOM), slots, 0)
+                model, sequences_for(replace(options, n_ctx=options.n_ctx + TEMPLATE_ROOM), slots, 0)
             )
             undo.callback(context.close)
             guides.append(Guide(model, Engine(context, slots), rewording, [context, *owned]))

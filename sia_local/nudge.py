@@ -27,12 +27,11 @@ from .duet import Duet, Voice
 from .engine import Engine
 from .errors import ConfigError, ContextFullError, IncompatibleError
 from .filters import LogitFilter
-from .rendering import tokenize_chat
+from .rendering import TEMPLATE_ROOM, tokenize_chat
 from .runtime import Context, Model
 from .text import TextStream
 
 DEFAULT_THRESHOLD = 0.4
-_TEMPLATE_ROOM = 256
 
 
 class Nudged:
@@ -79,7 +78,7 @@ class Nudged:
         options = sia.engine.context.options
         small = Model(nudge, n_gpu_layers=n_gpu_layers)
         try:
-            context = Context(small, replace(options, n_ctx=sia.n_ctx + _TEMPLATE_ROOM, n_seq_max=1))
+            context = Context(small, replace(options, n_ctx=sia.n_ctx + TEMPLATE_ROOM, n_seq_max=1))
             return cls(sia, small, context, threshold)
         except BaseException:
             small.close()

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from .runtime import Model, render_chat
 from .text import Written
 
+# Tokens that a template may add to a chat, or one template to a prompt beyond another.
+TEMPLATE_ROOM = 512
 _MARK = "\ue000{}\ue001"  # private use: no template and hardly any text holds it
 
 

@@ -56,6 +56,9 @@ class Values:
     def score(self, requests: Sequence[tuple[int, np.ndarray]], also: Sequence[int]) -> list[np.ndarray]:
         return [self.values[ids] for _, ids in requests]
 
+    def trajectory(self, slot: int, prompt: Prompt, tokens: Sequence[int]) -> np.ndarray:
+        return np.cumsum(self.values[list(tokens)])
+
     def accept(self, slot: int, token: int) -> None: ...
 
 
@@ -66,16 +69,18 @@ class Words:
 
 class TableSIA:
     def __init__(self, values: np.ndarray = VALUES):
-        self.values = Values(values)
+        self.value = Values(values)
+
+    def prompt(self, text: str, raw: bool = False) -> Prompt:
+        # Prompts begin at one of the two unsure words.
+        return Prompt((2 + len(text) % 2,), None, text)
 
     def job(
         self, text: str, config: SiaConfig, *, max_tokens: int, seed: int, id: int, trace: bool = False, **_: Any
     ) -> Job:
-        # Prompts begin at one of the two unsure words.
-        prompt = Prompt((2 + len(text) % 2,), None, text)
-        return Job(prompt, config, max_tokens, seed, lambda token: token == 4, Words(), trace=trace, id=id)
+        return Job(self.prompt(text), config, max_tokens, seed, lambda token: token == 4, Words(), trace=trace, id=id)
 
     def run(self, jobs: Iterable[Job]) -> Iterator[Step]:
-        return decode(Base(2), self.values, jobs, 2)
+        return decode(Base(2), self.value, jobs, 2)
 
     def close(self) -> None: ...

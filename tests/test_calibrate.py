@@ -13,7 +13,7 @@ from tables import GOOD, VALUES, TableSIA
 
 from sia_local.calibrate import RATES, Task, calibrate
 from sia_local.cli import main
-from sia_local.cli.options import config_from
+from sia_local.cli.resolve import config_from
 from sia_local.config import SamplingConfig, SiaConfig
 from sia_local.errors import ConfigError, DataError, NumericError
 from sia_local.evaluation.arms import Arm
@@ -128,7 +128,8 @@ def test_what_no_profile_holds_is_refused_in_a_sentence(tmp_path: Path, text: st
 
 def test_options_win_over_the_profile(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mine.profile.toml").write_text(
-        'model = "b.gguf"\n[steering]\ngate = "entropy"\nthreshold = 1.7\nk = 6\nbeta = 3.0\nbeta_unit = "spread"\n'
+        'model = "b.gguf"\nvalue = "v.gguf"\n'
+        '[steering]\ngate = "entropy"\nthreshold = 1.7\nk = 6\nbeta = 3.0\nbeta_unit = "spread"\n'
         '[sampling]\ntemperature = 0.5\n[thresholds]\n"0.1" = 2.0\n"0.3" = 1.0\n'
     )
 
@@ -150,6 +151,10 @@ def test_options_win_over_the_profile(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "made for" not in capsys.readouterr().err
     config("other.gguf")
     assert "was made for b.gguf, not for other.gguf" in capsys.readouterr().err
+    config(value=("kind=v.gguf:0.5",))
+    assert "made for" not in capsys.readouterr().err
+    config(value=("w.gguf",))
+    assert "was made for v.gguf, not for w.gguf" in capsys.readouterr().err
     with pytest.raises(ConfigError, match=r"no profile 'yours'.*there is mine"):
         find_profile("yours", [tmp_path])
 

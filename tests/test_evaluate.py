@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,18 @@ import pytest
 from click.testing import CliRunner, Result
 from tables import GOOD, PROMPTS, TableSIA
 
+from sia_local import SIA
 from sia_local.cli import main
 from sia_local.config import SiaConfig
 from sia_local.errors import ConfigError, IncompatibleError
 from sia_local.evaluation.arms import Arm, make_arms
+from sia_local.evaluation.cost import equal_compute, value_rows
 from sia_local.evaluation.run import Outcome, Plan, Progress, evaluate
 from sia_local.evaluation.samples import Sample, SampleFile
-from sia_local.evaluation.summary import equal_kl_table, findings, markdown_table, summarise
+from sia_local.evaluation.summary import summarise
+from sia_local.evaluation.tables import arm_cells, equal_compute_cells, equal_kl_cells, findings, markdown
 from sia_local.prompts import PromptItem
+from sia_local.sources import Guides
 
 Make = Callable[..., Path]
 
@@ -140,7 +145,7 @@ def test_the_summary_of_known_samples() -> None:
         for i, r in ((1, 0.75), (2, 1.75))
     ]
     sparse = [
-        sample("sparse-r0.2-b2", i, reward=r, junctions=2, kl_steering=k, steps=s)
+        sample("sparse-r0.2-b2", i, reward=r, junctions=2, kl_steering=k, steps=s, values_asked=20)
         for i, r, k, s in ((1, 0.2, 3.0, 10), (2, 1.4, 5.0, 30))
     ]
     best = [sample("bon-n2", i, n, reward=r) for i, n, r in ((1, 0, 0.0), (1, 1, 0.4), (2, 0, 1.2), (2, 1, 1.0))]
@@ -164,6 +169,10 @@ def test_the_summary_of_known_samples() -> None:
     assert rows["sparse-r0.2-b2"]["kl"]["mean"] == 4.0 and rows["sparse-r0.2-b2"]["tokens"] == 20.0
     assert rows["bon-n2"]["reward"]["mean"] == pytest.approx(0.8)
     assert rows["bon-n2"]["kl"]["mean"] == pytest.approx(math.log(2) - 0.5) and rows["bon-n2"]["kl_sampled"] == 0.0
+    # 20 candidates each, and 8 and 28 tokens read between the junctions; the best of two costs two texts.
+    cost = {key: (row["base_rows"], row["value_rows"]) for key, row in rows.items()}
+    assert cost["off"] == (10, 0) and cost["sparse-r0.2-b2"] == (20, 38) and cost["bon-n2"] == (20, 0)
+    assert cost["dense-b2"] == (10, 100)
     # Dense at 4 nats lies halfway between (2, 1.0) and (6, 1.25); sparse was measured at 4.
     (level,) = summary["equal_kl"]
     assert level["series"]["dense"]["reward"]["mean"] == pytest.approx(1.125)
@@ -174,10 +183,87 @@ def test_the_summary_of_known_samples() -> None:
     assert summary["warnings"] == [
         "Only 2 prompts: the intervals say little; use at least 30, better 200 or more."
     ]
-    assert "| dense | 2 | 1.250 ± 0.500 | 0.750 ± 0.000 |" in markdown_table(summary)
-    assert "| sparse 20 % | 0.800 (48 %" in equal_kl_table(summary)
+    table = markdown(arm_cells(summary))
+    assert "| dense | 2 | 1.250 ± 0.500 | 0.750 ± 0.000 |" in table and "| best of N (N = 2) | – |" in table
+    assert "| 10 + 100 | 20 |" in table and "flips" not in table and "flips" in arm_cells(summary, full=True)[0]
+    assert "| sparse 20 % | 0.800 (48 %" in markdown(equal_kl_cells(summary))
     said = "At the same KL of 4.0 nats a text, of dense steering's lift sparse keeps 48 % ["
     assert findings(summary)[0].startswith(said) and findings(summary)[0].endswith("] at rate 0.2.")
+
+
+def test_the_best_by_value_and_a_kl_budget(tmp_path: Path) -> None:
+    by_value = Arm("bon", best_of=3, pick="value")
+    budget = Arm("kl-budget", rate=0.25, beta=4.0, kl_per_token=0.03)
+    what = plan(BON, by_value, Arm("sparse", rate=0.25, beta=4.0), budget)
+    store, outcome = run(tmp_path, what)
+    assert not outcome.failed
+    texts = {arm.key: sorted(store.of_arm(arm.key), key=lambda s: s.place) for arm in what.arms}
+    # The same texts, and by these tables the value of a text is its reward.
+    assert [s.tokens for s in texts[by_value.key]] == [s.tokens for s in texts["bon-n3"]]
+    assert all(s.value == s.reward and (s.end == 4) == (s.finish == "eog") for s in texts[by_value.key])
+    assert all(s.kl_steering <= 0.03 * s.steps + 1e-9 for s in texts[budget.key])
+    free = sum(s.kl_steering for s in texts["sparse-r0.25-b4"])
+    assert 0 < sum(s.kl_steering for s in texts[budget.key]) < free
+    summary = summarise(what.arms, PROMPTS, list(store.samples.values()), {})
+    rows = {row["key"]: row for row in summary["rows"]}
+    assert rows[by_value.key]["reward"] == rows["bon-n3"]["reward"]
+    # Every token is read once more for its value.
+    assert rows[by_value.key]["value_rows"] == rows[by_value.key]["base_rows"] == rows["bon-n3"]["base_rows"]
+    worst = [replace(s, value=-(s.value or 0.0)) for s in texts[by_value.key]]
+    (row,) = summarise([by_value], PROMPTS, worst, {})["rows"]
+    assert row["reward"]["mean"] < rows["bon-n3"]["reward"]["mean"]
+    assert "KL budget 25 % (≤ 0.03 nats/token) | ≤ 4 |" in markdown(arm_cells(summary))
+
+
+@pytest.mark.parametrize("kind", ["merged", "lean", "adapter", "head", "guides"])
+def test_counted_rows_are_those_that_are_decoded(make_gguf: Make, kind: str) -> None:
+    base = make_gguf("base")
+    source: Any = Guides(make_gguf("base", seed=3)) if kind == "guides" else make_gguf(kind, seed=1)
+    config = SiaConfig(k=4, gate="random", rate=0.4, beta=1.0)
+    with SIA.load(base, source, n_ctx=128, n_threads=1, max_candidates=4) as sia:
+        prompt = sia.prompt("hello there", raw=True)
+        steps = list(sia.generate(prompt, config, max_tokens=24, seed=1))
+        made: Any = sia.value
+        engine = sia.engine if kind == "head" else (made.plus if kind == "guides" else made).engine
+        decoded = engine.decoded_tokens - len(prompt.tokens)
+        names = {"guides": "guide"} if kind == "guides" else {kind: made.file.kind}
+    text = sample("a", 1, steps=len(steps), junctions=sum(s.steered for s in steps))
+    text.values_asked = sum(s.values_asked for s in steps)
+    counted = value_rows(text, [names[kind]])
+    # What a sample does not say: how many tokens came behind the last junction, where nothing is read any more.
+    behind = len(steps) - 1 - max(i for i, s in enumerate(steps) if s.steered)
+    assert 0 < text.junctions < text.steps
+    if kind == "head":
+        assert decoded == text.steps + counted - (not steps[-1].steered)
+    else:
+        # A guide has not read the last token, of which a value model has scored the candidates.
+        assert decoded == counted - behind - (kind == "guides")
+
+
+def test_arms_of_equal_compute_stand_side_by_side() -> None:
+    def row(arm: Arm, rows: int, reward: float) -> dict[str, Any]:
+        shown = {name: getattr(arm, name) for name in ("key", "series", "strength", "family", "best_of", "pick")}
+        interval = {"mean": reward, "low": reward, "high": reward, "n": 9}
+        cost = {"base_rows": rows / 4, "value_rows": 3 * rows / 4}
+        return {**shown, "beta": arm.beta if arm.steers else None, "kl_budget": None} | {
+            "reward": interval, "kl": {**interval, "mean": arm.beta}, **cost
+        }  # fmt: skip
+
+    both = [row(Arm("sparse", rate=0.2, beta=b, best_of=4), 1200, r) for b, r in ((1, 0.95), (2, 0.97))]
+    rows = [row(Arm("off"), 80, 0.5), row(Arm("bon", best_of=4), 320, 0.9), row(Arm("bon", best_of=16), 1300, 0.96)]
+    rows += [row(Arm("sparse", rate=0.2, beta=b), 300, r) for b, r in ((1, 0.7), (2, 0.8), (3, 0.75))]
+    rows += [row(Arm("sparse", rate=0.4, beta=2), 450, 0.85), row(Arm("random", rate=0.2, beta=2), 320, 0.99), *both]
+    found = equal_compute(rows)
+    keys = [{way: near["key"] for way, near in level["ways"].items()} for level in found]
+    assert keys == [
+        {"best of N": "bon-n4", "sparse": "sparse-r0.2-b2"},
+        {"best of N": "bon-n16", "sparse, best of N": "sparse-r0.2-b2-n4"},
+    ]
+    assert [round(level["rows"]) for level in found] == [320, 1232]
+    assert equal_compute([rows[0], rows[1]]) == []
+    cells = equal_compute_cells({"equal_compute": found})
+    assert cells[0] == ["at equal compute", "about 320 rows/text", "about 1232 rows/text"]
+    assert cells[2] == ["sparse", "0.800 ± 0.000 at KL 2.0 (sparse 20 %, beta 2, 300 rows)", "–"]
 
 
 def test_only_prompts_that_every_arm_finished_are_compared() -> None:
@@ -200,6 +286,8 @@ def test_arms_that_cannot_be_are_refused() -> None:
     guides = make_arms(["guide"], [0.1, 0.25], [1], guide_betas=[10, 20])[1:]
     assert [(arm.key, arm.source) for arm in guides] == [("guide-r0.25-b10", "guide"), ("guide-r0.25-b20", "guide")]
     assert len({arm.key for arm in make_arms(best_of=(4, 8))}) == 1 + 16 + 4 + 16 + 2 + 4
+    both = make_arms(("sparse", "kl-budget", "bon"), best_of=(4, 8), picks=("reward", "value"))
+    assert len({arm.key for arm in both}) == 1 + 16 + 3 + 2 * (2 + 4)
 
 
 def cli(*args: object) -> Result:
@@ -254,6 +342,8 @@ def test_what_is_missing_is_named_before_any_work(
     out = ["--out", tmp_path / "out"]
     for args, said in (
         (["-m", base_gguf, "--arms", "dense"], "the arm 'dense' has no value model"),
+        (["-m", base_gguf, "--arms", "off,bon", "--best-of-by", "value"], "value was given without a value model"),
+        (["-m", base_gguf, "--arms", "off,bon", "--best-of-by", "luck"], "by 'luck'; expected one of reward, value"),
         (["-m", base_gguf, "--arms", "guide"], "the arm 'guide' has no model; give one with --guide-plus"),
         (["-m", base_gguf, "-v", value_gguf, "--betas", "1,x"], "--betas is '1,x'; expected numbers"),
         (["-m", base_gguf, "-v", value_gguf, "--judge", "none.npz"], "the judge 'none.npz' does not exist"),

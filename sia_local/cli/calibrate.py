@@ -10,7 +10,8 @@ import click
 
 from ..errors import ConfigError
 from .many import read_items, sized_context
-from .options import candidate_options, config_from, load_from, model_options, model_paths, stops_from, text_options
+from .options import candidate_options, model_options, text_options
+from .resolve import config_from, load_from, model_paths, stops_from
 
 # Not the prompts of `eval`: what is measured there should not have been tuned on.
 DEFAULT_PROMPTS = "models/prompts-train.txt"
@@ -43,7 +44,8 @@ def calibrate(**options: Any) -> None:
     base, values = model_paths(options)
     if not values:
         raise ConfigError("no value model was given; give one with -v value.gguf, or guides with --guide-plus")
-    path = _path(options["out"], base, values)
+    file = _value_file(values)
+    path = _path(options["out"], file or base)
     items = read_items(options["prompts"], DEFAULT_PROMPTS, options["limit"])
 
     from ..calibrate import Task
@@ -68,22 +70,23 @@ def calibrate(**options: Any) -> None:
     ctx = sized_context(options, items, options["max_tokens"])
     with load_from({**options, "ctx": ctx}, config, options["slots"]) as sia:
         assert sia.value is not None
-        profile = replace(run(sia, task, reward, notice), model=base.name, value=_value_name(values))
+        profile = replace(run(sia, task, reward, notice), model=base.name, value=file.name if file else None)
     profile.write(path)
     click.echo(profile.chose)
     notice(f"{path}: use it with --profile {path.name.removesuffix('.profile.toml')}")
 
 
-def _value_name(values: list[Any]) -> str | None:
+def _value_file(values: list[Any]) -> Path | None:
     """The value file, where there is one and it has no weight."""
-    return Path(values[0]).name if len(values) == 1 and isinstance(values[0], (str, Path)) else None
+    from ..sources import ValuePath, parse_specs
+
+    first, *others = parse_specs(values)
+    return Path(first.path) if isinstance(first, ValuePath) and first.weight is None and not others else None
 
 
-def _path(out: str | None, base: Path, values: list[Any]) -> Path:
+def _path(out: str | None, beside: Path) -> Path:
     from ..profile import SUFFIX
 
-    name = _value_name(values)
-    beside = Path(values[0]) if name is not None else base
     if out is None:
         return beside.with_name(f"{beside.stem}{SUFFIX}")
     return Path(out) if out.endswith(".toml") else beside.with_name(f"{out}{SUFFIX}")

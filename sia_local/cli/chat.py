@@ -13,15 +13,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import IncompatibleError, SiaError
-from .options import (
-    BASE_FILE,
-    config_from,
-    model_options,
-    sampling_options,
-    seed_from,
-    steering_options,
-    stops_from,
-)
+from .options import model_options, sampling_options, steering_options
+from .resolve import BASE_FILE, config_from, seed_from, stops_from
 from .ways import generator_from, short_line, watch, way_options
 
 if TYPE_CHECKING:

@@ -10,25 +10,25 @@ import click
 
 from ..config import BETA_UNITS
 from ..errors import ConfigError
-from ..evaluation.arms import DEFAULT_BETAS, DEFAULT_RATES, FAMILIES, USUAL_RATE, Arm, make_arms
-from .many import ProgressLine, command_line, read_items, sized_context
-from .options import (
-    candidate_options,
-    config_from,
-    load_from,
-    model_options,
-    model_paths,
-    numbers,
-    profile_from,
-    profile_option,
-    stops_from,
-    text_options,
+from ..evaluation.arms import (
+    DEFAULT_BEST_OF,
+    DEFAULT_BETAS,
+    DEFAULT_KL_BUDGETS,
+    DEFAULT_RATES,
+    FAMILIES,
+    PICKS,
+    USUAL_RATE,
+    Arm,
+    make_arms,
 )
+from .eval_sources import NO_GUIDES, check_spreads, fix_files, kinds_of, only
+from .many import ProgressLine, command_line, read_items, sized_context
+from .options import candidate_options, model_options, numbers, profile_option, text_options
+from .resolve import config_from, load_from, model_paths, profile_from, stops_from
 
 if TYPE_CHECKING:
     from ..api import SIA
     from ..config import SiaConfig
-    from ..evaluation.samples import SampleFile
     from ..rewards import Reward
 
 STANDARD = ("off", "sparse", "dense", "random", "bon")
@@ -49,7 +49,7 @@ def _list(values: tuple[float, ...]) -> str:
     "--arms",
     metavar="LIST",
     callback=numbers(str),
-    help=f"Of {','.join(FAMILIES[:-1])}.  [default: all, guide and profile where given]",
+    help=f"Of {','.join(FAMILIES[:-1])}.  [default: all but kl-budget, guide and profile where given]",
 )
 @click.option(
     "--rates", default=_list(DEFAULT_RATES), callback=numbers(float), show_default=True, help="Shares of tokens."
@@ -68,7 +68,28 @@ def _list(values: tuple[float, ...]) -> str:
     callback=numbers(float),
     help="Strengths of guides, raw.  [default: those of --betas]",
 )
-@click.option("--best-of", default="4", callback=numbers(int), show_default=True, help="Best-of-N by the reward.")
+@click.option(
+    "--kl-budgets",
+    default=_list(DEFAULT_KL_BUDGETS),
+    callback=numbers(float),
+    show_default=True,
+    help="For the arm kl-budget, nats a token; beta is the highest of --betas, lowered where needed.",
+)
+@click.option(
+    "--best-of",
+    default=_list(DEFAULT_BEST_OF),
+    callback=numbers(int),
+    show_default=True,
+    help="Best-of-N; the first N also over the sparse arm near 20 %.",
+)
+@click.option(
+    "--best-of-by",
+    metavar="LIST",
+    default=PICKS[0],
+    callback=numbers(str),
+    show_default=True,
+    help=f"What picks the best: {' or '.join(PICKS)}, or both as arms of their own.",
+)
 @click.option("--reward", default=DEFAULT_REWARD, show_default=True, help="vader, polarity, package.module:name, …")
 @click.option("--judge", help="Second judge, a reward or .npz, or `none`.  [default: models/polarity-judge.npz]")
 @click.option("--samples", type=click.IntRange(min=1), default=1, show_default=True, help="Texts a prompt.")
@@ -90,7 +111,9 @@ def eval(**options: Any) -> None:
 
     Every arm generates a text for every prompt: unsteered (off), steered at the least sure tokens (sparse), at all
     (dense), at random ones, and the best of N unsteered texts (bon). The tables say what each gained in reward and
-    what it cost in KL from the base. Texts are kept as they are made: after Ctrl-C the same command goes on.
+    what it cost: in KL from the base, and in compute as rows a text, which are the tokens that base and value model
+    decode for a text that is kept (all N texts of a best of N, and every candidate that was scored). Texts are kept as
+    they are made: after Ctrl-C the same command goes on.
     """
     profile = profile_from(options)
     start = profile.config_fields() if profile is not None else {}
@@ -99,12 +122,13 @@ def eval(**options: Any) -> None:
     items = read_items(options["prompts"], DEFAULT_PROMPTS, options["limit"])
     alpaca = _alpaca_arm(options, arms)
     reward, judge = _rewards(options)
-    _check_sources(options, arms)
+    check_spreads(options, arms)
 
-    from ..evaluation.outputs import SAMPLES, tables, write_outputs
+    from ..evaluation.outputs import SAMPLES, write_outputs
     from ..evaluation.run import Plan, evaluate
     from ..evaluation.samples import SampleFile
     from ..evaluation.summary import summarise, write_alpaca
+    from ..evaluation.tables import tables
     from .terminal import notice
 
     if len(items) < FEW_PROMPTS:
@@ -125,10 +149,10 @@ def eval(**options: Any) -> None:
 
     def load(source: str) -> SIA:
         ctx = sized_context(options, items, options["max_tokens"])
-        return load_from({**_sources(options, source), "ctx": ctx}, config, options["slots"])
+        return load_from({**only(options, source), "ctx": ctx}, config, options["slots"])
 
     try:
-        _fix_sources(options, arms, store)
+        fix_files(options, arms, store)
         outcome = evaluate(plan, load, store, reward, judge, line.show)
     finally:
         line.end()
@@ -137,7 +161,8 @@ def eval(**options: Any) -> None:
         notice(f"stopped; {len(store.samples)} texts are kept in {folder}, the same command goes on from there")
         raise SystemExit(130)
     samples = plan.texts_of(store.samples.values())
-    summary = summarise(arms, items, samples, _meta(options, reward, judge, outcome), outcome.failed, options["at_kl"])
+    meta, kinds = _meta(options, reward, judge, outcome), kinds_of(options, arms)
+    summary = summarise(arms, items, samples, meta, outcome.failed, options["at_kl"], kinds)
     if summary["rows"]:
         click.echo(tables(summary))
     written = write_outputs(folder, summary, samples, not options["no_report"])
@@ -155,16 +180,28 @@ def _arms(options: dict[str, Any], profile: SiaConfig | None) -> list[Arm]:
     """The arms asked for; by default all that the models and options at hand allow."""
     guided = bool(options["guide_plus"])
     families = options["arms"]
-    valued = bool(model_paths({**options, **_NO_GUIDES})[1])
+    valued = bool(model_paths({**options, **NO_GUIDES})[1])
     if not families:
         families = [f for f in STANDARD if valued or f in ("off", "bon")] + ["guide"] * guided
     elif "guide" in families and not guided:
         raise ConfigError("the arm 'guide' has no model; give one with --guide-plus")
-    arms = make_arms(families, options["rates"], options["betas"], options["best_of"], options["betas_of_guides"])
+    arms = make_arms(
+        families,
+        options["rates"],
+        options["betas"],
+        options["best_of"],
+        options["betas_of_guides"],
+        options["kl_budgets"],
+        options["best_of_by"],
+    )
     if profile is not None:
         arms.append(Arm("profile", beta=profile.beta, config=profile))
     if steered := [arm.family for arm in arms if arm.steers and arm.source == "value" and not valued]:
         raise ConfigError(f"the arm '{steered[0]}' has no value model; give one with -v value.gguf, or --arms off,bon")
+    if not valued and any(arm.by_value for arm in arms):
+        raise ConfigError(
+            "--best-of-by value was given without a value model; give one with -v value.gguf, or pick by reward"
+        )
     return arms
 
 
@@ -198,51 +235,6 @@ def _rewards(options: dict[str, Any]) -> tuple[Reward, Reward | None]:
     return reward, load_reward(f"polarity:{judge}" if judge.endswith(".npz") else judge)
 
 
-_NO_GUIDES = {"guide_plus": None, "guide_minus": None, "guide_plus_prompt": None, "guide_minus_prompt": None}
-
-
-def _sources(options: dict[str, Any], source: str) -> dict[str, Any]:
-    """Options that load only this source of values."""
-    return {**options, "value": ("none",)} if source == "guide" else {**options, **_NO_GUIDES}
-
-
-def _check_sources(options: dict[str, Any], arms: list[Arm]) -> None:
-    """Refuses betas in spreads where none is known, before any text is made."""
-    if options["beta_unit"] != "spread" or not any(arm.steers and arm.source == "value" for arm in arms):
-        return
-    from ..sources import parse_specs, read_files
-
-    specs = parse_specs(model_paths(_sources(options, "value"))[1])
-    if len(specs) == 1 and specs[0].weight is None:
-        file = read_files(specs)[0]
-        if file is not None and file.spread is None:
-            raise ConfigError(
-                f"{file.path}: stores no spread, so betas cannot be counted in it; give --beta-unit raw, and find "
-                "betas with `sia-local calibrate`"
-            )
-
-
-def _fix_sources(options: dict[str, Any], arms: list[Arm], store: SampleFile) -> None:
-    """Refuses value models and guides other than the stored texts were steered with."""
-    from ..evaluation.outputs import fingerprint
-    from ..sources import Guides, parse_specs
-
-    for source in dict.fromkeys(arm.source for arm in arms if arm.steers):
-        files: list[dict[str, Any]] = []
-        for spec in parse_specs(model_paths(_sources(options, source))[1]):
-            if isinstance(spec, Guides):
-                files += [fingerprint(path) for path in (spec.plus, spec.minus) if path is not None]
-                files.append({"plus_prompt": spec.plus_prompt, "minus_prompt": spec.minus_prompt})
-            else:
-                files.append({**fingerprint(spec.path), "weight": spec.weight})
-        if store.fix(f"source {source}", files) != files:
-            names = ", ".join(file["file"] for file in files if "file" in file)
-            raise ConfigError(
-                f"'{store.path}' has texts steered by other files than {names}; choose another --out folder, or "
-                "--fresh to start over"
-            )
-
-
 def _settings(options: dict[str, Any], config: SiaConfig) -> dict[str, Any]:
     """What all texts of a folder share; a rerun with anything else is refused."""
     from dataclasses import asdict
@@ -264,7 +256,7 @@ def _meta(options: dict[str, Any], reward: Reward, judge: Reward | None, outcome
     from ..machine import cpu_name
 
     base, _ = model_paths(options)
-    _, values = model_paths(_sources(options, "value"))
+    _, values = model_paths(only(options, "value"))
     accuracy = getattr(judge, "accuracy", None)
     known = f" (right about {100 * accuracy:.0f} % of held-out sentences)" if accuracy is not None else ""
     return {

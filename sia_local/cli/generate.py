@@ -9,15 +9,8 @@ from typing import Any
 import click
 
 from ..errors import ConfigError
-from .options import (
-    config_from,
-    model_options,
-    read_text,
-    sampling_options,
-    seed_from,
-    steering_options,
-    stops_from,
-)
+from .options import model_options, sampling_options, steering_options
+from .resolve import config_from, read_text, seed_from, stops_from
 from .ways import closing_line, facts, generator_from, nudge_options, watch, way_options
 
 

@@ -13,14 +13,11 @@ import click
 from click.core import ParameterSource
 
 from ..errors import ConfigError
-from .options import model_paths, trained_context
+from .resolve import model_paths, trained_context
 
 if TYPE_CHECKING:
     from ..evaluation.run import Progress
     from ..prompts import PromptItem
-
-# What a chat template may add to a prompt, tokens.
-_TEMPLATE_ROOM = 512
 
 
 def read_items(given: str | None, default: str, limit: int | None) -> list[PromptItem]:
@@ -40,9 +37,11 @@ def sized_context(options: Mapping[str, Any], items: list[PromptItem], max_token
     """Tokens of context that any of the prompts needs at most: --ctx, or a bound by the longest."""
     if options.get("ctx"):
         return int(options["ctx"])
+    from ..rendering import TEMPLATE_ROOM
+
     # A byte-level tokenizer makes no more tokens than bytes.
     longest = max(len(item.text.encode()) for item in items)
-    return min(trained_context(model_paths(options)[0]), longest + _TEMPLATE_ROOM + max_tokens)
+    return min(trained_context(model_paths(options)[0]), longest + TEMPLATE_ROOM + max_tokens)
 
 
 def command_line(ctx: click.Context) -> str:

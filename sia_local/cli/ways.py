@@ -9,7 +9,8 @@ import click
 
 from ..config import SiaConfig
 from ..errors import ConfigError
-from .options import load_from, model_paths, together, trained_context
+from .options import together
+from .resolve import load_from, model_paths, trained_context
 
 if TYPE_CHECKING:
     from ..api import SIA
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     Generator = SIA | BestOf | Nudged
 
 F = TypeVar("F", bound=Callable[..., Any])
-# What a chat template may add to a prompt, tokens.
-_TEMPLATE_ROOM = 512
 
 
 def way_options(function: F) -> F:
@@ -76,11 +75,12 @@ def generator_from(options: Mapping[str, Any], config: SiaConfig, prompt: str | 
                                   "--best-of 8")  # fmt: skip
         return load_from(options, config)
     from ..best_of import BestOf, slots_for
+    from ..rendering import TEMPLATE_ROOM
     from ..rewards import load_reward
 
     reward = load_reward(options["reward"]) if options.get("reward") else None
     if prompt is not None and options.get("ctx") is None:
-        needed = len(prompt.encode(errors="replace")) + options["max_tokens"] + _TEMPLATE_ROOM
+        needed = len(prompt.encode(errors="replace")) + options["max_tokens"] + TEMPLATE_ROOM
         options = {**options, "ctx": min(trained_context(model_paths(options)[0]), needed)}
     sia = load_from(options, config, slots_for(n, config.k))
     try:

@@ -8,10 +8,14 @@ from dataclasses import dataclass, replace
 from ..config import SiaConfig
 from ..errors import ConfigError
 
-FAMILIES = ("off", "sparse", "dense", "random", "bon", "guide", "profile")
+FAMILIES = ("off", "sparse", "dense", "random", "bon", "kl-budget", "guide", "profile")
+PICKS = ("reward", "value")
 DEFAULT_RATES = (0.1, 0.2, 0.4, 0.8)
 DEFAULT_BETAS = (0.25, 0.5, 1.0, 2.0)  # in spreads of V
+DEFAULT_KL_BUDGETS = (0.02, 0.05, 0.1)  # nats a token
+DEFAULT_BEST_OF = (4, 16)
 USUAL_RATE = 0.2
+_BY_ENTROPY = ("sparse", "kl-budget", "guide")
 
 
 @dataclass(frozen=True)
@@ -19,9 +23,11 @@ class Arm:
     """One setting of the sampler to run all prompts through.
 
     family: how tokens are chosen for steering (`sparse` = entropy above the threshold that `rate` of the
-    unsteered base's tokens exceed; `guide` = the same with values from guides; `random` = the same rate regardless
-    of entropy). best_of: N samples a prompt, of which the reward keeps one. source: which value source to load
-    (`value` is the value model). config: overrides everything else, for arms that a user describes himself.
+    unsteered base's tokens exceed; `kl-budget` = the same, beta lowered so that steering spends at most
+    `kl_per_token` nats a token; `guide` = the same as sparse with values from guides; `random` = the same rate
+    regardless of entropy). best_of: N samples a prompt, of which one is kept, the best by `pick` (one of PICKS).
+    source: which value source to load (`value` is the value model). config: overrides everything else, for arms that
+    a user describes himself.
     """
 
     family: str
@@ -31,38 +37,60 @@ class Arm:
     source: str = "value"
     config: SiaConfig | None = None
     name: str | None = None
+    kl_per_token: float | None = None
+    pick: str = "reward"
 
     def __post_init__(self) -> None:
-        if self.family in ("sparse", "guide", "random") and (self.rate is None or not 0 < self.rate < 1):
+        if self.family in (*_BY_ENTROPY, "random") and (self.rate is None or not 0 < self.rate < 1):
             raise ConfigError(f"a {self.family} arm has the rate {self.rate}; expected a share between 0 and 1")
         if self.best_of < 1:
             raise ConfigError(f"best_of is {self.best_of}; expected 1 sample a prompt or more")
+        if self.pick not in PICKS:
+            raise ConfigError(f"the best of N is to be picked by {self.pick!r}; expected one of {', '.join(PICKS)}")
+        if self.kl_per_token is not None and not self.kl_per_token > 0:
+            raise ConfigError(f"a KL budget of {self.kl_per_token} was given; expected nats a token above 0")
 
     @property
     def steers(self) -> bool:
         return self.family not in ("off", "bon")
 
     @property
+    def by_value(self) -> bool:
+        """Whether values decide which of N texts is kept."""
+        return self.best_of > 1 and self.pick == "value"
+
+    @property
+    def uses_values(self) -> bool:
+        return self.steers or self.by_value
+
+    @property
     def by_entropy(self) -> bool:
         """Whether a threshold, which the unsteered arm's entropies give, decides what this arm steers."""
-        return self.family in ("sparse", "guide") and self.config is None
+        return self.family in _BY_ENTROPY and self.config is None
 
     @property
     def series(self) -> str:
         """Arms that differ in strength only share a series: a line in the plot, a frontier."""
-        label = self.name or {"off": "off", "bon": "best of N"}.get(self.family, self.family)
+        names = {"bon": "best of N", "kl-budget": "KL budget"}
+        label = self.name or names.get(self.family, self.family)
         if self.rate is not None:
             label += f" {100 * self.rate:g} %"
         if self.best_of > 1 and self.steers:
             label += f", best of {self.best_of}"
-        return label
+        return f"{label} by value" if self.by_value else label
+
+    @property
+    def strength(self) -> str | None:
+        """What sets this arm apart in its series, apart from beta."""
+        if self.family == "bon":
+            return f"N = {self.best_of}"
+        return None if self.kl_per_token is None else f"≤ {self.kl_per_token:g} nats/token"
 
     @property
     def label(self) -> str:
         """The arm for a reader."""
-        if self.family == "bon":
-            return f"best of {self.best_of}"
-        return f"{self.series}, beta {self.beta:g}" if self.steers else self.series
+        parts = [self.series, self.strength, f"beta {self.beta:g}" if self.steers else None]
+        return ", ".join(part for part in parts if part)
 
     @property
     def key(self) -> str:
@@ -70,7 +98,9 @@ class Arm:
         parts = [self.name or self.family]
         parts += [f"r{self.rate:g}"] if self.rate is not None else []
         parts += [f"b{self.beta:g}"] if self.steers and self.config is None else []
+        parts += [f"kl{self.kl_per_token:g}"] if self.kl_per_token is not None else []
         parts += [f"n{self.best_of}"] if self.best_of > 1 else []
+        parts += ["by-value"] if self.by_value else []
         parts += [self.source] if self.source not in ("value", self.family) else []
         return "-".join(parts)
 
@@ -80,14 +110,16 @@ class Arm:
             return self.config
         if not self.steers:
             return replace(base, gate="off")
+        budget = base.kl_per_token if self.kl_per_token is None else self.kl_per_token
+        base = replace(base, beta=self.beta, kl_per_token=budget)
         if self.family == "random":
-            return replace(base, gate="random", rate=self.rate or 0.0, beta=self.beta)
+            return replace(base, gate="random", rate=self.rate or 0.0)
         if self.family == "dense":
-            return replace(base, gate="dense", beta=self.beta)
+            return replace(base, gate="dense")
         if threshold is None:
             # Without the unsteered arm's entropies the rate can only be found online.
-            return replace(base, gate="rate", rate=self.rate or 0.0, beta=self.beta)
-        return replace(base, gate="entropy", threshold=threshold, beta=self.beta)
+            return replace(base, gate="rate", rate=self.rate or 0.0)
+        return replace(base, gate="entropy", threshold=threshold)
 
 
 def make_arms(
@@ -96,16 +128,19 @@ def make_arms(
     betas: Sequence[float] = DEFAULT_BETAS,
     best_of: Sequence[int] = (),
     guide_betas: Sequence[float] = (),
+    kl_budgets: Sequence[float] = DEFAULT_KL_BUDGETS,
+    picks: Sequence[str] = ("reward",),
 ) -> list[Arm]:
     """The arms of the standard comparison; off always comes first, since the others are measured against it.
 
     best_of: sizes N for plain Best-of-N, and the first of them for Best-of-N over the sparse arm whose rate is
-    nearest to 20 %, which is also the rate of guides. guide_betas: strengths of guides, where not `betas`.
+    nearest to 20 %, which is also the rate of guides and KL budgets; once for each of `picks`. guide_betas: strengths
+    of guides, where not `betas`. kl_budgets: nats a token; beta starts from the highest of `betas`.
     """
     for family in families:
         if family not in FAMILIES[:-1]:
             raise ConfigError(f"unknown arm '{family}'; expected some of {', '.join(FAMILIES[:-1])}")
-    if not rates and {"sparse", "random", "guide"} & set(families):
+    if not rates and {*_BY_ENTROPY, "random"} & set(families):
         raise ConfigError("no rate was given for the arms that need one; expected shares such as 0.1,0.2,0.4")
     if not betas and set(families) - {"off", "bon"}:
         raise ConfigError("no beta was given for the arms that steer; expected strengths such as 0.5,1,2")
@@ -116,10 +151,13 @@ def make_arms(
             arms += [Arm("dense", beta=beta) for beta in betas]
         elif family in ("sparse", "random"):
             arms += [Arm(family, rate=rate, beta=beta) for rate in rates for beta in betas]
+        elif family == "kl-budget":
+            arms += [Arm("kl-budget", rate=usual, beta=max(betas), kl_per_token=nats) for nats in kl_budgets]
         elif family == "guide":
             arms += [Arm("guide", rate=usual, beta=beta, source="guide") for beta in guide_betas or betas]
         elif family == "bon":
-            arms += [Arm("bon", best_of=n) for n in best_of]
-            if "sparse" in families and best_of:
-                arms += [Arm("sparse", rate=usual, beta=beta, best_of=best_of[0]) for beta in betas]
+            for pick in picks:
+                arms += [Arm("bon", best_of=n, pick=pick) for n in best_of]
+                if "sparse" in families and best_of:
+                    arms += [Arm("sparse", rate=usual, beta=beta, best_of=best_of[0], pick=pick) for beta in betas]
     return arms

@@ -13,7 +13,7 @@ from typing import Any
 from ..files import atomic_write
 from .report import eval_report, frontier_svg
 from .samples import Sample
-from .summary import equal_kl_table, findings, markdown_table
+from .tables import tables
 
 SAMPLES, SUMMARY, TABLE, FRONTIER, REPORT = "samples.jsonl", "summary.json", "table.md", "frontier.svg", "report.html"
 _END = 1 << 20
@@ -28,14 +28,6 @@ def fingerprint(path: str | os.PathLike[str]) -> dict[str, Any]:
         handle.seek(max(0, size - _END))
         digest.update(handle.read())
     return {"file": Path(path).name, "bytes": size, "sha256": digest.hexdigest()}
-
-
-def tables(summary: Mapping[str, Any]) -> str:
-    """Both tables as Markdown, with what was found and how it was measured."""
-    about = [summary.get(name) for name in ("machine", "date", "command")]
-    parts = [markdown_table(summary), equal_kl_table(summary), "\n\n".join([*findings(summary), *summary["warnings"]])]
-    parts.append(f"{about[0]}, {about[1]}: `{about[2]}`" if all(about) else "")
-    return "\n\n".join(part.strip() for part in parts if part) + "\n"
 
 
 def write_outputs(

@@ -8,9 +8,9 @@ from typing import Any
 from .. import svg
 from ..report import markup, render
 from .samples import Sample
-from .summary import equal_kl_table, findings, markdown_table
+from .tables import arm_cells, equal_compute_cells, equal_kl_cells, findings
 
-GROUPS = {"off": 0, "dense": 1, "sparse": 2, "random": 3, "bon": 4, "guide": 5, "profile": 5}
+GROUPS = {"off": 0, "sparse": 2, "dense": 1, "random": 3, "bon": 4, "kl-budget": 5, "guide": 5, "profile": 5}
 DASHES = ("none", "9 4", "5 4", "2 4")
 SHOWN_PROMPTS = 8
 FACTS = (
@@ -37,8 +37,9 @@ def eval_report(summary: Mapping[str, Any], samples: Sequence[Sample]) -> str:
         kl_chart=markup(kl_chart(summary)),
         rate_chart=markup(rate_chart),
         rate_note=rate_note,
-        equal=_cells(equal_kl_table(summary)),
-        table=_cells(markdown_table(summary)),
+        equal=equal_kl_cells(summary),
+        compute=equal_compute_cells(summary),
+        table=arm_cells(summary, full=True),
         entropy_chart=markup(_entropy_chart(summary)),
         samples=_side_by_side(summary, samples, level),
     )
@@ -60,9 +61,9 @@ def kl_chart(summary: Mapping[str, Any]) -> str:
         for row in mine:
             if row["kl"]["mean"] <= reach:
                 points.append(_point(row, "kl"))
-                strength = f"N {row['best_of']}" if row["family"] == "bon" else ""
-                strength = strength if row["beta"] is None else f"beta {row['beta']:g}"
-                notes.append(f"{strength or name}, reward {row['reward']['mean']:.3f}, KL {row['kl']['mean']:.2f}")
+                beta = None if row["beta"] is None else f"beta {row['beta']:g}"
+                strength = row["strength"] or beta or name
+                notes.append(f"{strength}, reward {row['reward']['mean']:.3f}, KL {row['kl']['mean']:.2f}")
         dash = DASHES[seen[family] % len(DASHES)]
         out.append(svg.Series(name, points, GROUPS.get(family, 5), dash, notes, bare=1 if off else 0))
     if off:
@@ -136,7 +137,7 @@ def _side_by_side(
 ) -> list[dict[str, Any]]:
     """The first prompts in the unsteered base and in one arm a family, each at about the same KL."""
     picked: list[Row] = []
-    for family in ("off", "sparse", "dense", "random", "bon", "guide", "profile"):
+    for family in GROUPS:
         mine = [row for row in summary["rows"] if row["family"] == family]
         if not mine:
             continue
@@ -153,7 +154,7 @@ def _side_by_side(
             group = [by_place.get((row["key"], prompt_id, n)) for n in range(row["best_of"])]
             there = [s for s in group if s is not None and s.reward is not None]
             if there:
-                best = max(there, key=lambda s: s.reward or 0.0)
+                best = max(there, key=lambda s: s.score(row["pick"]))
                 beta = f", beta {row['beta']:g}" if row["beta"] is not None else ""
                 judged = f", judge {best.judge:+.2f}" if best.judge is not None else ""
                 title = f"{row['series']}{beta} · reward {best.reward:+.2f}{judged}"
@@ -176,7 +177,3 @@ def _reward_label(summary: Mapping[str, Any]) -> str:
     name = summary.get("reward_name")
     return f"mean reward ({name})" if name else "mean reward"
 
-
-def _cells(table: str) -> list[list[str]]:
-    lines = [line.strip("| \n") for line in table.strip().split("\n") if line]
-    return [[cell.strip() for cell in line.split(" | ")] for index, line in enumerate(lines) if index != 1]

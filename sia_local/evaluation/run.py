@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..best_of import text_value
 from ..config import SiaConfig
 from ..errors import ConfigError, SiaError
 from ..prompts import PromptItem
@@ -22,8 +23,11 @@ from .samples import Sample, SampleFile
 if TYPE_CHECKING:
     from ..api import SIA
     from ..decode import Job
+    from ..sources import Source
 
 SCORE_BATCH = 16
+# Whole texts are valued where no text is being written; waiting for that leaves slots idle, so not too often.
+VALUE_BATCH = 64
 # What an arm decides; everything else is the same in all arms.
 _OF_ARM = ("gate", "threshold", "rate", "beta")
 
@@ -99,7 +103,8 @@ def evaluate(
                         opened = None
                     opened = arm.source, load(arm.source)
                 at = Progress(arm.label, index + 1, len(plan.arms), 0, len(todo), 0.0, None)
-                finished = _run(opened[1], plan, arm, todo, config)
+                run = _run_and_value if arm.by_value else _run
+                finished = run(opened[1], plan, arm, todo, config)
                 _collect(finished, store, reward, judge, lambda s, at=at: report(clock.tick(at, s)))  # type: ignore[misc]
             except Exception as error:  # whatever broke this arm, the others are still worth having
                 sentence = str(error) if isinstance(error, SiaError) else f"{type(error).__name__}: {error}"
@@ -134,7 +139,8 @@ def _fixed_config(arm: Arm, plan: Plan, store: SampleFile, outcome: Outcome) -> 
         threshold = store.fix(f"threshold {arm.rate:g}", float(np.quantile(entropies, 1 - arm.rate)))
         outcome.thresholds[arm.rate] = threshold
     config = arm.make_config(plan.config, threshold)
-    made = {name: value for name, value in config_dict(config).items() if arm.config is not None or name in _OF_ARM}
+    own = _OF_ARM if arm.kl_per_token is None else (*_OF_ARM, "kl_per_token")
+    made = {name: value for name, value in config_dict(config).items() if arm.config is not None or name in own}
     if not arm.steers:
         made = {"gate": config.gate}
     if store.fix(arm.key, made) != json.loads(json.dumps(made)):
@@ -179,13 +185,32 @@ def _run(
         text.nll -= step.logprob
         if step.finish != "eog":
             text.tokens.append(step.token)
+        else:
+            text.end = step.token
         if keep_entropies:
-            text.entropies = [*(text.entropies or ()), round(step.entropy, 4)]
+            text.entropies = text.entropies or []
+            text.entropies.append(round(step.entropy, 4))
         if step.finish:
             now = time.perf_counter()
             text.finish, text.seconds = step.finish, now - since
             since = now
             yield open_texts.pop(step.job)
+
+
+def _run_and_value(
+    sia: SIA, plan: Plan, arm: Arm, todo: Sequence[tuple[PromptItem, int]], config: SiaConfig
+) -> Iterator[Sample]:
+    """As `_run`, each text with its value as the source of values means it."""
+    source: Source | None = sia.value
+    assert source is not None
+    for at in range(0, len(todo), VALUE_BATCH):
+        for text in list(_run(sia, plan, arm, todo[at : at + VALUE_BATCH], config)):
+            started = time.perf_counter()
+            # The stop token counts: value models are trained with it behind the text.
+            tokens = text.tokens if text.end is None else [*text.tokens, text.end]
+            text.value = text_value(source, 0, sia.prompt(text.prompt, plan.raw), tokens)
+            text.seconds += time.perf_counter() - started
+            yield text
 
 
 def _collect(

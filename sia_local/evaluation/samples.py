@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -16,10 +17,11 @@ from ..errors import ConfigError, DataError
 class Sample:
     """One text of one arm. KL and nll (under the base) in nats, summed over the steps.
 
-    sample counts the texts of a prompt from 0. kl: from the base; kl_truncation: its part due to cutting to the
-    candidates; kl_steering: from the same text's steps without values. flips: junctions where steering changed the
-    likeliest token; values_asked: candidates scored; seconds: wall time since the text that finished before.
-    entropies (nats) are kept for the unsteered arm only.
+    sample counts the texts of a prompt from 0. end: the stop token that ended it, which `tokens` leaves out. kl: from
+    the base; kl_truncation: its part due to cutting to the candidates; kl_steering: from the same text's steps without
+    values. flips: junctions where steering changed the likeliest token; values_asked: candidates scored; seconds: wall
+    time since the text that finished before. value: of the whole text, reward units, in arms that keep the best by
+    value. entropies (nats) are kept for the unsteered arm only.
     """
 
     arm: str
@@ -28,6 +30,7 @@ class Sample:
     prompt: str
     response: str = ""
     tokens: list[int] = field(default_factory=list)
+    end: int | None = None
     finish: str | None = None
     steps: int = 0
     junctions: int = 0
@@ -40,11 +43,17 @@ class Sample:
     seconds: float = 0.0
     reward: float | None = None
     judge: float | None = None
+    value: float | None = None
     entropies: list[float] | None = None
 
     @property
     def place(self) -> tuple[str, str, int]:
         return self.arm, self.prompt_id, self.sample
+
+    def score(self, pick: str) -> float:
+        """What the best of N is picked by (`reward` or `value`), -inf where it is not known."""
+        score = self.value if pick == "value" else self.reward
+        return -math.inf if score is None else score
 
 
 class SampleFile:

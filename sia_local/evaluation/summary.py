@@ -15,6 +15,7 @@ import numpy as np
 from ..files import atomic_write
 from ..prompts import PromptItem
 from .arms import Arm
+from .cost import USUAL_KINDS, equal_compute, rows_of
 from .metrics import (
     Frontier,
     Interval,
@@ -40,12 +41,14 @@ def summarise(
     meta: Mapping[str, Any],
     failed: Mapping[str, str] | None = None,
     at_kl: Sequence[float] = (),
+    kinds: Mapping[str, Sequence[str]] = USUAL_KINDS,
 ) -> dict[str, Any]:
     """The summary as JSON data. Rows keep the arms' order; arms without samples appear under `failed` only.
 
     Intervals are over prompts; a prompt's samples are averaged first. Arms are compared on the prompts that
     all of them finished. KL of a text: what steering spent (without truncation to the candidates), plus the
-    bound log N − (N − 1)/N where the best of N was kept.
+    bound log N − (N − 1)/N where the best of N was kept. kinds: the models behind a source of values, see
+    cost.value_rows.
     """
     failed = dict(failed or {})
     ids = [item.id for item in prompts]
@@ -53,7 +56,7 @@ def summarise(
     everything: dict[str, list[Sample]] = {}
     for arm in arms:
         mine = [s for s in samples if s.arm == arm.key and s.reward is not None]
-        chosen = _winners(mine, arm.best_of)
+        chosen = winners(mine, arm)
         if chosen and arm.key not in failed:
             kept[arm.key], everything[arm.key] = chosen, mine
     common = [i for i in ids if all(i in chosen for chosen in kept.values())]
@@ -65,7 +68,8 @@ def summarise(
             continue
         texts = {i: kept[arm.key][i] for i in common}
         bound = bon_kl_bound(arm.best_of) if arm.best_of > 1 else 0.0
-        rows.append(_row(arm, texts, everything[arm.key], reference, bound))
+        made = [s for s in everything[arm.key] if s.prompt_id in texts]
+        rows.append(_row(arm, texts, made, reference, bound) | rows_of(arm, made, kinds))
         kl, reward = _means(texts, "kl_steering") + bound, _means(texts, "reward")
         frontiers.setdefault(arm.series, []).append((float(kl.mean()), kl, reward))
     start = frontiers.pop("off", [])
@@ -80,22 +84,23 @@ def summarise(
         "prompts": len(common),
         "rows": rows,
         "equal_kl": _equal_kl(curves, at_kl),
+        "equal_compute": equal_compute(rows),
         "entropy": _entropy(off),
         "failed": failed,
         "warnings": _warnings(len(common), len(ids)),
     }
 
 
-def _winners(samples: Sequence[Sample], best_of: int) -> dict[str, list[Sample]]:
-    """Texts by prompt; of every whole group of N samples the one with the best reward."""
+def winners(samples: Sequence[Sample], arm: Arm) -> dict[str, list[Sample]]:
+    """Texts of an arm by prompt; of every whole group of N samples the best by the arm's pick."""
     groups: dict[tuple[str, int], list[Sample]] = {}
     for sample in sorted(samples, key=lambda s: s.sample):
-        groups.setdefault((sample.prompt_id, sample.sample // best_of), []).append(sample)
-    winners: dict[str, list[Sample]] = {}
+        groups.setdefault((sample.prompt_id, sample.sample // arm.best_of), []).append(sample)
+    out: dict[str, list[Sample]] = {}
     for (prompt_id, _), group in groups.items():
-        if len(group) == best_of:
-            winners.setdefault(prompt_id, []).append(max(group, key=lambda s: s.reward or 0.0))
-    return winners
+        if len(group) == arm.best_of:
+            out.setdefault(prompt_id, []).append(max(group, key=lambda s: s.score(arm.pick)))
+    return out
 
 
 def _means(texts: Mapping[str, Sequence[Sample]], name: str) -> np.ndarray:
@@ -120,7 +125,10 @@ def _row(
         "family": arm.family,
         "rate": arm.rate,
         "beta": arm.beta if arm.steers and arm.config is None else None,
+        "kl_budget": arm.kl_per_token,
+        "strength": arm.strength,
         "best_of": arm.best_of,
+        "pick": arm.pick,
         "n": len(texts),
         "reward": asdict(bootstrap_mean(_means(texts, "reward"))),
         "junction_rate": junctions / steps,
@@ -204,78 +212,11 @@ def _warnings(common: int, asked: int) -> list[str]:
     return out
 
 
-def findings(summary: Mapping[str, Any]) -> list[str]:
-    """What the comparison says, in a sentence: each family's share of dense's lift at the middle equal KL."""
-    levels = [level for level in summary["equal_kl"] if any(e["share"] for e in level["series"].values())]
-    if not levels:
-        return []
-    level = max(levels, key=lambda one: (sum(bool(e["share"]) for e in one["series"].values()), one["kl"]))
-    kept: dict[str, dict[float, str]] = {}
-    for row in summary["rows"]:
-        share = level["series"].get(row["series"], {}).get("share")
-        if share and row["rate"] and row["best_of"] == 1:
-            kept.setdefault(row["family"], {})[row["rate"]] = _percent(share)
-    parts = [
-        f"{family} keeps " + ", ".join(f"{share} at rate {rate:g}" for rate, share in shares.items())
-        for family, shares in kept.items()
-    ]
-    return [f"At the same KL of {level['kl']:.1f} nats a text, of dense steering's lift {'; '.join(parts)}."]
-
-
-def _percent(share: Mapping[str, float]) -> str:
-    return f"{100 * share['mean']:.0f} % [{100 * share['low']:.0f}, {100 * share['high']:.0f}]"
-
-
-def markdown_table(summary: Mapping[str, Any]) -> str:
-    """The rows as a Markdown table: intervals as ±, KL per text in nats."""
-    judge = any("judge" in row for row in summary["rows"])
-    beta_name = "beta (spreads)" if summary.get("beta_unit") == "spread" else "beta"
-    header = ["arm", beta_name, "reward", "Δ to off", *(["judge"] if judge else []), "steered", "KL (nats)"]
-    header += ["cut (nats)", "ppl", "distinct-1/2/3", "repeats", "tokens", "flips", "values/token", "tokens/s"]
-    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    for row in summary["rows"]:
-        beta = "–" if row["beta"] is None else f"{row['beta']:g}"
-        size = f" (N = {row['best_of']})" if row["family"] == "bon" else ""
-        cells = [row["series"] + size, beta, _plus_minus(row["reward"]), _plus_minus(row.get("difference"))]
-        cells += [_plus_minus(row.get("judge"))] if judge else []
-        cells += [f"{100 * row['junction_rate']:.0f} %", f"{row['kl']['mean']:.2f}", f"{row['kl_truncation']:.2f}"]
-        cells += [f"{row['perplexity']:.2f}"]
-        cells += ["/".join(f"{row[f'distinct_{n}']:.3f}" for n in (1, 2, 3)), f"{100 * row['repetition']:.1f} %"]
-        cells += [f"{row['tokens']:.0f}", f"{100 * row['flips']:.0f} %", f"{row['values_per_token']:.2f}"]
-        cells += [f"{row['tokens_per_second'] or 0:.0f}"]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def equal_kl_table(summary: Mapping[str, Any]) -> str:
-    """Reward and share of dense's lift at equal KL as a Markdown table, empty when nothing is comparable."""
-    levels = summary["equal_kl"]
-    names = list(dict.fromkeys(name for level in levels for name in level["series"]))
-    if not names:
-        return ""
-    lines = ["| at equal KL | " + " | ".join(f"{level['kl']:.1f} nats" for level in levels) + " |"]
-    lines.append("|---|" + "---|" * len(levels))
-    for name in names:
-        cells = []
-        for level in levels:
-            entry = level["series"].get(name)
-            share = f" ({_percent(entry['share'])})" if entry and entry["share"] else ""
-            cells.append(f"{entry['reward']['mean']:.3f}{share}" if entry else "–")
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def _plus_minus(interval: Mapping[str, float] | None) -> str:
-    if interval is None:
-        return "–"
-    return f"{interval['mean']:.3f} ± {(interval['high'] - interval['low']) / 2:.3f}"
-
-
 def write_alpaca(path: str | os.PathLike[str], samples: Sequence[Sample], arm: Arm, generator: str) -> None:
     """AlpacaEval's `model_outputs.json`: one object a prompt with `instruction`, `output` and `generator`."""
     outputs = [
         {"instruction": group[0].prompt, "output": group[0].response, "generator": generator}
-        for group in _winners([s for s in samples if s.arm == arm.key], arm.best_of).values()
+        for group in winners([s for s in samples if s.arm == arm.key], arm).values()
     ]
     with atomic_write(path) as handle:
         json.dump(outputs, handle, ensure_ascii=False, indent=1)
