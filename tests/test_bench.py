@@ -29,7 +29,7 @@ from sia_local.cli import main
 from sia_local.config import SiaConfig
 from sia_local.errors import ConfigError
 from sia_local.gates import Moment, make_gate
-from sia_local.runtime import GgufMetadata, Model
+from sia_local.runtime import Context, ContextOptions, GgufMetadata, Model
 
 KINDS = ("value", "lean", "adapter", "head")
 
@@ -184,6 +184,7 @@ def test_an_arm_that_cannot_be_loaded_does_not_lose_the_others(base: Path, folde
         ({"repetitions": 0}, "at least 1"),
         ({"sequences": (0,)}, "sequences"),
         ({"k": (10, 1)}, "candidates"),
+        ({"type_v": "f13"}, "unknown KV cache type 'f13'"),
     ],
 )
 def test_options_are_checked(over: dict[str, Any], says: str) -> None:
@@ -192,12 +193,30 @@ def test_options_are_checked(over: dict[str, Any], says: str) -> None:
 
 
 def test_fresh_processes_tell_time_and_memory(base: Path, values: tuple[Path, ...]) -> None:
-    plain, adapter = measure_cold(base, [values[2]], 64, 1, 0, 1)
+    options = BenchOptions(base, (values[2],), tokens=(8,), depths=(8,), n_threads=1, type_k="q8_0")
+    plain, adapter = measure_cold(options, 1)
     assert isinstance(plain, ColdRow) and plain.ours.seconds > 0 and plain.rival is not None
     assert plain.ours.peak_mb is None or plain.ours.peak_mb > 10
-    assert adapter.expected_mb == pytest.approx(values[2].stat().st_size / 1e6 + kv_cache_mb(base, 74))
-    # 2 layers, 2 kv heads of 64, keys and values of two bytes
-    assert kv_cache_mb(base, 100) == 2 * 2 * 64 * 2 * 2 * 100 / 1e6
+    # 2 layers, 2 kv heads of 64; keys of 34 bytes in 32 numbers, values of two bytes each
+    kv = 2 * 2 * (64 / 32 * 34 + 64 * 2) * 256 / 1e6
+    assert adapter.expected_mb == pytest.approx(values[2].stat().st_size / 1e6 + kv)
+
+
+@pytest.mark.parametrize("cells", [1, 256, 257])
+def test_a_kv_cache_has_the_cells_llama_cpp_makes(base: Path, cells: int) -> None:
+    with Model(base) as model, Context(model, ContextOptions(n_ctx=cells)) as context:
+        assert kv_cache_mb(base, cells) == pytest.approx(2 * 2 * 64 * 2 * 2 * context.n_ctx / 1e6)
+
+
+def test_the_rival_gets_the_same_kv_cache_and_attention() -> None:
+    from sia_local.bench.rival import llama_options
+
+    def flash(**over: Any) -> bool:
+        return bool(llama_options(BenchOptions(Path("x.gguf"), **over))["flash_attn"])
+
+    assert llama_options(BenchOptions(Path("x.gguf"), type_k="q8_0"))["type_k"] == 8
+    assert not flash() and flash(type_v="q8_0") and flash(n_gpu_layers=-1) and flash(flash_attention="on")
+    assert not flash(n_gpu_layers=-1, flash_attention="off")
 
 
 def test_the_command_prints_each_format(folder: Path, base: Path, values: tuple[Path, ...]) -> None:

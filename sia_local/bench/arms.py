@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from statistics import fmean, stdev
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from ..decode import Prompt
 from ..errors import ConfigError
 from ..value import ValueModel
 from .replay import Recorder
+
+if TYPE_CHECKING:
+    from .run import BenchOptions
 
 RIVAL = "llama-cpp-python"
 UNSTEERED = "unsteered"
@@ -178,10 +181,10 @@ class RivalArm:
 
     label, placement, value_size, rate, k, sequences = f"{RIVAL} generate", "-", None, None, None, 1
 
-    def __init__(self, model: Path, n_ctx: int, n_threads: int, n_gpu_layers: int, n_vocab: int):
-        from .rival import Rival
+    def __init__(self, options: BenchOptions, n_vocab: int):
+        from .rival import Rival, llama_options
 
-        self._rival = Rival(model, n_ctx, n_threads, n_gpu_layers)
+        self._rival = Rival(options.model, llama_options(options))
         self._rng, self._n_vocab = np.random.default_rng(0), n_vocab
 
     def prepare(self, test: Workload) -> None:

@@ -6,6 +6,8 @@ the peak of the new one.
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import subprocess
 import sys
@@ -14,13 +16,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import TYPE_CHECKING
 
+from ..api import DEFAULT_CANDIDATES
 from ..errors import SiaError
 from ..gguf_keys import KIND, LAYOUT
-from ..runtime import GgufMetadata
+from ..runtime import KV_TYPES, GgufMetadata, row_bytes
 
-_KV_BYTES = {"f32": 4.0, "f16": 2.0, "q8_0": 34 / 32, "q5_1": 24 / 32, "q5_0": 22 / 32, "q4_1": 20 / 32}
-_KV_BYTES |= {"q4_0": 18 / 32}
+if TYPE_CHECKING:
+    from .run import BenchOptions
+
+_CELLS = 256  # llama.cpp rounds the cells of a KV cache up to a multiple of this
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,8 @@ def spawn(command: Sequence[str]) -> Cold:
         peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
     seconds = time.perf_counter() - started
     if code != 0:
-        raise SiaError(f"a measured process ended with {code}: {said.strip().splitlines()[-1:] or ''}")
+        last = said.strip().splitlines()[-1:] or ["it said nothing"]
+        raise SiaError(f"a measured process ended with {code}: {last[0]}")
     return Cold(seconds, peak)
 
 
@@ -69,7 +76,7 @@ def repeat(command: Sequence[str], n: int) -> Cold:
 
 
 def kv_cache_mb(model: Path, cells: int, type_k: str = "f16", type_v: str = "f16") -> float:
-    """MB of a KV cache of `cells` tokens for this model, from its metadata."""
+    """MB of a KV cache for at least `cells` tokens of this model, from its metadata."""
     with GgufMetadata(model) as meta:
         arch = meta.get("general.architecture")
         heads = int(meta.get(f"{arch}.attention.head_count"))
@@ -78,35 +85,40 @@ def kv_cache_mb(model: Path, cells: int, type_k: str = "f16", type_v: str = "f16
         key = int(meta.get(f"{arch}.attention.key_length", width))
         value = int(meta.get(f"{arch}.attention.value_length", width))
         layers = int(meta.get(f"{arch}.block_count"))
-    return layers * kv_heads * cells * (key * _KV_BYTES[type_k] + value * _KV_BYTES[type_v]) / 1e6
+    a_cell = row_bytes(KV_TYPES[type_k], kv_heads * key) + row_bytes(KV_TYPES[type_v], kv_heads * value)
+    return layers * a_cell * math.ceil(cells / _CELLS) * _CELLS / 1e6
 
 
-def measure_cold(
-    model: Path, values: Sequence[Path], n_ctx: int, n_threads: int, n_gpu_layers: int, n: int
-) -> list[ColdRow]:
-    """One row unsteered and one for each value file. `added_mb` is memory over the unsteered process."""
-    from .rival import STARTUP_SCRIPT
+def measure_cold(options: BenchOptions, n: int) -> list[ColdRow]:
+    """One row unsteered and one for each value file, n processes each; the models, context, threads and KV cache of
+    `options`. `added_mb` is memory over the unsteered process."""
+    from .rival import STARTUP_SCRIPT, llama_options
+
+    model = options.model
 
     def rival(*paths: Path) -> Cold:
-        return repeat([sys.executable, "-c", STARTUP_SCRIPT, str(n_ctx), str(n_threads), *map(str, paths)], n)
+        command = [sys.executable, "-c", STARTUP_SCRIPT, json.dumps(llama_options(options))]
+        return repeat([*command, *map(str, paths)], n)
 
     def ours(value: Path | None) -> Cold:
         command = [sys.executable, "-m", "sia_local", "generate", "-p", "Hello", "--raw", "-n", "1"]
         command += ["-m", str(model), "-v", str(value or "none"), "--gate", "dense" if value else "off"]
-        command += ["--ctx", str(n_ctx), "--threads", str(n_threads), "--n-gpu-layers", str(n_gpu_layers)]
-        return repeat(command, n)
+        command += ["--ctx", str(options.n_ctx), "--threads", str(options.threads)]
+        command += ["--n-gpu-layers", str(options.n_gpu_layers), "--flash-attention", options.flash_attention]
+        return repeat([*command, "--kv-type-k", options.type_k, "--kv-type-v", options.type_v], n)
 
     plain = ours(None)
     alone = rival(model)
     rows = [ColdRow("unsteered", plain, alone)]
-    for value in values:
+    for value in options.values:
         with GgufMetadata(value) as meta:
             kind, layout = meta.get(KIND, "value"), meta.get(LAYOUT, "merged")
         cold = ours(value)
         added = None if cold.peak_mb is None or plain.peak_mb is None else cold.peak_mb - plain.peak_mb
         expected = None
         if kind == "value-adapter":
-            expected = value.stat().st_size / 1e6 + kv_cache_mb(model, n_ctx + 10)
+            cells = options.n_ctx + DEFAULT_CANDIDATES
+            expected = value.stat().st_size / 1e6 + kv_cache_mb(model, cells, options.type_k, options.type_v)
         same_files = rival(model, value) if (kind, layout) == ("value", "merged") else None
         rows.append(ColdRow(value.name, cold, same_files, added, expected))
     return rows

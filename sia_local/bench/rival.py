@@ -7,36 +7,49 @@ but `bench` imports it, and it uses the public class `Llama` and none of the str
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from llama_cpp import Llama
+
+from ..runtime import KV_TYPES
+
+if TYPE_CHECKING:
+    from .run import BenchOptions
 
 # Prints nothing; loads what it is given and samples one token of the first: the start-up to compare with.
 STARTUP_SCRIPT = """
-import sys
+import json, sys
 from llama_cpp import Llama
-n_ctx, n_threads, *paths = sys.argv[1:]
-loaded = [Llama(p, n_ctx=int(n_ctx), n_threads=int(n_threads), verbose=False) for p in paths]
+options, *paths = sys.argv[1:]
+loaded = [Llama(p, verbose=False, **json.loads(options)) for p in paths]
 tokens = loaded[0].tokenize(b"Hello", add_bos=False)
 next(loaded[0].generate(tokens, top_k=10, top_p=1.0, min_p=0.0, temp=1.0))
 """
 
 
+def llama_options(options: BenchOptions) -> dict[str, Any]:
+    """Arguments of `Llama` that mean the same as the benchmark's own."""
+    quantized = options.type_v not in ("f16", "f32")
+    return {
+        "n_ctx": options.n_ctx,
+        "n_batch": 512,
+        "n_threads": options.threads,
+        "n_threads_batch": options.threads,
+        "n_gpu_layers": options.n_gpu_layers,
+        "type_k": KV_TYPES[options.type_k],
+        "type_v": KV_TYPES[options.type_v],
+        # `Llama` knows no `auto`.
+        "flash_attn": {"on": True, "off": False}.get(options.flash_attention, quantized or options.n_gpu_layers != 0),
+    }
+
+
 class Rival:
     """`Llama.generate` at temperature 1 over the top ten, which is as little sampling work as it can be asked."""
 
-    def __init__(self, path: Path, n_ctx: int, n_threads: int, n_gpu_layers: int = 0, flash_attention: bool = False):
-        self._llama = Llama(
-            str(path),
-            n_ctx=n_ctx,
-            n_batch=512,
-            n_threads=n_threads,
-            n_threads_batch=n_threads,
-            n_gpu_layers=n_gpu_layers,
-            flash_attn=flash_attention,
-            verbose=False,
-        )
+    def __init__(self, path: Path, options: Mapping[str, Any]):
+        self._llama = Llama(str(path), verbose=False, **options)
 
     def generate(self, prompt: Sequence[int], n: int) -> float:
         """Seconds for n tokens after the prompt; the part of it seen in the last call is not read again."""

@@ -67,6 +67,7 @@ class BenchOptions:
             raise ConfigError(f"repetitions is {self.repetitions}; expected at least 1")
         if any(not 2 <= k <= 255 for k in self.k):
             raise ConfigError(f"k is {self.k}; expected 2 to 255 candidates")
+        ContextOptions(type_k=self.type_k, type_v=self.type_v, flash_attention=self.flash_attention)
 
     @property
     def n_ctx(self) -> int:
@@ -158,8 +159,7 @@ class Bench:
             self.failed.append(f"{what}: {error}")
 
     def _rival(self) -> list[RivalArm]:
-        o = self.options
-        return [RivalArm(o.model, o.n_ctx, o.threads, o.n_gpu_layers, self.model.n_vocab)]
+        return [RivalArm(self.options, self.model.n_vocab)]
 
     def _plain(self, slots: int) -> list[Arm]:
         sia, k = self._load(None, slots, 0), max(self.options.k, default=DEFAULT_CANDIDATES)

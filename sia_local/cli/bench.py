@@ -85,7 +85,7 @@ def bench(**options: Any) -> None:
     cold = []
     if options["startup"] > 0:
         _say("start-up and memory, in fresh processes")
-        cold = measure_cold(model, values, asked.n_ctx, asked.threads, asked.n_gpu_layers, options["startup"])
+        cold = measure_cold(asked, options["startup"])
     with Bench(asked, _say) as made:
         made.build()
         rows, about = made.measure(), setting(asked, made.model)
