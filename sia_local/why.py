@@ -36,7 +36,7 @@ def overview(
         "",
         *_fitting(rows, width),
         "",
-        f"/why {n} shows every candidate of junction {n}.",
+        f"/why {n} shows every candidate of junction {n}, /report page.html all of them.",
     ]
     return "\n".join(lines)
 
@@ -64,8 +64,8 @@ def detail(steps: Sequence[Step], number: int, config: SiaConfig, text: TokenTex
     if step.token not in c.ids:
         rows.append(["→", shown(text(step.token)), "", "", ""])
     lines = [
-        f"Junction {number}, after “{_before(steps[:at])}”: entropy {step.entropy:.2f} nats, "
-        f"beta {step.beta:.3g}, KL {step.kl:.3f} nats",
+        f"Junction {number}, after “{_before(steps[:at])}”",
+        f"entropy {step.entropy:.2f} nats, beta {step.beta:.3g}, KL {step.kl:.3f} nats",
         "",
         *_table(["", "candidate", "base alone", "value", "steered"], rows, right=(2, 3, 4)),
     ]
@@ -76,8 +76,10 @@ def detail(steps: Sequence[Step], number: int, config: SiaConfig, text: TokenTex
 
 
 def shown(text: str) -> str:
-    """A token's text on one line: without its leading space, line breaks as ⏎, shortened."""
+    """A token's text on one line: without its leading space, line breaks as ⏎, shortened; signs in quotes."""
     text = _one_line(text).strip() or "␣"
+    if not any(c.isalnum() for c in text):
+        text = f"“{text}”"
     return text if len(text) <= _WIDEST else text[: _WIDEST - 1] + "…"
 
 

@@ -88,9 +88,10 @@ and steering made the better ones likelier. At 1 (*) it changed the favourite.
   #   after  base wanted  values said             chosen  its chance
   1*  the    sad 60 %     happy +0.81, sad -0.35  happy   40 % → 80 %
 
-/why 1 shows every candidate of junction 1.
+/why 1 shows every candidate of junction 1, /report page.html all of them.
 > /why 1
-Junction 1, after “the”: entropy 1.25 nats, beta 2, KL 0.200 nats
+Junction 1, after “the”
+entropy 1.25 nats, beta 2, KL 0.200 nats
 
      candidate  base alone   value  steered
      sad              60 %  -0.350     20 %
@@ -100,19 +101,19 @@ steered is base alone × e^(beta · value), scaled to 100 %; → was drawn.
 > /why 2
 there is no junction 2; the last answer has 1 to 1
 > /sia off
-steering off; /sia on: gate entropy, threshold 1.0, beta 2, candidates 10, temperature 1.0
+steering off; /sia on: gate entropy, threshold 1, beta 2, candidates 10, temperature 1
 > Another
  the happy dog .
 > /why
 the last answer was not steered: steering is off (/sia on)
 > /sia on
-steering on: gate entropy, threshold 1.0, beta 2, candidates 10, temperature 1.0
+steering on: gate entropy, threshold 1, beta 2, candidates 10, temperature 1
 > /beta -3
-steering on: gate entropy, threshold 1.0, beta -3, candidates 10, temperature 1.0
+steering on: gate entropy, threshold 1, beta -3, candidates 10, temperature 1
 > /rate 0,4
-steering on: gate rate, rate 0.4, beta -3, candidates 10, temperature 1.0
+steering on: gate rate, rate 0.4, beta -3, candidates 10, temperature 1
 > /threshold 1.5
-steering on: gate entropy, threshold 1.5, beta -3, candidates 10, temperature 1.0
+steering on: gate entropy, threshold 1.5, beta -3, candidates 10, temperature 1
 > /beta much
 Error: /beta takes a number, 'much' was given
 > /beta kind 2

@@ -190,7 +190,8 @@ class Commands:
         if config.gate == "off":
             return "steering off"
         facts = trace.report_facts(config)
-        listed = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in facts.items())
+        shown = {name: f"{x:.3g}" if isinstance(x, float) else x for name, x in facts.items()}
+        listed = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in shown.items())
         return f"steering on: {listed}" if self.session.steering else f"steering off; /sia on: {listed}"
 
     def _set_number(self, rest: str, name: str, fields: Callable[[float], dict[str, Any]]) -> Reply:
