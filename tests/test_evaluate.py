@@ -263,7 +263,7 @@ def test_arms_of_equal_compute_stand_side_by_side() -> None:
     assert equal_compute([rows[0], rows[1]]) == []
     cells = equal_compute_cells({"equal_compute": found})
     assert cells[0] == ["at equal compute", "about 320 rows/text", "about 1232 rows/text"]
-    assert cells[2] == ["sparse", "0.800 ± 0.000 at KL 2.0 (sparse 20 %, beta 2, 300 rows)", "–"]
+    assert cells[2] == ["sparse", "0.800 ± 0.000, KL 2.0 (sparse 20 %, beta 2, 300 rows)", "–"]
 
 
 def test_only_prompts_that_every_arm_finished_are_compared() -> None:

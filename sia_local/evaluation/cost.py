@@ -17,7 +17,7 @@ from .samples import Sample
 USUAL_KINDS: Mapping[str, Sequence[str]] = {"value": ("value",), "guide": ("guide",)}
 # Costs that differ by less count as one, and beyond the second factor nothing is called equal.
 _SAME, _NEAR = 1.25, 1.5
-_KEPT = ("key", "series", "strength", "beta", "kl_budget", "reward", "kl", "base_rows", "value_rows")
+_KEPT = ("key", "series", "strength", "beta", "kl_budget", "reward", "judge", "kl", "base_rows", "value_rows")
 
 Row = Mapping[str, Any]
 
@@ -72,7 +72,7 @@ def equal_compute(rows: Sequence[Row]) -> list[dict[str, Any]]:
     for level in _levels(sorted(row_count(row) for row in rows if row["best_of"] > 1)):
         found = {way: near for way, mine in ways.items() if (near := _nearest(mine, level)) is not None}
         if len(found) > 1:
-            out.append({"rows": level, "ways": {way: {n: row[n] for n in _KEPT} for way, row in found.items()}})
+            out.append({"rows": level, "ways": {way: {n: row.get(n) for n in _KEPT} for way, row in found.items()}})
     return out
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from .. import svg
 from ..report import markup, render
 from .samples import Sample
-from .tables import arm_cells, equal_compute_cells, equal_kl_cells, findings
+from .tables import arm_cells, equal_compute_cells, equal_kl_cells, findings, picking
 
 GROUPS = {"off": 0, "sparse": 2, "dense": 1, "random": 3, "bon": 4, "kl-budget": 5, "guide": 5, "profile": 5}
 DASHES = ("none", "9 4", "5 4", "2 4")
@@ -39,6 +39,7 @@ def eval_report(summary: Mapping[str, Any], samples: Sequence[Sample]) -> str:
         rate_note=rate_note,
         equal=equal_kl_cells(summary),
         compute=equal_compute_cells(summary),
+        picking=picking(summary),
         table=arm_cells(summary, full=True),
         entropy_chart=markup(_entropy_chart(summary)),
         samples=_side_by_side(summary, samples, level),

@@ -65,16 +65,18 @@ def equal_compute_cells(summary: Mapping[str, Any]) -> Cells:
         return []
     cells = [["at equal compute", *(f"about {level['rows']:.0f} rows/text" for level in levels)]]
     for name in names:
-        cells.append([name, *(_spent(level["ways"].get(name)) for level in levels)])
+        cells.append([name, *(_spent(name, level["ways"].get(name)) for level in levels)])
     return cells
 
 
-def _spent(row: Row | None) -> str:
+def _spent(way: str, row: Row | None) -> str:
     if row is None:
         return "–"
+    series = "" if row["series"] == way else row["series"]
     beta = f"beta {_beta(row)}" if _beta(row) else ""
-    which = ", ".join(part for part in (row["series"], row["strength"], beta, f"{row_count(row):.0f} rows") if part)
-    return f"{_plus_minus(row['reward'])} at KL {row['kl']['mean']:.1f} ({which})"
+    which = ", ".join(part for part in (series, row["strength"], beta, f"{row_count(row):.0f} rows") if part)
+    judge = f", judge {row['judge']['mean']:.3f}" if row.get("judge") else ""
+    return f"{_plus_minus(row['reward'])}{judge}, KL {row['kl']['mean']:.1f} ({which})"
 
 
 def markdown(cells: Cells) -> str:
@@ -103,6 +105,16 @@ def findings(summary: Mapping[str, Any]) -> list[str]:
     return [f"At the same KL of {level['kl']:.1f} nats a text, of dense steering's lift {'; '.join(parts)}."]
 
 
+def picking(summary: Mapping[str, Any]) -> str:
+    """What a reader must know of arms that keep the best by the reward; nothing where there is none."""
+    if not any(row["best_of"] > 1 and row["pick"] == "reward" for row in summary["rows"]):
+        return ""
+    return (
+        "A best of N is picked by the reward that it is measured with, which flatters it, unless it says `by value`; the "
+        "second judge had no say."
+    )
+
+
 def row_name(row: Row) -> str:
     """The arm of a summary's row, without its beta."""
     return f"{row['series']} ({row['strength']})" if row["strength"] else str(row["series"])
@@ -113,7 +125,8 @@ def tables(summary: Mapping[str, Any]) -> str:
     about = [summary.get(name) for name in ("machine", "date", "command")]
     sentences: Sequence[str] = [*findings(summary), *summary["warnings"]]
     parts = [markdown(arm_cells(summary)), NOTE if summary["rows"] else ""]
-    parts += [markdown(equal_kl_cells(summary)), markdown(equal_compute_cells(summary)), "\n\n".join(sentences)]
+    parts += [markdown(equal_kl_cells(summary)), markdown(equal_compute_cells(summary)), picking(summary)]
+    parts.append("\n\n".join(sentences))
     parts.append(f"{about[0]}, {about[1]}: `{about[2]}`" if all(about) else "")
     return "\n\n".join(part.strip() for part in parts if part) + "\n"
 
