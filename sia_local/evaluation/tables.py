@@ -110,8 +110,8 @@ def picking(summary: Mapping[str, Any]) -> str:
     if not any(row["best_of"] > 1 and row["pick"] == "reward" for row in summary["rows"]):
         return ""
     return (
-        "A best of N is picked by the reward that it is measured with, which flatters it, unless it says `by value`; the "
-        "second judge had no say."
+        "A best of N is picked by the reward that it is measured with, which flatters it, unless it says `by value`; "
+        "the second judge had no say."
     )
 
 
