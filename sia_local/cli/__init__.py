@@ -22,5 +22,5 @@ def main() -> None:
     """Sparse inference-time alignment on llama.cpp.
 
     A quantized value model steers a quantized base model where the base is unsure of its next word. Without
-    -m and -v the models in models/ are used.
+    -m and -v the models in models/ are used. Begin with: sia-local chat
     """

@@ -28,20 +28,21 @@ PLACEMENTS = ("separate", "lean", "quarter", "quarter-lean", "adapter", "head")
 )
 @click.option("-p", "prompts", default="0", callback=numbers(int), help="Prompt tokens to read.  [default: 0, off]")
 @click.option("-n", "tokens", default="64", callback=numbers(int), show_default=True, help="Tokens to generate.")
-@click.option("-d", "depths", default="64", callback=numbers(int), show_default=True, help="Tokens before them.")
+@click.option("-d", "depths", default="64", callback=numbers(int), show_default=True, help="Tokens read before them.")
 @click.option("-r", "repetitions", default=5, show_default=True, help="Repetitions, after one warm-up.")
 @click.option("-o", "form", default="md", show_default=True, metavar="|".join(FORMATS), help="Output format.")
-@click.option("--rate", "rates", default="0.2", callback=numbers(float), show_default=True, help="Junction rates.")
+@click.option("--rate", "rates", default="0.2", callback=numbers(float), show_default=True, help="Shares of steered tokens.")
 @click.option("-s", "--sequences", default="1", callback=numbers(int), show_default=True, help="Texts at once.")
-@click.option("-k", "--candidates", "k", default="", callback=numbers(int), help="[default: 10; 4 for a head]")
+@click.option("-k", "--candidates", "k", default="", callback=numbers(int),
+              help="Candidates at a junction.  [default: 10; 4 for a head]")  # fmt: skip
 @click.option("--min-share", default=0.0, help="Score only candidates this likely, relative to the best.")
 @click.option("--row-group", default=1, help="Fill scored candidates up to a multiple of this.")
-@click.option("--dense/--no-dense", default=True, show_default=True, help="Steer every token as well.")
+@click.option("--dense/--no-dense", default=True, show_default=True, help="Also measure steering at every token.")
 @click.option("--startup", default=3, show_default=True, help="Fresh processes for start-up and memory, 0 for none.")
 @click.option("-t", "--threads", type=click.IntRange(min=0), default=0, help="CPU threads.  [default: one a core]")
 @click.option("-ngl", "--n-gpu-layers", type=int, default=0, help="Layers on the GPU, -1 for all.  [default: 0]")
 @click.option("--kv-type", default="f16", show_default=True, help="KV cache format: f32, f16, q8_0, …")
-@click.option("--flash-attention", default="auto", show_default=True, metavar="auto|on|off")
+@click.option("--flash-attention", default="auto", show_default=True, metavar="auto|on|off", help="As in generate.")
 def bench(**options: Any) -> None:
     """Measure speed and memory, steered and unsteered.
 

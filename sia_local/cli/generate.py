@@ -28,9 +28,12 @@ from .ways import closing_line, facts, generator_from, nudge_options, watch, way
 @click.option("--report", type=click.Path(), metavar="FILE.html", help="Write the text with its junctions marked.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def generate(**options: Any) -> None:
-    """Generate text from a prompt, steered at its junctions.
+    """Generate text from a prompt, steered at its junctions: the tokens where the base is unsure of the next one.
 
-    The text goes to standard output, everything else to standard error.
+    Such as: sia-local generate -p "Tell me a story about a dog." --seed 7
+
+    Without -m the models in models/ are used, with the settings that were calibrated for them. The text goes to
+    standard output, everything else to standard error.
     """
     config, stop, seed = config_from(options), stops_from(options), seed_from(options)
     prompt = _prompt(options)
