@@ -225,6 +225,8 @@ def test_inspect_says_what_a_file_holds(base_gguf: Path, head_gguf: Path, lean_g
         assert part in text
     assert "head on its base's hidden states" in run("inspect", head_gguf).stdout
     whole = json.loads(run("inspect", lean_gguf, "--json").stdout)
+    template = whole["sia"]["sia.prompt_template"].replace("\n", "⏎")
+    assert f"  {template[:99]}…\n" in run("inspect", lean_gguf).stdout
     assert whole["kind"] == "value" and whole["layout"] == "lean" and whole["sia"]["sia.head.weight"] == "64 numbers"
     assert whole["vocab_sha256"] == json.loads(run("inspect", base_gguf, "--json").stdout)["vocab_sha256"]
 

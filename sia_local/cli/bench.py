@@ -31,7 +31,7 @@ PLACEMENTS = ("separate", "lean", "quarter", "quarter-lean", "adapter", "head")
 @click.option("-d", "depths", default="64", callback=numbers(int), show_default=True, help="Tokens read before them.")
 @click.option("-r", "repetitions", default=5, show_default=True, help="Repetitions, after one warm-up.")
 @click.option("-o", "form", default="md", show_default=True, metavar="|".join(FORMATS), help="Output format.")
-@click.option("--rate", "rates", default="0.2", callback=numbers(float), show_default=True, help="Shares of steered tokens.")
+@click.option("--rate", "rates", default="0.2", callback=numbers(float), show_default=True, help="Steered shares.")
 @click.option("-s", "--sequences", default="1", callback=numbers(int), show_default=True, help="Texts at once.")
 @click.option("-k", "--candidates", "k", default="", callback=numbers(int),
               help="Candidates at a junction.  [default: 10; 4 for a head]")  # fmt: skip

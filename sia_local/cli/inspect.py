@@ -9,6 +9,7 @@ import click
 if TYPE_CHECKING:
     from ..inspection import Inspection
 
+_WIDEST = 100  # characters of a value; --json has the whole
 _KINDS = {
     "base": "base model",
     "value": "value model with weights of its own",
@@ -20,7 +21,7 @@ _KINDS = {
 @click.command()
 @click.argument("file", type=click.Path())
 @click.option("-v", "--value", type=click.Path(), help="Also say whether this value model fits FILE.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, long values whole.")
 def inspect(file: str, value: str | None, as_json: bool) -> None:
     """What a GGUF holds for this program: FILE is a base or a value model.
 
@@ -78,4 +79,5 @@ def _size(one: Inspection) -> str:
 def _one_line(shown: Any) -> str:
     if isinstance(shown, float):
         return f"{shown:.6g}"
-    return str(shown).replace("\n", "⏎")
+    text = str(shown).replace("\n", "⏎")
+    return text if len(text) <= _WIDEST else text[: _WIDEST - 1] + "…"
