@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,6 +15,7 @@ from .trace import TokenText
 
 _BEFORE, _LEAST_BEFORE = 24, 10  # characters of the text before a junction
 _WIDEST = 16  # characters of a token
+_PROSE = 80  # characters of a line of prose
 
 
 def overview(
@@ -29,10 +31,13 @@ def overview(
     rows = [_row(steps, number, i, config, text) for number, i in list(enumerate(junctions, 1))[-last:]]
     turned, better = sum(step.flipped for step in steps), "better" if config.beta >= 0 else "worse"
     n = len(junctions)
+    prose = (
+        f"{n} {'junction' if n == 1 else 'junctions'} in {len(steps)} tokens: {_where(config)}. There the value model "
+        f"scored the candidates for the next word (more is better), and steering made the {better} ones likelier. At "
+        f"{turned} (*) it changed the favourite."
+    )
     lines = [
-        f"{n} {'junction' if n == 1 else 'junctions'} in {len(steps)} tokens: {_where(config)}.",
-        "There the value model scored the candidates for the next word (more is better),",
-        f"and steering made the {better} ones likelier. At {turned} (*) it changed the favourite.",
+        *textwrap.wrap(prose, min(width or _PROSE, _PROSE)),
         "",
         *_fitting(rows, width),
         "",
@@ -138,7 +143,7 @@ def _where(config: SiaConfig) -> str:
     if config.gate == "entropy":
         words = math.exp(min(config.threshold, 99))
         return (
-            "where the base was unsure of the next word\n"
+            "where the base was unsure of the next word "
             f"(entropy {config.threshold:.3g} nats or more, as among {words:.2g} equally likely words)"
         )
     if config.gate == "rate":

@@ -83,7 +83,7 @@ def _welcome(style: Style, base: str, steered: bool) -> str:
         ]
     lines.append("/help lists all commands, Ctrl-C stops an answer, Ctrl-D leaves")
     if base == BASE_FILE:
-        lines += ["", f"This model only tells stories. Try: {EXAMPLE}"]
+        lines += ["", f"This model tells stories. Try: {EXAMPLE}"]
     return "\n".join(lines) + "\n"
 
 
