@@ -441,6 +441,38 @@ def test_the_end_of_input_ends_a_message(typed: str, message: str) -> None:
         _message(line_after)
 
 
+@pytest.mark.parametrize(
+    ("pieces", "columns", "written"),
+    [
+        (["a fox", " ran ho", "me.\n\n", "It ", "was late"], 10, "a fox ran\nhome.\n\nIt was\nlate"),
+        (["ab cd ", "\n", " ef"], 10, "ab cd \n ef"),
+        (["exactly", " ten"], 11, "exactly ten"),
+        (["exactly", " ten"], 10, "exactly\nten"),
+        (["x" * 7, "y" * 7, "z"], 10, "x" * 7 + "y" * 7 + "z"),
+        (["end "], 10, "end "),
+    ],
+)
+def test_lines_in_a_terminal_break_between_words(pieces: list[str], columns: int, written: str) -> None:
+    from sia_local.cli.terminal import Wrapped
+
+    out: list[str] = []
+    wrapped = Wrapped(out.append, lambda: columns)
+    for piece in pieces:
+        wrapped.put(piece, lambda part: f"<{part}>")
+    wrapped.flush()
+    assert re.sub("[<>]", "", "".join(out)) == written
+
+
+def test_a_script_without_spaces_is_written_as_it_comes() -> None:
+    from sia_local.cli.terminal import Wrapped
+
+    out: list[str] = []
+    wrapped = Wrapped(out.append, lambda: 80)
+    for piece in ("昔々", "ある所に"):
+        wrapped.put(piece, str)
+    assert "".join(out) == "昔々ある所に"
+
+
 @pytest.mark.parametrize("colour", [True, False])
 def test_a_chat_in_a_terminal_begins_with_what_is_needed_and_marks_steered_words(
     base_gguf: Path, value_gguf: Path, tmp_path: Path, colour: bool
@@ -473,7 +505,7 @@ def test_a_chat_in_a_terminal_begins_with_what_is_needed_and_marks_steered_words
     plain = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", screen)
     assert process.returncode == 0 and "demo-base.gguf, steered by demo-value\n" in plain
     assert "unsure of its next word" in plain and "/why explains" in plain and "Try: Tell me a story" in plain
-    assert re.search(r"\n8 tokens · 8 steered, \d turned · \d+ tokens/s\n", plain)
+    assert re.search(r"\n8 tokens · 8 steered, \d turned · \d+ tokens/s · cut there, -n allows more\n", plain)
     marks = re.findall(r"\x1b\[((?:1;)?4(?:;[\d;]+)?)m[a-z]", screen)
     assert len(marks) == 8 + 2 and all(("38;5" in mark) == colour for mark in marks)
 

@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,18 +100,24 @@ class Terminal:
 
     def answer(self, stream: Iterator[Step | Notice]) -> None:
         from ..chat.session import Notice
-        from .terminal import interruptible, notice, visible
+        from .terminal import Wrapped, interruptible, notice, visible
 
+        wrapped = Wrapped(self.write, _columns)
         wrote, stopped = "", False
         try:
             with interruptible() as interrupted:
                 enough = watch(self.sia, interrupted)
                 for event in stream:
                     if isinstance(event, Notice):
+                        wrapped.flush()
                         wrote = self._end_line(wrote)
                         notice(f"[{event.text}]")
                         continue
-                    self.write(self.style.token(visible(event.text), event.steered, event.flipped))
+                    if self.style.on:
+                        mark = partial(self.style.token, steered=event.steered, turned=event.flipped)
+                        wrapped.put(visible(event.text), mark)
+                    else:
+                        self.write(visible(event.text))
                     wrote += event.text
                     if enough():
                         break
@@ -119,11 +126,14 @@ class Terminal:
             stopped = True
         finally:
             stream.close()  # type: ignore[attr-defined]
+            wrapped.flush()
             self._end_line(wrote)
         if stopped:
             notice("[stopped]")
         if self.style.on:
-            self.write(self.style.dim(short_line(self.sia)) + "\n\n")
+            steps = self.session.steps
+            cut = " · cut there, -n allows more" if steps and steps[-1].finish == "length" else ""
+            self.write(self.style.dim(short_line(self.sia) + cut) + "\n\n")
 
     def _end_line(self, wrote: str) -> str:
         if wrote and not wrote.endswith("\n"):

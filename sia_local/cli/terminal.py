@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import threading
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -61,6 +63,50 @@ def interruptible() -> Iterator[Callable[[], bool]]:
         yield pressed.is_set
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+class Wrapped:
+    """Writes streamed text so that lines break between words: a word waits for its end, at most half a line."""
+
+    def __init__(self, write: Callable[[str], None], columns: Callable[[], int]):
+        self._write, self._columns = write, columns
+        self._column = self._length = 0
+        self._space = self._word = ""
+
+    def put(self, text: str, mark: Callable[[str], str]) -> None:
+        """mark: adds codes without width to a part of a word."""
+        for part in re.findall(r"\s+|\S+", text):
+            if part.isspace():
+                self._put_word()
+                self._space += part
+                continue
+            wide = sum(unicodedata.east_asian_width(c) in "WF" for c in part)
+            self._word += mark(part)
+            self._length += len(part) + wide
+            # Scripts without spaces break anywhere.
+            if wide or self._length > self._columns() // 2:
+                self._put_word()
+
+    def flush(self) -> None:
+        """Writes what waits, space behind the last word included."""
+        self._put_word()
+        self._write(self._space)
+        self._advance(self._space)
+        self._space = ""
+
+    def _put_word(self) -> None:
+        if not self._word:
+            return
+        self._advance(self._space)
+        if self._space and self._column + self._length > self._columns():
+            self._space, self._column = self._space.rstrip(" ") + "\n", 0
+        self._write(self._space + self._word)
+        self._column += self._length
+        self._space, self._word, self._length = "", "", 0
+
+    def _advance(self, space: str) -> None:
+        _, line_break, rest = space.rpartition("\n")
+        self._column = len(rest) if line_break else self._column + len(rest)
 
 
 class Style:
