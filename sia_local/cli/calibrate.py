@@ -33,7 +33,7 @@ DEFAULT_PROMPTS = "models/prompts-train.txt"
 @candidate_options
 @text_options
 @click.option("--raw", is_flag=True, help="Continue prompts as they stand, without chat template.")
-@click.option("-o", "--out", metavar="NAME|FILE.toml", help="[default: named after the value model, beside it]")
+@click.option("-o", "--out", metavar="NAME|FILE.toml", help="The profile.  [default: beside the value model]")
 def calibrate(**options: Any) -> None:
     """Choose threshold and beta for a base and a value model.
 
