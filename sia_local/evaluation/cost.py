@@ -15,8 +15,8 @@ from .samples import Sample
 
 # How value sources are read where nothing else is known: one model of its own, one guide.
 USUAL_KINDS: Mapping[str, Sequence[str]] = {"value": ("value",), "guide": ("guide",)}
-# Costs that differ by less count as one, and beyond the second factor nothing is called equal.
-_SAME, _NEAR = 1.25, 1.5
+# Costs within this factor are about equal.
+_NEAR = 1.5
 _KEPT = ("key", "series", "strength", "beta", "kl_budget", "reward", "judge", "kl", "base_rows", "value_rows")
 
 Row = Mapping[str, Any]
@@ -89,7 +89,7 @@ def _levels(costs: Sequence[float]) -> list[float]:
     """The geometric means of groups of costs (ascending) that lie close together."""
     groups: list[list[float]] = []
     for cost in costs:
-        if groups and cost <= _SAME * groups[-1][0]:
+        if groups and cost <= _NEAR * groups[-1][0]:
             groups[-1].append(cost)
         else:
             groups.append([cost])
