@@ -9,7 +9,7 @@ from html import escape
 
 Scale = Callable[[float], float]
 MARKERS = ("circle", "square", "triangle", "diamond", "cross", "ring")
-LEFT, RIGHT, TOP, BOTTOM = 62.0, 160.0, 14.0, 46.0
+LEFT, RIGHT, TOP, BOTTOM = 62.0, 208.0, 14.0, 46.0
 
 STYLE = """
 .chart { --c-ink: #1c1b19; --c-soft: #5d5a54; --c-line: #d8d4cb; --c-paper: #fdfcf9; --c0: #4a4a4a; --c1: #0b61a4;
