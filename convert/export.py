@@ -123,18 +123,19 @@ def export_base(
 def export_value(
     checkpoint: ValueCheckpoint,
     out: str | os.PathLike[str],
-    layout: str = "merged",
+    layout: str | None = None,
     base: str | os.PathLike[str] | None = None,
     dtype: str = "f16",
     rows: str | None = None,
     name: str | None = None,
     pre: str | None = None,
 ) -> Path:
-    """A trained value model as GGUF in `layout`; `rows` is the format of a lean file's embedding rows
-    (default: f32 beside f32 weights, else f16).
+    """A trained value model as GGUF in `layout` (default: `default_layout`); `rows` is the format of a lean file's
+    embedding rows (default: f32 beside f32 weights, else f16).
 
     Returns the path written. Raises IncompatibleError when base, backbone and layout do not fit together.
     """
+    layout = layout or default_layout(checkpoint)
     rows = rows or ("f32" if dtype == "f32" else "f16")
     if layout not in LAYOUTS or dtype not in DTYPES or rows not in ROW_TYPES:
         raise ConfigError(
@@ -161,6 +162,16 @@ def export_value(
         )
         check_loads(temporary, checkpoint.reward_head(), base_path)
     return target
+
+
+def default_layout(checkpoint: ValueCheckpoint) -> str:
+    """That of the placement it was trained for; a model of its own is lean where its head allows it.
+
+    Lean costs a fifth less at 20 % junctions with a vocabulary of 152k (`sia-local bench`), and is one file, too.
+    """
+    if checkpoint.meta.placement in ("adapter", "head"):
+        return checkpoint.meta.placement
+    return "lean" if checkpoint.head.hidden_weight is None else "merged"
 
 
 def check_layout(checkpoint: ValueCheckpoint, layout: str) -> None:

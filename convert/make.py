@@ -261,7 +261,7 @@ class Chain:
     def _export(self, base: Path, checkpoint: Path) -> list[Step]:
         settings, check = self.section("export"), self.section("verify")
         out = self.at(self.need("export", "out"))
-        layout, dtype = settings.get("layout", "merged"), settings.get("dtype", "f32")
+        layout, dtype = settings.get("layout"), settings.get("dtype", "f32")
         types = list(settings.get("quantize", []))
         full = self._unquantized(out, dtype, types)
         unseen, report = self.work / "unseen.jsonl", self.work / "verify.json"

@@ -12,7 +12,7 @@ for loss in "${@:-per-token}"; do
         --base-name demo-base --lora-targets all-linear --epochs 2 --batch 32 --lr 1e-3 --schedule linear --warmup 20 \
         --bf16 --threads 2
     sia-convert spread "$out" $work/unseen.jsonl --base $base
-    sia-convert export "$out" "$out-F32.gguf" --dtype f32 --base $base
+    sia-convert export "$out" "$out-F32.gguf" --layout merged --dtype f32 --base $base
     sia-convert quantize "$out-F32.gguf" "$out.gguf" Q8_0
     sia-local eval -m $base -v "$out.gguf" --arms off,sparse,dense --rates 0.2 --betas 0.25,0.5,1,2 --limit 120 \
         --out "$work/losses/eval-$loss"

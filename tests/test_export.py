@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import torch
 import transformers
 from sia_convert.arch import Hparams
 from sia_convert.checkpoint_hf import read_json
-from sia_convert.export import LAYOUTS, export_base, export_value
+from sia_convert.export import LAYOUTS, default_layout, export_base, export_value
 from sia_convert.head import ValueCheckpoint
 from sia_convert.junctions import Runtime
 from sia_convert.quantize import quantize_gguf
@@ -172,6 +173,22 @@ def test_what_lies_over_the_base_needs_only_its_gguf(layout: str, chain: dict[st
     assert with_folder.read_bytes() == without.read_bytes()
     with pytest.raises(ModelFileError, match=r"no model at .*moved-away"):
         export_value(away, root / "merged-away.gguf", "merged", chain["base"])
+
+
+def test_the_layout_follows_the_placement(chain: dict[str, Any]) -> None:
+    found = chain["lora"]
+    n = len(found.head.weight)
+    wide = replace(found.head, hidden_weight=np.eye(n, dtype=np.float32), hidden_bias=np.zeros(n, np.float32))
+    for placement, head, layout in (
+        ("separate", found.head, "lean"),
+        ("separate", wide, "merged"),
+        ("adapter", found.head, "adapter"),
+        ("head", wide, "head"),
+    ):
+        assert default_layout(replace(found, meta=replace(found.meta, placement=placement), head=head)) == layout
+    path = export_value(found, chain["root"] / "default.gguf", base=chain["base"], dtype="f32")
+    with GgufMetadata(path) as meta:
+        assert meta.get(gguf_keys.LAYOUT) == "lean"
 
 
 def test_a_backbone_without_a_tokenizer_takes_the_bases(

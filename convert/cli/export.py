@@ -13,8 +13,7 @@ import click
 @click.option(
     "--layout",
     type=click.Choice(["merged", "lean", "adapter", "head"]),
-    default="merged",
-    show_default=True,
+    show_default="by placement; lean for separate",
     help="merged: a standard GGUF with the LoRA merged. lean: without a vocabulary, its only logit is V. "
     "adapter: a LoRA over the base's own weights. head: the head alone, over the frozen base.",
 )
@@ -33,7 +32,7 @@ import click
 def export(
     checkpoint: Path,
     out: Path,
-    layout: str,
+    layout: str | None,
     base: Path | None,
     backbone: Path | None,
     dtype: str,

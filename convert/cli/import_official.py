@@ -14,7 +14,7 @@ import click
 @click.option("--reward-name", default="unknown", help="Stored in the model.")
 @click.option("--base-name", default="", help="Stored in the model.")
 @click.option("--gguf", type=click.Path(path_type=Path), help="Also export it to this file.")
-@click.option("--layout", type=click.Choice(["merged", "lean", "adapter"]), default="merged", help="With --gguf.")
+@click.option("--layout", type=click.Choice(["merged", "lean", "adapter"]), help="With --gguf.  [default: lean]")
 @click.option("--base", type=click.Path(path_type=Path), help="With --gguf: the base GGUF it will steer.")
 @click.option("--dtype", type=click.Choice(["f32", "f16", "bf16"]), default="f16", help="With --gguf.")
 def import_official(
@@ -24,7 +24,7 @@ def import_official(
     reward_name: str,
     base_name: str,
     gguf: Path | None,
-    layout: str,
+    layout: str | None,
     base: Path | None,
     dtype: str,
 ) -> None:
