@@ -126,8 +126,8 @@ class Commands:
             lines.append(f"last answer: {trace.closing_line(s.sia.last_stats, s.answered, texts)}")
             rate = 100 * t.junctions / t.tokens if t.tokens else 0.0
             lines.append(
-                f"session: {t.answers} answer{'s' if t.answers > 1 else ''}, {t.tokens} tokens, {rate:.1f} % junctions ({t.junctions}, {t.flips} "
-                f"turned), KL {t.kl:.2f} nats (steering {t.kl_steering:.2f}, truncation {t.kl_truncation:.2f})"
+                f"session: {t.answers} answer{'s' if t.answers > 1 else ''}, {t.tokens} tokens, "
+                f"{rate:.1f} % junctions ({t.junctions}, {t.flips} turned), KL {t.kl:.2f} nats (steering {t.kl_steering:.2f}, truncation {t.kl_truncation:.2f})"
             )
         return Reply("\n".join(lines))
 
