@@ -127,7 +127,8 @@ class Commands:
             rate = 100 * t.junctions / t.tokens if t.tokens else 0.0
             lines.append(
                 f"session: {t.answers} answer{'s' if t.answers > 1 else ''}, {t.tokens} tokens, "
-                f"{rate:.1f} % junctions ({t.junctions}, {t.flips} turned), KL {t.kl:.2f} nats (steering {t.kl_steering:.2f}, truncation {t.kl_truncation:.2f})"
+                f"{rate:.1f} % junctions ({t.junctions}, {t.flips} turned), "
+                f"KL {t.kl:.2f} nats (steering {t.kl_steering:.2f}, truncation {t.kl_truncation:.2f})"
             )
         return Reply("\n".join(lines))
 
