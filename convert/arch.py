@@ -127,9 +127,14 @@ class Hparams:
             for key, name in (
                 ("factor", "factor"),
                 ("original_max_position_embeddings", "original_context_length"),
+                ("attention_factor", "attn_factor"),
+                ("beta_fast", "yarn_beta_fast"),
+                ("beta_slow", "yarn_beta_slow"),
             )
             if f"{arch}.rope.scaling.{name}" in fields
         }
+        if "attention_factor" in scaling:
+            scaling["attention_factor"] *= _yarn_magnitude(scaling["factor"])
         return cls(
             arch=arch,
             n_layer=get("block_count"),
@@ -169,12 +174,37 @@ class Hparams:
             out[f"{a}.rope.scaling.original_context_length"] = u32(original)
             if s.get("attention_factor") is not None:
                 # llama.cpp multiplies by yarn's own 1 + 0.1 ln(factor); the checkpoint's factor is absolute.
-                own = 1.0 + 0.1 * math.log(float(s["factor"]))
+                own = _yarn_magnitude(s["factor"])
                 out[f"{a}.rope.scaling.attn_factor"] = f32(float(s["attention_factor"]) / own)
             for ours, theirs in (("beta_fast", "yarn_beta_fast"), ("beta_slow", "yarn_beta_slow")):
                 if s.get(ours) is not None:
                     out[f"{a}.rope.scaling.{theirs}"] = f32(s[ours])
         return out
+
+    def hf_config(self, *, tied: bool, attention_bias: bool) -> dict[str, Any]:
+        """A config.json for these dimensions, as transformers 4 and 5 read it."""
+        scaling = {"rope_type": self.rope.kind, **self.rope.settings}
+        config = {
+            "architectures": [f"{self.arch.capitalize()}ForCausalLM"],
+            "model_type": self.arch,
+            "num_hidden_layers": self.n_layer,
+            "hidden_size": self.n_embd,
+            "intermediate_size": self.n_ff,
+            "num_attention_heads": self.n_head,
+            "num_key_value_heads": self.n_head_kv,
+            "head_dim": self.head_dim,
+            "max_position_embeddings": self.n_ctx,
+            "rms_norm_eps": self.rms_eps,
+            "vocab_size": self.n_vocab,
+            "tie_word_embeddings": tied,
+            "rope_theta": self.rope.theta,
+            "rope_scaling": None if self.rope.kind == "default" else scaling,
+            "hidden_act": "silu",
+            "torch_dtype": "float32",
+        }
+        if self.arch != "qwen2":  # which has biases always, and no setting for them
+            config["attention_bias"] = attention_bias
+        return config
 
     def rope_factors(self) -> np.ndarray | None:
         """float32 [head_dim / 2] divisors of the frequencies for llama3 scaling (the tensor rope_freqs)."""
@@ -187,6 +217,10 @@ class Hparams:
         turns = original * frequency / (2 * math.pi)
         smooth = np.clip((turns - low) / (high - low), 0.0, 1.0)
         return (1.0 / ((1.0 - smooth) / factor + smooth)).astype(np.float32)
+
+
+def _yarn_magnitude(factor: Any) -> float:
+    return 1.0 + 0.1 * math.log(float(factor))
 
 
 def _rope(config: Mapping[str, Any]) -> Rope:
@@ -226,6 +260,18 @@ def gguf_name(name: str) -> str | None:
     return f"blk.{found[1]}.{_PARTS[found[2]]}.{found[3]}"
 
 
+def hf_name(name: str) -> str | None:
+    """The checkpoint's name of a GGUF tensor, the inverse of `gguf_name`; None for one that has no counterpart."""
+    if name == "output.weight":
+        return "lm_head.weight"
+    for ours, theirs in _TOP.items():
+        if name == theirs:
+            return f"model.{ours}"
+    found = re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", name)
+    part = next((ours for ours, theirs in _PARTS.items() if found and theirs == found[2]), None)
+    return f"model.layers.{found[1]}.{part}.{found[3]}" if found and part else None
+
+
 def block_of(name: str) -> int | None:
     """Index of the block that a canonical name belongs to."""
     found = _BLOCK.match(name)
@@ -242,4 +288,13 @@ def reorder_rows(hparams: Hparams, gguf: str, rows: np.ndarray) -> np.ndarray:
         return rows
     heads = hparams.n_head if "attn_q." in gguf else hparams.n_head_kv
     split = rows.reshape(heads, 2, hparams.head_dim // 2, *rows.shape[1:])
+    return np.ascontiguousarray(split.swapaxes(1, 2)).reshape(rows.shape)
+
+
+def restore_rows(hparams: Hparams, gguf: str, rows: np.ndarray) -> np.ndarray:
+    """Undoes `reorder_rows`."""
+    if hparams.arch != "llama" or not any(part in gguf for part in _ROW_ORDERED):
+        return rows
+    heads = hparams.n_head if "attn_q." in gguf else hparams.n_head_kv
+    split = rows.reshape(heads, hparams.head_dim // 2, 2, *rows.shape[1:])
     return np.ascontiguousarray(split.swapaxes(1, 2)).reshape(rows.shape)

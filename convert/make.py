@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -107,10 +108,10 @@ class Chain:
 
     def steps(self) -> list[Step]:
         base, base_steps = self._base()
-        hf = self.at(self.plan["base"]["hf"]) if "hf" in self.plan["base"] else None
         data, data_steps = self._data(base)
-        checkpoint, train_steps = self._train(hf, base, data)
-        return [*base_steps, *data_steps, *train_steps, *self._export(base, checkpoint)]
+        backbone, backbone_steps = self._backbone(base)
+        checkpoint, train_steps = self._train(backbone, base, data)
+        return [*base_steps, *data_steps, *backbone_steps, *train_steps, *self._export(base, checkpoint)]
 
     def _unquantized(self, out: Path, dtype: str, types: list[str]) -> Path:
         """Where the file before quantization goes: it is a by-product if there are types to quantize to."""
@@ -213,12 +214,26 @@ class Chain:
         path = self.at(argument)
         return f"{kind}:{path}", path
 
-    def _train(self, hf: Path | None, base: Path, data: Path) -> tuple[Path, list[Step]]:
+    def _backbone(self, base: Path) -> tuple[Path, list[Step]]:
+        """The folder that is trained: [value] backbone, else the base's; a GGUF is turned into one first."""
+        named = self.plan["value"].get("backbone") or self.plan["base"].get("hf")
+        source = base if named is None else self.at(named)
+        if source.suffix != ".gguf":
+            return source, []
+        folder = self.work / f"{source.stem}-hf"
+
+        def convert() -> None:
+            from .gguf_to_hf import gguf_to_hf
+
+            shutil.rmtree(folder, ignore_errors=True)  # of another file: the step runs only when its input changed
+            gguf_to_hf(source, folder)
+
+        return folder, [Step("backbone from GGUF", convert, None, (source,), (folder / "config.json",))]
+
+    def _train(self, backbone: Path, base: Path, data: Path) -> tuple[Path, list[Step]]:
         settings = self.section("value")
+        settings.pop("backbone", None)
         out = self.work / "value"
-        if "backbone" not in settings and hf is None:
-            raise ConfigError("[value] needs backbone, a Hugging Face folder, when [base] names a finished GGUF")
-        backbone = self.at(settings.pop("backbone")) if "backbone" in settings else hf
         processes = int(settings.pop("processes", 1))
         kind, _, argument = str(self.plan["reward"]["source"]).partition(":")
         reward = self.plan["reward"].get("name") or (f"{kind}:{Path(argument).name}" if argument else kind)
@@ -256,7 +271,7 @@ class Chain:
             train(config)
 
         outputs = (out / "value.json", out / "training.json")
-        return out, [Step("train", run, settings, (data, Path(str(backbone))), outputs, (out / "state.pt",))]
+        return out, [Step("train", run, settings, (data, backbone), outputs, (out / "state.pt",))]
 
     def _export(self, base: Path, checkpoint: Path) -> list[Step]:
         settings, check = self.section("export"), self.section("verify")

@@ -53,6 +53,9 @@ def _on_log(level: int, text: bytes, _: Any) -> None:
 
 C.llama_log_set(_on_log, ctypes.c_void_p(0))
 C.llama_backend_init()
+# GCC drops the tile configuration of this release's AMX kernels, and the first decode is a segmentation fault
+# (llama.cpp's pull request 26954). Without the extra buffer types the AVX-512 kernels run instead.
+_AMX = b"AMX_INT8 = 1" in C.llama_print_system_info()
 
 
 def _reason() -> str:
@@ -284,6 +287,7 @@ class Model:
         params = C.llama_model_default_params()
         params.n_gpu_layers = n_gpu_layers
         params.vocab_only = vocab_only
+        params.use_extra_bufts = not _AMX
         self.n_gpu_layers = n_gpu_layers
         self._ptr = C.llama_model_load_from_file(os.fsencode(self.path), params)
         if not self._ptr:

@@ -100,6 +100,19 @@ def test_chain_ends_in_a_verified_q8_0_and_reruns_only_what_changed(plan: Path) 
     assert run(plan, change) == ["value to Q8_0"]
 
 
+def test_a_base_that_is_only_a_gguf_is_its_own_backbone(plan: Path) -> None:
+    change = plan.with_name("shipped.toml")
+    sections = ("work = 'shipped'", "[base]", "gguf = 'base.gguf'", "[value]", "backbone = 'base.gguf'", "[verify]")
+    change.write_text("\n".join([*sections, "limit = 4", ""]))
+    assert run(plan, change) == [
+        "rollouts", "score", "backbone from GGUF", "train", "unseen rollouts", "spread", "export", "value to Q8_0",
+        "verify",
+    ]  # fmt: skip
+    rows = json.loads((plan.parent / "shipped/verify.json").read_text())["rows"]
+    assert [(row["type"], row["failures"]) for row in rows] == [("F32", []), ("Q8_0", [])]
+    assert run(plan, change) == []
+
+
 def test_a_file_beyond_its_tolerance_fails_the_chain(plan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sia_convert.verify.MAX_DIFFERENCE", {"F32": 1e-12})
     change = plan.with_name("fail.toml")

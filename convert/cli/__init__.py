@@ -15,6 +15,7 @@ COMMANDS = {
     "spread": "How far V differs among the candidates of a junction.",
     "export": "A value model to GGUF: merged, lean, adapter or head.",
     "hf-to-gguf": "A base model to GGUF.",
+    "gguf-to-hf": "A GGUF to a folder that can be trained.",
     "quantize": "A GGUF to Q8_0, Q6_K, Q4_K_M, …; a head stays float32.",
     "verify": "PyTorch against GGUF in the runtime's own way.",
     "pretrain": "The demo base model, from raw text.",
