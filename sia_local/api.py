@@ -7,10 +7,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from .config import SiaConfig
-from .decode import Job, Prompt, Stats, Step, decode
+from .decode import Base, Job, Prompt, Stats, Step, decode
 from .engine import Engine
 from .errors import ConfigError, ContextFullError, IncompatibleError
 from .filters import LogitFilter
+from .overlap import SideBySide
 from .runtime import Context, ContextOptions, Model
 from .sources import Source, Specs, open_sources, parse_specs, read_files
 from .text import TextStream
@@ -51,13 +52,23 @@ class Completion:
 class SIA:
     """Use as a context manager, or call close(). Not thread safe: one generation at a time."""
 
-    def __init__(self, model: Model, engine: Engine, value: Source | None, n_ctx: int, slots: int):
+    def __init__(
+        self,
+        model: Model,
+        engine: Engine,
+        value: Source | None,
+        n_ctx: int,
+        slots: int,
+        overlap_prompts: bool = False,
+    ):
         self.model = model
         self.engine = engine
         self.value = value
         self.n_ctx = n_ctx
         self.slots = slots
         self.last_stats = Stats()
+        others = value.engines if overlap_prompts and value is not None else []
+        self._base: Base = SideBySide(engine, others) if others else engine
 
     @classmethod
     def load(
@@ -73,13 +84,15 @@ class SIA:
         type_k: str = "f16",
         type_v: str = "f16",
         flash_attention: str = "auto",
+        overlap_prompts: bool = False,
     ) -> SIA:
         """Loads a base GGUF and, beside it, a value GGUF of any placement.
 
         value: a path, `Guides(plus, minus)`, or several sources with weights ("a.gguf:0.7", (path, weight), ValuePath,
         Guides): then `sia.value` is a MixedValues, whose weights can change. n_ctx: tokens a sequence may hold.
         slots: sequences that generate at once. max_candidates: most candidates a junction can score (default 10; 4
-        for a `value-head`, which scores in the base's own decode). Raises ModelFileError and IncompatibleError with a
+        for a `value-head`, which scores in the base's own decode). overlap_prompts: the value source reads a prompt
+        while the base does, not at the first junction. Raises ModelFileError and IncompatibleError with a
         sentence each.
         """
         if slots < 1:
@@ -117,7 +130,7 @@ class SIA:
                 context.close()
             base.close()
             raise
-        return cls(base, engine, opened, n_ctx, slots)
+        return cls(base, engine, opened, n_ctx, slots, overlap_prompts)
 
     def __enter__(self) -> SIA:
         return self
@@ -214,7 +227,7 @@ class SIA:
     def run(self, jobs: Iterable[Job]) -> Iterator[Step]:
         """Runs many jobs over the slots this SIA was loaded with; steps of different jobs interleave."""
         self.last_stats = Stats()
-        yield from decode(self.engine, self.value, jobs, self.slots, self.n_ctx, self.last_stats)
+        yield from decode(self._base, self.value, jobs, self.slots, self.n_ctx, self.last_stats)
 
     def complete(self, jobs: Iterable[Job]) -> Iterator[Completion]:
         """Runs jobs and yields each finished text, in the order they finish."""

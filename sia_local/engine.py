@@ -141,6 +141,10 @@ class Engine:
         state.row = None if state.open_rows is None else state.open_rows[winner]
         state.open = state.open_rows = None
 
+    def read_ahead(self, slot: int) -> None:
+        """Decodes what is queued in a slot but for the last token, without outputs."""
+        self._run_queue(slot, len(self.slots[slot].tokens) - 1)
+
     def logits(self, slots: Sequence[int]) -> list[FloatArray]:
         """Next-token output row [n_vocab] of each slot, by one decode of whatever is queued in them.
 

@@ -142,6 +142,10 @@ class GuidePair:
     def _guides(self) -> tuple[Guide, ...]:
         return (self.plus,) if self.minus is None else (self.plus, self.minus)
 
+    @property
+    def engines(self) -> list[Engine]:
+        return [guide.engine for guide in self._guides]
+
     def close(self) -> None:
         for guide in self._guides:
             guide.close()

@@ -11,7 +11,7 @@ import ctypes
 import os
 import weakref
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version as _installed_version
 from pathlib import Path
 from typing import Any
@@ -473,7 +473,7 @@ class Context:
                 f"context length or check the KV cache types{_reason()}"
             )
         self.model = model
-        self.options = options
+        self.options = replace(options, n_threads=params.n_threads)
         self.n_ctx = int(C.llama_n_ctx(self._ptr))
         self.n_batch = int(C.llama_n_batch(self._ptr))
         self.n_seq_max = options.n_seq_max
@@ -503,6 +503,10 @@ class Context:
         if on != self._embeddings:
             C.llama_set_embeddings(self._ptr, on)
             self._embeddings = on
+
+    def set_threads(self, n: int) -> None:
+        """CPU threads of the following decodes."""
+        C.llama_set_n_threads(self._ptr, n, n)
 
     def decode(self) -> None:
         """Runs the filled batch. Raises SiaError when llama.cpp refuses it; the batch is empty afterwards."""

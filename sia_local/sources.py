@@ -79,6 +79,8 @@ class Source(Values, Protocol):
 
     @property
     def name(self) -> str: ...
+    @property
+    def engines(self) -> list[Engine]: ...
 
     def trajectory(self, slot: int, prompt: Prompt, tokens: Sequence[int]) -> Float64: ...
     def close(self) -> None: ...
@@ -105,6 +107,10 @@ class MixedValues:
     @property
     def name(self) -> str:
         return " + ".join(f"{weight:g} {name}" for name, weight in self.weights.items())
+
+    @property
+    def engines(self) -> list[Engine]:
+        return [engine for source in self.sources.values() for engine in source.engines]
 
     def set_weight(self, name: str, weight: float) -> None:
         """Raises ConfigError for an unknown name or a weight that is not finite."""

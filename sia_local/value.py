@@ -190,6 +190,11 @@ class ValueModel:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    def engines(self) -> list[Engine]:
+        """What reads along beside the base's own engine."""
+        return [] if self.shares_base else [self.engine]
+
     def tokens(self, prompt: Prompt) -> Sequence[int]:
         """The prompt as this model reads it."""
         if self.file.template and prompt.messages and not self.shares_base:

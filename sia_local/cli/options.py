@@ -75,6 +75,11 @@ def model_options(function: F) -> F:
             metavar="auto|on|off",
             help="Attention with less memory, on GPUs faster; a quantized --kv-type-v needs it.  [default: auto]",
         ),
+        click.option(
+            "--overlap-prompts",
+            is_flag=True,
+            help="The value model reads a prompt while the base does, on some of the cores, not at the first junction.",
+        ),
     )(function)
 
 

@@ -165,6 +165,7 @@ def load_from(options: Mapping[str, Any], config: SiaConfig | None = None, slots
         type_k=options.get("kv_type_k") or both,
         type_v=options.get("kv_type_v") or both,
         flash_attention=options.get("flash_attention") or "auto",
+        overlap_prompts=bool(options.get("overlap_prompts")),
     )
 
 
