@@ -3,16 +3,20 @@
     python examples/row_costs.py BASE.gguf [VALUE.gguf]
 
 Prints ms per decode of 1 to 16 sequences behind 64 shared tokens, with no logits but the last row's and with logits of
-all; with a second model also the time to read 256 tokens with both, one after the other on all cores and side by side
-on half of them each. Let nothing else run.
+all; with a value model also the time to the first token behind 256 tokens that is steered, the prompt read by one model
+after the other, or side by side (--overlap-prompts). Let nothing else run.
 """
 
 import os
 import statistics
 import sys
-import threading
 import time
+from contextlib import ExitStack
 
+import numpy as np
+
+from sia_local import SIA, SiaConfig
+from sia_local.decode import Prompt
 from sia_local.runtime import Context, ContextOptions, Model
 
 ROWS = (1, 2, 3, 4, 6, 8, 10, 12, 16)
@@ -54,38 +58,22 @@ def row_costs(model: Model) -> None:
             print(f"{n:4}   {medians[0]:17.1f}   {medians[1]:10.1f}")
 
 
-def prompts_side_by_side(models: list[Model], n: int = 256) -> None:
-    def read(context: Context) -> None:
-        context.seq_rm(0, 0)
-        timed_decode(context, n, 0, 0, 1, logits=False)
-
-    def contexts(threads: int) -> list[Context]:
-        return [Context(model, ContextOptions(n_ctx=512, n_batch=512, n_threads=threads)) for model in models]
-
-    whole, half = contexts(THREADS), contexts(max(1, THREADS // 2))
-    after, beside = [], []
-    for _ in range(6):
-        started = time.perf_counter()
-        for context in whole:
-            read(context)
-        after.append(time.perf_counter() - started)
-        started = time.perf_counter()
-        readers = [threading.Thread(target=read, args=(context,)) for context in half]
-        for reader in readers:
-            reader.start()
-        for reader in readers:
-            reader.join()
-        beside.append(time.perf_counter() - started)
-    for context in whole + half:
-        context.close()
-    a, b = statistics.median(after[1:]), statistics.median(beside[1:])
-    print(f"{n} tokens with both models: {a:.2f} s one after the other, {b:.2f} s side by side")
+def prompts_side_by_side(base: str, value: str, n: int = 256) -> None:
+    rng, times = np.random.default_rng(0), {}
+    with ExitStack() as stack:
+        ways = [stack.enter_context(SIA.load(base, value, n_ctx=2 * n, overlap_prompts=on)) for on in (False, True)]
+        for _ in range(6):
+            prompt = Prompt(tuple(rng.integers(256, 2000, n).tolist()))
+            for sia in ways:
+                started = time.perf_counter()
+                list(sia.generate(prompt, SiaConfig(gate="dense"), max_tokens=1))
+                times.setdefault(sia, []).append(time.perf_counter() - started)
+    one, both = (statistics.median(seconds[1:]) for seconds in times.values())
+    print(f"first steered token behind {n}: {one:.2f} s one model after the other, {both:.2f} s side by side")
 
 
 if __name__ == "__main__":
-    loaded = [Model(path) for path in sys.argv[1:3]]
-    row_costs(loaded[0])
-    if len(loaded) == 2:
-        prompts_side_by_side(loaded)
-    for one in loaded:
-        one.close()
+    with Model(sys.argv[1]) as model:
+        row_costs(model)
+    if len(sys.argv) > 2:
+        prompts_side_by_side(*sys.argv[1:3])

@@ -473,7 +473,9 @@ class Context:
                 f"context length or check the KV cache types{_reason()}"
             )
         self.model = model
+        self.adapter = adapter
         self.options = replace(options, n_threads=params.n_threads)
+        self.kv_types, self.flash = (params.type_k, params.type_v), params.flash_attn_type
         self.n_ctx = int(C.llama_n_ctx(self._ptr))
         self.n_batch = int(C.llama_n_batch(self._ptr))
         self.n_seq_max = options.n_seq_max

@@ -4,6 +4,8 @@ import csv
 import io
 import json
 import re
+import shutil
+import subprocess
 import sys
 from dataclasses import replace
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
@@ -129,6 +131,34 @@ def test_a_replay_repeats_the_decodes_of_a_run(base: Path, values: tuple[Path, .
         # Nothing stays wrapped, and a replay leaves the caches where a next run can begin.
         assert not {"decode", "seq_rm"} & contexts[0].__dict__.keys()
         assert first == again == [s.token for s in sia.generate(prompt, config, max_tokens=12, seed=3)]
+
+
+def test_the_calls_of_every_arm_replay_from_c(base: Path, values: tuple[Path, ...], tmp_path: Path) -> None:
+    import llama_cpp
+
+    site = Path(llama_cpp.__file__).parents[1]
+    compiler = shutil.which("cc")
+    if compiler is None or not (site / "include/llama.h").is_file():
+        pytest.skip("no C compiler, or a llama-cpp-python without headers")
+    small = {"tokens": (12,), "depths": (8,), "repetitions": 1, "n_threads": 1, "sequences": (1, 2)}
+    with Bench(BenchOptions(base, values, traces=tmp_path / "traces", **small)) as bench:  # type: ignore[arg-type]
+        bench.build()
+        rows = [row for row in bench.measure() if row.arm != "llama-cpp-python generate"]
+    traces = sorted((tmp_path / "traces").iterdir())
+    assert len(traces) == len(rows)
+    floor, libraries = tmp_path / "floor", site / "llama_cpp/lib"
+    where = ["-I", site / "include", "-L", libraries, "-lllama", f"-Wl,-rpath,{libraries}"]
+    source = Path(__file__).parents[1] / "examples/floor.c"
+    subprocess.run([compiler, "-Wall", "-Wextra", "-Werror", source, "-o", floor, *where], check=True)
+    said = subprocess.run([floor, "2", *traces], check=True, capture_output=True, text=True).stdout.splitlines()
+    counts = {line.split()[0]: [int(n) for n in re.findall(r"(\d+) decodes +(\d+) rows", line)[0]] for line in said}
+    assert counts["unsteered-1x-tg12@d8.trace"] == [12, 12]
+    assert counts["unsteered-2x-tg12@d8.trace"] == [12, 24]
+    # Two junctions of four candidates: the winner's row is the next token's, so each spares a decode later.
+    assert counts["sparse-head-rate0.2-k4-1x-tg12@d8.trace"] == [12, 18]
+    broken = tmp_path / "broken.trace"
+    broken.write_bytes(traces[0].read_bytes()[:-40])
+    assert subprocess.run([floor, "1", broken], capture_output=True).returncode == 1
 
 
 def test_arms_do_the_work_they_are_named_for(base: Path, values: tuple[Path, ...]) -> None:

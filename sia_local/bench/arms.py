@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
@@ -135,6 +136,22 @@ class Arm:
                 self._run(test, self.config)
         else:
             self._run(test, self.config)
+
+    def save_trace(self, test: Workload, folder: Path) -> None:
+        """Writes the llama.cpp calls of a run, and of reading the prompt before it, to a file named after the arm."""
+        for engine in filter(None, (self.sia.engine, self._value_engine)):
+            for slot in range(self.sequences):
+                engine.release(slot)
+        recorder = Recorder(self._recorder.contexts)
+        with recorder.recording():
+            self._run(test, replace(self.config, gate="dense"), tokens=2)
+            start = len(recorder.ops)
+            self._run(test, self.config)
+        parts = [self.label, self.placement.strip("-"), f"{self.value_size:.2f}" if self.value_size else ""]
+        parts += [f"rate{self.rate:g}", f"k{self.k}"] if self.rate is not None else []
+        parts += [f"{self.sequences}x", test.name]
+        name = "-".join(part.replace(" ", "") for part in parts if part)
+        recorder.save(folder / f"{name}.trace", start)
 
     def run(self, test: Workload, floor: bool) -> Sample:
         sample = self._run(test, self.config)

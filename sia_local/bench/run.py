@@ -32,7 +32,7 @@ class BenchOptions:
     prompts, tokens, depths: token counts as llama-bench's -p, -n and -d (0 leaves a test out). rates: shares of
     junctions. sequences: how many texts at once. k: candidates (none: 10, and 4 for a head); min_share and
     row_group as in SiaConfig. repetitions: runs of every arm after one warm-up. floors: in how many of them the
-    floor is measured.
+    floor is measured. traces: a folder for what every arm asks of llama.cpp, for examples/floor.c.
     """
 
     model: Path
@@ -53,6 +53,7 @@ class BenchOptions:
     type_v: str = "f16"
     flash_attention: str = "auto"
     floors: int = 2
+    traces: Path | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -192,16 +193,19 @@ class Bench:
         return [row for test in tests for row in self._measure(test)]
 
     def _measure(self, test: Workload) -> list[Row]:
+        options = self.options
         # Reading a prompt does not depend on the rate: one arm a placement is enough.
         arms = [a for a in self.arms if test.kind == "tg" or a.label not in ("sparse", "gate only")]
         rows = [Row(test.name, a.label, a.placement, a.value_size, a.rate, a.k, a.sequences) for a in arms]
         for arm in arms:
             arm.prepare(test)
-        for repetition in range(self.options.repetitions):
-            self._say(f"{test.name}: repetition {repetition + 1} of {self.options.repetitions}")
+            if options.traces is not None and test.kind == "tg" and isinstance(arm, Arm):
+                arm.save_trace(test, options.traces)
+        for repetition in range(options.repetitions):
+            self._say(f"{test.name}: repetition {repetition + 1} of {options.repetitions}")
             for i in range(len(arms)):
                 at = (i + repetition) % len(arms)
-                rows[at].samples.append(arms[at].run(test, floor=repetition < self.options.floors))
+                rows[at].samples.append(arms[at].run(test, floor=repetition < options.floors))
         reference = next((r for r in rows if r.arm == UNSTEERED and r.sequences == 1), None)
         if reference is not None:
             for row in rows:

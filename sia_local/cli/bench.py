@@ -39,6 +39,7 @@ PLACEMENTS = ("separate", "lean", "quarter", "quarter-lean", "adapter", "head")
 @click.option("--row-group", default=1, help="Fill scored candidates up to a multiple of this.")
 @click.option("--dense/--no-dense", default=True, show_default=True, help="Also measure steering at every token.")
 @click.option("--startup", default=3, show_default=True, help="Fresh processes for start-up and memory, 0 for none.")
+@click.option("--traces", type=click.Path(path_type=Path), help="Folder for the calls of every arm (examples/floor.c).")
 @click.option("-t", "--threads", type=click.IntRange(min=0), default=0, help="CPU threads.  [default: one a core]")
 @click.option("-ngl", "--n-gpu-layers", type=int, default=0, help="Layers on the GPU, -1 for all.  [default: 0]")
 @click.option("--kv-type", default="f16", show_default=True, help="KV cache format: f32, f16, q8_0, …")
@@ -82,6 +83,7 @@ def bench(**options: Any) -> None:
         n_threads=options["threads"],
         n_gpu_layers=options["n_gpu_layers"],
         flash_attention=options["flash_attention"],
+        traces=options["traces"],
     )
     cold = []
     if options["startup"] > 0:
