@@ -102,6 +102,12 @@ static void run(struct llama_context ** contexts, operation * ops, int32_t from,
     }
 }
 
+// What sia_local/runtime.py does for values that need no logits: the graph ends before the output layer.
+static bool stop_at_final_norm(struct ggml_tensor * tensor, bool ask, void * data) {
+    (void) data;
+    return ask && !strcmp(tensor->name, "result_norm");
+}
+
 static double now_ms(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
@@ -132,7 +138,7 @@ static void measure(const char * name, int repetitions) {
     char * paths[MAX_CONTEXTS];
     int32_t n_embd[MAX_CONTEXTS];
     for (int32_t i = 0; i < n_contexts; i++) {
-        int32_t * given = read_ints(in, 8, name);
+        int32_t * given = read_ints(in, 9, name);
         struct llama_context_params params = llama_context_default_params();
         params.n_ctx = given[0];
         params.n_batch = params.n_ubatch = given[1];
@@ -144,7 +150,8 @@ static void measure(const char * name, int repetitions) {
         params.pooling_type = LLAMA_POOLING_TYPE_NONE;
         params.kv_unified = true;
         params.no_perf = true;
-        n_embd[i] = given[7];
+        if (given[7]) params.cb_eval = stop_at_final_norm;
+        n_embd[i] = given[8];
         free(given);
         paths[i] = read_text(in, name);
         char * adapter = read_text(in, name);

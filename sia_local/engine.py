@@ -178,11 +178,11 @@ class Engine:
             self._close_branch(slot)
         first = self._decode(also, requests, hidden)
         n_outputs = self._n_outputs
-        logits = self.context.logits(n_outputs)
         if keep_rows:
+            logits = self.context.logits(n_outputs)
             for (slot, candidates), at in zip(requests, first, strict=True):
                 self.slots[slot].open_rows = logits[at : at + len(candidates)]
-        rows = self.context.hidden(n_outputs) if hidden else logits
+        rows = self.context.hidden(n_outputs) if hidden else self.context.logits(n_outputs)
         return [rows[at : at + len(c)] for (_, c), at in zip(requests, first, strict=True)]
 
     def trail(
@@ -240,7 +240,8 @@ class Engine:
         candidates = sum(len(c) for _, c in requests)
         queued = sum(map(self.queue_length, slots))
         # In embeddings mode every row pays the output layer, so only a short queue rides along.
-        room = LONGEST_HIDDEN_QUEUE if hidden else self.context.batch.capacity - candidates
+        everything = hidden and not self.context.hidden_only
+        room = LONGEST_HIDDEN_QUEUE if everything else self.context.batch.capacity - candidates
         if queued <= max(room, len(also)):
             return
         keep = {slot: 1 for slot in also}
@@ -273,7 +274,7 @@ class Engine:
             self._fill(slot, self.queue_length(slot))
             first.append(batch.n)
             self._fill_branch(slot, candidates)
-        if hidden:
+        if hidden and not self.context.hidden_only:
             batch.output[: batch.n] = 1
         row = np.cumsum(batch.output[: batch.n], dtype=np.int32) - 1
         self._n_outputs = int(row[-1]) + 1

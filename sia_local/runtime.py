@@ -234,7 +234,7 @@ def dequantize(rows: npt.NDArray[np.uint8], ggml_type: int, n: int) -> FloatArra
 
 
 def _gguf_library() -> Any:
-    """ggml-base with the prototypes of ggml/include/gguf.h that are used here."""
+    """ggml-base with the prototypes of ggml/include/gguf.h, ggml.h and ggml-backend.h that are used here."""
     global _gguf_lib
     if _gguf_lib is None:
         folder = Path(llama_cpp.__file__).parent / "lib"
@@ -263,6 +263,9 @@ def _gguf_library() -> Any:
             "gguf_get_tensor_ne": (ctypes.POINTER(i64), [ptr, i64]),
             "ggml_get_type_traits": (ctypes.POINTER(_TypeTraits), [ctypes.c_int]),
             "ggml_row_size": (size, [ctypes.c_int, i64]),
+            "ggml_get_name": (string, [ptr]),
+            "ggml_nelements": (i64, [ptr]),
+            "ggml_backend_tensor_get": (None, [ptr, ptr, size, size]),
         }
         scalars: dict[str, Any] = {"u8": ctypes.c_uint8, "i8": ctypes.c_int8}
         scalars |= {"u16": ctypes.c_uint16, "i16": ctypes.c_int16}
@@ -446,10 +449,43 @@ class ContextOptions:
             )
 
 
-class Context:
-    """One llama_context: a KV cache (unified over its sequences), one preallocated batch, output views."""
+class _FinalNorm:
+    """Takes a decode's final normed hidden states out of its graph and cancels the rest of it: the output layer.
 
-    def __init__(self, model: Model, options: ContextOptions, adapter: LoraAdapter | None = None):
+    llama.h's cb_eval asks about every node before it is computed, and `False` for a computed one ends the graph
+    (ggml-backend.h). What asking costs, half a microsecond a node, is little against a large vocabulary.
+    """
+
+    NODE = b"result_norm"
+
+    def __init__(self, n_embd: int):
+        self.rows: FloatArray = np.empty((0, n_embd), np.float32)
+        self.callback = C.ggml_backend_sched_eval_callback(self._on_node)
+        self._lib = _gguf_library()
+
+    def _on_node(self, tensor: int, ask: bool, _: Any) -> bool:
+        if ask:
+            return bool(self._lib.ggml_get_name(tensor) == self.NODE)
+        n_embd = self.rows.shape[1]
+        self.rows = np.empty((self._lib.ggml_nelements(tensor) // n_embd, n_embd), np.float32)
+        if len(self.rows):
+            self._lib.ggml_backend_tensor_get(tensor, self.rows.ctypes.data, 0, self.rows.nbytes)
+        return False
+
+
+class Context:
+    """One llama_context: a KV cache (unified over its sequences), one preallocated batch, output views.
+
+    hidden_only: decodes give hidden states of the rows with output, no logits, and compute no output layer.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        options: ContextOptions,
+        adapter: LoraAdapter | None = None,
+        hidden_only: bool = False,
+    ):
         params = C.llama_context_default_params()
         params.n_ctx = options.n_ctx
         params.n_batch = min(options.n_batch, options.n_ctx)
@@ -466,6 +502,10 @@ class Context:
         params.pooling_type = C.LLAMA_POOLING_TYPE_NONE
         params.kv_unified = True
         params.no_perf = True
+        self.hidden_only = hidden_only
+        self._final_norm = _FinalNorm(model.n_embd) if hidden_only else None
+        if self._final_norm is not None:
+            params.cb_eval = self._final_norm.callback
         self._ptr = C.llama_init_from_model(model._ptr, params)
         if not self._ptr:
             raise SiaError(
@@ -502,7 +542,7 @@ class Context:
 
     def set_embeddings(self, on: bool) -> None:
         """While on, every token of a batch is an output with logits and hidden state: only for such batches."""
-        if on != self._embeddings:
+        if on != self._embeddings and not self.hidden_only:
             C.llama_set_embeddings(self._ptr, on)
             self._embeddings = on
 
@@ -529,7 +569,11 @@ class Context:
         return np.ctypeslib.as_array(ptr, (n_outputs, self.model.n_vocab))
 
     def hidden(self, n_outputs: int) -> FloatArray:
-        """View [n_outputs, n_embd] of the final normed hidden states; needs set_embeddings(True)."""
+        """[n_outputs, n_embd], the final normed hidden states: a view, after set_embeddings(True), or hidden_only."""
+        if self._final_norm is not None:
+            if len(self._final_norm.rows) != n_outputs:
+                raise SiaError(f"{self.model.path.name}: llama.cpp's graph of this model has no final norm to read")
+            return self._final_norm.rows
         ptr = C.llama_get_embeddings(self._ptr)
         return np.ctypeslib.as_array(ptr, (n_outputs, self.model.n_embd))
 

@@ -27,6 +27,10 @@ from .runtime import Context, ContextOptions, FloatArray, GgufMetadata, LoraAdap
 
 Float64 = npt.NDArray[np.float64]
 
+# Weights of an output layer from which on leaving it out saves more than the callback for it costs.
+LARGE_OUTPUT_LAYER = 1 << 24
+READABLE_GRAPHS = ("llama", "qwen2", "qwen3")
+
 _ACTIVATIONS: dict[str, Callable[[FloatArray], FloatArray]] = {
     "relu": lambda x: np.maximum(x, 0),
     "silu": lambda x: x / (1 + np.exp(-x)),
@@ -266,7 +270,7 @@ def open_value(
     options = sequences_for(options, slots, max_candidates)
     if file.kind == "value-adapter":
         adapter = LoraAdapter(base, file.path)
-        context = Context(base, options, adapter)
+        context = Context(base, options, adapter, hidden_only=_skips_output_layer(base, file))
         return ValueModel(
             file, base, Engine(context, slots, max_candidates), shares_base=False, owned=(context, adapter)
         )
@@ -294,13 +298,19 @@ def open_value(
             raise IncompatibleError(
                 f"{file.path}: the head is {file.head.n_embd} wide, the model {model.n_embd}; export it again"
             )
-        context = Context(model, options)
+        context = Context(model, options, hidden_only=file.layout != "lean" and _skips_output_layer(model, file))
     except BaseException:
         model.close()
         raise
     return ValueModel(
         file, base, Engine(context, slots, max_candidates, rows), shares_base=False, owned=(context, model)
     )
+
+
+def _skips_output_layer(model: Model, file: ValueFile) -> bool:
+    """Whether leaving out an output layer that no value needs is worth the asking, which on a GPU it is not."""
+    large = model.n_vocab * model.n_embd >= LARGE_OUTPUT_LAYER
+    return large and model.n_gpu_layers == 0 and file.architecture in READABLE_GRAPHS
 
 
 def sequences_for(options: ContextOptions, slots: int, branches: int) -> ContextOptions:

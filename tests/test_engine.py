@@ -16,24 +16,21 @@ from sia_local import SIA
 from sia_local.decode import Prompt
 
 TOLERANCE = 1e-4
-PLACEMENTS = ("merged", "lean", "adapter", "head")
+PLACEMENTS = ("merged", "lean", "adapter", "head", "merged without output layer", "adapter without output layer")
 
 
 @contextmanager
 def load(make_gguf: Callable[..., Path], kind: str, arch: str = "qwen3", slots: int = 1) -> Iterator[SIA]:
+    kind, _, without = kind.partition(" ")
     seed = {"merged": 1, "lean": 1, "adapter": 2, "head": 0}[kind]
-    with SIA.load(
-        make_gguf("base", arch),
-        make_gguf(kind, arch, seed=seed),
-        n_ctx=96,
-        slots=slots,
-        n_threads=1,
-        max_candidates=4,
-        type_k="f32",
-        type_v="f32",
-        flash_attention="off",
-    ) as sia:
-        yield sia
+    base, value = make_gguf("base", arch), make_gguf(kind, arch, seed=seed)
+    exact = {"type_k": "f32", "type_v": "f32", "flash_attention": "off"}
+    with pytest.MonkeyPatch.context() as patch:
+        if without:
+            patch.setattr("sia_local.value.LARGE_OUTPUT_LAYER", 0)
+        with SIA.load(base, value, n_ctx=96, slots=slots, n_threads=1, max_candidates=4, **exact) as sia:
+            assert sia.value.engine.context.hidden_only == bool(without)
+            yield sia
 
 
 def fresh(sia: SIA, slot: int, tokens: list[int], candidates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -122,11 +119,12 @@ def test_a_long_queue_is_flushed_in_full_batches(make_gguf: Callable[..., Path])
 
 def test_lean_and_merged_agree(make_gguf: Callable[..., Path]) -> None:
     values = []
-    for kind in ("merged", "lean"):
+    for kind in ("merged", "lean", "merged without output layer"):
         with load(make_gguf, kind) as sia:
             sia.value.begin(0, Prompt((5, 6, 7)))
             values.append(sia.value.score([(0, np.array([1, 2, 3, 4], np.int32))])[0])
     np.testing.assert_allclose(values[0], values[1], atol=TOLERANCE)
+    assert np.array_equal(values[0], values[2])
 
 
 def test_a_junction_costs_one_decode_and_the_head_placement_keeps_the_winners_logits(

@@ -147,13 +147,19 @@ def peft_values(checkpoint: ValueCheckpoint, ids: list[int]) -> np.ndarray:
     return (values * checkpoint.meta.reward_std + checkpoint.meta.reward_mean).numpy()
 
 
+@pytest.mark.parametrize("output_layer", [True, False])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_values_are_those_of_peft_and_verify_agrees(layout: str, chain: dict[str, Any]) -> None:
+def test_values_are_those_of_peft_and_verify_agrees(
+    layout: str, output_layer: bool, chain: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the value model's output layer computed, as with a small vocabulary, and left out."""
+    monkeypatch.setattr("sia_local.value.LARGE_OUTPUT_LAYER", 1 << 62 if output_layer else 0)
     checkpoint = chain["none" if layout == "head" else "lora"]
     path = export_value(checkpoint, chain["root"] / f"{layout}.gguf", layout, chain["base"], "f32")
     with load(chain["base"], path) as sia:
         prompt = sia.prompt("the old king")
         value: Any = sia.value
+        assert value.engine.context.hidden_only == (not output_layer and layout in ("merged", "adapter"))
         read = list(value.tokens(prompt))
         values = value.trajectory(0, prompt, IDS)
     np.testing.assert_allclose(values, peft_values(checkpoint, [*read, *IDS])[len(read) :], atol=2e-4)

@@ -130,8 +130,9 @@ class Recorder:
             out.write(b"SIAT" + struct.pack("<4i", TRACE_VERSION, len(self.contexts), len(self.ops), start))
             for context in self.contexts:
                 o, embd = context.options, context.batch.embd
-                numbers = (o.n_ctx, context.n_batch, o.n_seq_max, o.n_threads, *context.kv_types, context.flash)
-                out.write(struct.pack("<8i", *numbers, 0 if embd is None else embd.shape[1]))
+                numbers = [o.n_ctx, context.n_batch, o.n_seq_max, o.n_threads, *context.kv_types, context.flash]
+                numbers += [context.hidden_only, 0 if embd is None else embd.shape[1]]
+                out.write(struct.pack("<9i", *numbers))
                 for file in (context.model.path, context.adapter and context.adapter.path):
                     name = os.fsencode(file.resolve()) if file else b""
                     out.write(struct.pack("<i", len(name)) + name)
