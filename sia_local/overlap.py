@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 from .engine import Engine
@@ -37,6 +36,9 @@ class SideBySide:
         unread, self._unread = self._unread, []
         if not unread:
             return self._base.logits(slots)
+        # Imported late: it brings `logging` along, which no start should wait for.
+        from concurrent.futures import ThreadPoolExecutor
+
         with self._cores_divided(), ThreadPoolExecutor(1) as pool:
             reading = pool.submit(self._read, unread)
             try:

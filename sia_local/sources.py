@@ -18,6 +18,7 @@ import numpy as np
 from .decode import Prompt, Values
 from .engine import Engine
 from .errors import ConfigError
+from .gguf_keys import vocab_sha256
 from .guides import Float64, Guides, IntArray, PathLike, check_weight, open_guides
 from .runtime import ContextOptions, GgufMetadata, Model
 from .value import ValueFile, open_value
@@ -180,9 +181,12 @@ def open_sources(
     """
     if not specs:
         return None
-    with ExitStack() as undo, GgufMetadata(base.path) as meta:
+    with GgufMetadata(base.path) as meta:
         vocabulary = meta.get("tokenizer.ggml.tokens") or []
-        sha256 = meta.vocab_sha256()
+    sha256 = vocab_sha256(vocabulary) if vocabulary else None
+    if not any(isinstance(spec, Guides) for spec in specs):
+        vocabulary = []  # 15 MB of short strings, which only guides are compared with
+    with ExitStack() as undo:
         opened: list[Source] = []
         for spec, file in zip(specs, files, strict=True):
             source: Source
