@@ -23,7 +23,7 @@ from .runtime import Context, FloatArray
 Ids = Sequence[int] | npt.NDArray[np.int32]
 
 LONGEST_HIDDEN_QUEUE = 8
-# Every row of a trail pays the output layer and a row of logits, so it comes in pieces.
+# A row of a trail pays the output layer and a row of logits, unless those are left out, so it comes in pieces.
 LONGEST_TRAIL = 32
 SHORTEST_SHARED_PREFIX = 4
 
@@ -198,7 +198,9 @@ class Engine:
         else:
             self.release(slot)
         state = self.slots[slot]
-        chunk = min(self.context.batch.capacity, LONGEST_TRAIL)
+        chunk = self.context.batch.capacity
+        if not self.context.hidden_only:
+            chunk = min(chunk, LONGEST_TRAIL)
         for at in range(0, len(tokens), chunk):
             part = [int(t) for t in tokens[at : at + chunk]]
             self._save_rows({slot})
