@@ -324,7 +324,7 @@ class Engine:
         filled, self._filled = self._filled, []
         n = self.context.batch.n
         try:
-            self.context.set_embeddings(hidden)
+            self.context.set_embeddings(hidden and not self.context.hidden_only)
             self.context.decode()
         except BaseException:
             self.context.batch.n = 0

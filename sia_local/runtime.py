@@ -542,7 +542,7 @@ class Context:
 
     def set_embeddings(self, on: bool) -> None:
         """While on, every token of a batch is an output with logits and hidden state: only for such batches."""
-        if on != self._embeddings and not self.hidden_only:
+        if on != self._embeddings:
             C.llama_set_embeddings(self._ptr, on)
             self._embeddings = on
 

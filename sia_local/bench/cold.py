@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
+from statistics import median
 from typing import TYPE_CHECKING
 
 from ..api import DEFAULT_CANDIDATES
@@ -69,10 +69,10 @@ def spawn(command: Sequence[str]) -> Cold:
 
 
 def repeat(command: Sequence[str], n: int) -> Cold:
-    """The mean time of n runs after one that warms the page cache, and the highest peak."""
+    """The median time of n runs after one that warms the page cache, and the highest peak."""
     runs = [spawn(command) for _ in range(n + 1)][1:]
     peaks = [r.peak_mb for r in runs if r.peak_mb is not None]
-    return Cold(fmean(r.seconds for r in runs), max(peaks) if peaks else None)
+    return Cold(median(r.seconds for r in runs), max(peaks) if peaks else None)
 
 
 def kv_cache_mb(model: Path, cells: int, type_k: str = "f16", type_v: str = "f16") -> float:
