@@ -19,6 +19,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "base": ("gguf", "hf", "out", "dtype", "quantize", "name", "pre", "pretrain"),
     "rollouts": _ROLLOUTS,
     "reward": ("source", "name", "batch"),
+    "steered": ("samples", "gate", "threshold", "rate", "beta", "seed"),
     "value": (),  # whatever TrainConfig has, and backbone, lora, processes
     "export": ("out", "layout", "dtype", "rows", "quantize", "quantize_rows", "name", "pre"),
     "verify": ("also", "threshold", "per_trajectory", *_ROLLOUTS),
@@ -108,10 +109,17 @@ class Chain:
 
     def steps(self) -> list[Step]:
         base, base_steps = self._base()
-        data, data_steps = self._data(base)
+        data, data_steps = self._data("rollouts", self._rollouts("rollouts", base, self.section("rollouts")))
         backbone, backbone_steps = self._backbone(base)
-        checkpoint, train_steps = self._train(backbone, base, data)
-        return [*base_steps, *data_steps, *backbone_steps, *train_steps, *self._export(base, checkpoint)]
+        unseen = self._unseen(base)
+        steps = [*base_steps, *data_steps, *backbone_steps]
+        if "steered" not in self.plan:
+            checkpoint, train = self._train("train", backbone, base, [data], self.work / "value")
+            return [*steps, train, unseen, *self._export(base, checkpoint)]
+        first, train = self._train("first round", backbone, base, [data], self.work / "first")
+        more, more_steps = self._steered(base, first)
+        checkpoint, second = self._train("second round", backbone, base, [data, more], self.work / "value")
+        return [*steps, train, unseen, *more_steps, second, *self._export(base, checkpoint)]
 
     def _unquantized(self, out: Path, dtype: str, types: list[str]) -> Path:
         """Where the file before quantization goes: it is a by-product if there are types to quantize to."""
@@ -160,7 +168,11 @@ class Chain:
 
         return Step(f"{what} to {name}", run, {"rows": rows}, (source,), (target,))
 
-    def _rollouts(self, name: str, base: Path, settings: dict[str, Any], out: Path) -> Step:
+    def _rollouts(
+        self, name: str, base: Path, settings: dict[str, Any], value: Path | None = None, **steering: Any
+    ) -> Step:
+        """Samples from the base, or from the base as `value` steers it."""
+        out = self.work / f"{name.replace(' rollouts', '')}.jsonl"
         if "prompts" not in settings:
             raise ConfigError("[rollouts] lacks the setting 'prompts'")
         prompts = self.at(settings.pop("prompts"))
@@ -177,19 +189,21 @@ class Chain:
                 take_pairs(prompts, out, str(base))
                 return
             chosen = dict(settings)
-            sampling = SiaConfig(
-                k=chosen.pop("k", 10),
-                gate="off",
-                sampling=SamplingConfig(temperature=chosen.pop("temperature", 1.0)),
-            )
+            plain = SamplingConfig(temperature=chosen.pop("temperature", 1.0))
+            sampling = SiaConfig(k=chosen.pop("k", 10), sampling=plain, **(steering or {"gate": "off"}))
+            chosen["value"] = None if value is None else str(value)
             machine = {"n_threads": self.threads, "n_gpu_layers": self.gpu_layers}
             config = _checked("rollouts", RolloutConfig, base=str(base), sampling=sampling, **machine, **chosen)
             sample(load_prompts(prompts)[:limit], out, config)
 
-        return Step(name, run, {**settings, "limit": limit, "pairs": pairs}, (base, prompts), (out,), (out,))
+        kept = {**settings, "limit": limit, "pairs": pairs, **steering}
+        inputs = (base, prompts) if value is None else (base, prompts, value)
+        return Step(name, run, kept, inputs, (out,), (out,))
 
-    def _data(self, base: Path) -> tuple[Path, list[Step]]:
-        raw, scored = self.work / "rollouts.jsonl", self.work / "scored.jsonl"
+    def _data(self, name: str, rollouts: Step) -> tuple[Path, list[Step]]:
+        """Rollouts and their rewards."""
+        raw = rollouts.outputs[0]
+        scored = self.work / ("scored.jsonl" if name == "rollouts" else f"{name}-scored.jsonl")
         source, folder = self._reward()
         batch = int(self.plan["reward"].get("batch", 64))
 
@@ -199,11 +213,30 @@ class Chain:
             score_files([raw], scored, source, batch)
 
         inputs = (raw,) if folder is None else (raw, folder)
-        steps = [
-            self._rollouts("rollouts", base, self.section("rollouts"), raw),
-            Step("score", score, self.plan["reward"]["source"], inputs, (scored,), (scored,)),
-        ]
-        return scored, steps
+        what = "score" if name == "rollouts" else f"score {name}"
+        return scored, [rollouts, Step(what, score, self.plan["reward"]["source"], inputs, (scored,), (scored,))]
+
+    def _steered(self, base: Path, first: Path) -> tuple[Path, list[Step]]:
+        """What the base writes when the value model of the first round steers it, with rewards."""
+        settings = {**self.section("rollouts"), "seed": 1}
+        if settings.get("pairs"):
+            raise ConfigError("[steered] samples texts, but [rollouts] takes pairs: name prompts, or drop [steered]")
+        steering = self.section("steered")
+        settings |= {key: steering.pop(key) for key in ("samples", "seed") if key in steering}
+        steering = {"gate": "rate", "beta": 2.0, **steering, "beta_unit": "spread"}
+        value = self.work / "first.gguf"
+
+        def export() -> None:
+            from .export import export_value
+            from .head import ValueCheckpoint
+
+            export_value(ValueCheckpoint.open(first), value, "merged", base, "f32")
+
+        inputs = (first / "training.json", first / "value.json", base)
+        rollouts = self._rollouts("steered rollouts", base, settings, value, **steering)
+        scored, steps = self._data("steered", rollouts)
+        spread = self._spread("first spread", base, first)
+        return scored, [spread, Step("first export", export, None, inputs, (value,)), *steps]
 
     def _reward(self) -> tuple[str, Path | None]:
         """The reward as `load_reward` takes it, and its folder or file where it names one beside the plan."""
@@ -230,10 +263,9 @@ class Chain:
 
         return folder, [Step("backbone from GGUF", convert, None, (source,), (folder / "config.json",))]
 
-    def _train(self, backbone: Path, base: Path, data: Path) -> tuple[Path, list[Step]]:
+    def _train(self, name: str, backbone: Path, base: Path, data: list[Path], out: Path) -> tuple[Path, Step]:
         settings = self.section("value")
         settings.pop("backbone", None)
-        out = self.work / "value"
         processes = int(settings.pop("processes", 1))
         kind, _, argument = str(self.plan["reward"]["source"]).partition(":")
         reward = self.plan["reward"].get("name") or (f"{kind}:{Path(argument).name}" if argument else kind)
@@ -252,7 +284,7 @@ class Chain:
                 "value",
                 TrainConfig,
                 backbone=str(backbone),
-                data=(str(data),),
+                data=tuple(map(str, data)),
                 out=str(out),
                 lora=_checked("value.lora", LoraSettings, **lora),
                 reward_name=reward,
@@ -262,7 +294,7 @@ class Chain:
             if processes > 1:
                 from .launch import launch
 
-                launch(config, processes, self.work / "train.json")
+                launch(config, processes, self.work / f"{out.name}-train.json")
                 return
             import torch
 
@@ -271,32 +303,50 @@ class Chain:
             train(config)
 
         outputs = (out / "value.json", out / "training.json")
-        return out, [Step("train", run, settings, (data, backbone), outputs, (out / "state.pt",))]
+        return out, Step(name, run, settings, (*data, backbone), outputs, (out / "state.pt",))
+
+    def _check(self) -> dict[str, Any]:
+        """The settings of [verify] with their defaults, and those of its rollouts under `seen`."""
+        check = self.section("verify")
+        settings = {
+            "limit": int(check.pop("limit", 40)),
+            "also": list(check.pop("also", [])),
+            "k": int(check.pop("k", 10)),
+            "threshold": float(check.pop("threshold", 1.0)),
+            "per_trajectory": int(check.pop("per_trajectory", 24)),
+        }
+        seen = {**self.section("rollouts"), "samples": 1, "seed": 1, "limit": settings["limit"], **check}
+        # Room for the value model's longer rendering of the prompt.
+        return {**settings, "seen": seen, "n_ctx": int(seen.get("n_ctx", 512)) + 64}
+
+    def _unseen(self, base: Path) -> Step:
+        return self._rollouts("unseen rollouts", base, self._check()["seen"])
+
+    def _spread(self, name: str, base: Path, checkpoint: Path) -> Step:
+        check, unseen = self._check(), self.work / "unseen.jsonl"
+        junctions = {key: check[key] for key in ("k", "threshold", "limit")}
+
+        def spread() -> None:
+            from .head import ValueCheckpoint
+            from .spread import measure_spread, store_spread
+
+            found, runtime = ValueCheckpoint.open(checkpoint), self._runtime(check["n_ctx"])
+            value, count = measure_spread(found, base, [unseen], runtime=runtime, **junctions)
+            self.echo(f"spread of V among candidates: {value:.4g} in reward units, over {count} junctions")
+            store_spread(found, value)
+
+        inputs = (checkpoint / "training.json", unseen, base)
+        return Step(name, spread, junctions, inputs, (checkpoint / "value.json",))
 
     def _export(self, base: Path, checkpoint: Path) -> list[Step]:
-        settings, check = self.section("export"), self.section("verify")
+        settings, check = self.section("export"), self._check()
         out = self.at(self.need("export", "out"))
         layout, dtype = settings.get("layout"), settings.get("dtype", "f32")
         types = list(settings.get("quantize", []))
         full = self._unquantized(out, dtype, types)
         unseen, report = self.work / "unseen.jsonl", self.work / "verify.json"
         finished = [finished_name(out, name, types) for name in types]
-        limit, also = int(check.pop("limit", 40)), list(check.pop("also", []))
-        k, threshold = int(check.pop("k", 10)), float(check.pop("threshold", 1.0))
-        per_trajectory = int(check.pop("per_trajectory", 24))
-        seen = {**self.section("rollouts"), "samples": 1, "seed": 1, "limit": limit, **check}
-        n_ctx = int(seen.get("n_ctx", 512)) + 64  # room for the value model's longer rendering of the prompt
-        junctions = {"k": k, "threshold": threshold, "limit": limit}
-
-        def spread() -> None:
-            from .head import ValueCheckpoint
-            from .spread import measure_spread, store_spread
-
-            found = ValueCheckpoint.open(checkpoint)
-            runtime = self._runtime(n_ctx)
-            value, count = measure_spread(found, base, [unseen], k, threshold, limit, runtime)
-            self.echo(f"spread of V among candidates: {value:.4g} in reward units, over {count} junctions")
-            store_spread(found, value)
+        junctions = {key: check[key] for key in ("k", "threshold", "limit")}
 
         def export() -> None:
             from .export import export_value
@@ -312,9 +362,8 @@ class Chain:
             from .verify import verify as run
 
             found, files = ValueCheckpoint.open(checkpoint), [full, *finished]
-            rows = run(
-                found, files, base, [unseen], also, k, threshold, limit, per_trajectory, self._runtime(n_ctx)
-            )
+            asked = {**junctions, "per_trajectory": check["per_trajectory"]}
+            rows = run(found, files, base, [unseen], check["also"], runtime=self._runtime(check["n_ctx"]), **asked)
             self.echo(table(rows))
             write_report(rows, report)
             # The types under `also` are there to be compared; only what the chain made must hold.
@@ -325,13 +374,12 @@ class Chain:
         trained = checkpoint / "training.json"
         made = {"layout": layout, "dtype": dtype, **{key: settings.get(key) for key in ("rows", "name", "pre")}}
         steps = [
-            self._rollouts("unseen rollouts", base, seen, unseen),
-            Step("spread", spread, junctions, (trained, unseen, base), (checkpoint / "value.json",)),
+            self._spread("spread", base, checkpoint),
             Step("export", export, made, (trained, checkpoint / "value.json", base), (full,)),
         ]
         for name, path in zip(types, finished, strict=True):
             steps.append(self._quantize("value", full, path, name, settings.get("quantize_rows")))
-        asked = {**junctions, "also": also, "per_trajectory": per_trajectory}
+        asked = {**junctions, "also": check["also"], "per_trajectory": check["per_trajectory"]}
         return [*steps, Step("verify", verify, asked, (full, *finished, base, unseen), (report,))]
 
     def _runtime(self, n_ctx: int) -> Any:

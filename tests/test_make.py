@@ -16,6 +16,7 @@ import tiny
 from click.testing import CliRunner
 from sia_convert.cli import main
 from sia_convert.make import make, read_plan
+from sia_convert.trajectories import read_trajectories
 
 PLAN = """
 work = "work"
@@ -111,6 +112,26 @@ def test_a_base_that_is_only_a_gguf_is_its_own_backbone(plan: Path) -> None:
     rows = json.loads((plan.parent / "shipped/verify.json").read_text())["rows"]
     assert [(row["type"], row["failures"]) for row in rows] == [("F32", []), ("Q8_0", [])]
     assert run(plan, change) == []
+
+
+def test_a_second_round_learns_from_what_the_first_one_steers(plan: Path) -> None:
+    change = plan.with_name("steered.toml")
+    sections = ("work = 'second'", "[base]", "gguf = 'base.gguf'", "[steered]", "samples = 2", "[verify]", "limit = 4")
+    change.write_text("\n".join(sections))
+    steps = [
+        "rollouts", "score", "first round", "unseen rollouts", "first spread", "first export", "steered rollouts",
+        "score steered", "second round", "spread", "export", "value to Q8_0", "verify",
+    ]  # fmt: skip
+    assert run(plan, change) == steps
+    work = plan.parent / "second"
+    plain, steered = (list(read_trajectories([work / name])) for name in ("scored.jsonl", "steered-scored.jsonl"))
+    assert {t.id for t in steered} == {f"{p}-{j}" for p in range(6) for j in range(2)}
+    assert len(plain) == 18 and {t.response for t in steered} - {t.response for t in plain}
+    first, second = (json.loads((work / name / "training.json").read_text()) for name in ("first", "value"))
+    assert (len(first["config"]["data"]), len(second["config"]["data"])) == (1, 2)
+    assert run(plan, change) == []
+    change.write_text("\n".join(sections).replace("samples = 2", "samples = 2\nbeta = 1.0"))
+    assert run(plan, change) == steps[steps.index("steered rollouts") :]
 
 
 def test_a_file_beyond_its_tolerance_fails_the_chain(plan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
