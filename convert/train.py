@@ -217,8 +217,10 @@ class Trainer:
             with self.accelerator.autocast():
                 values, mask = self._values(part, None)
             rewards = torch.tensor([self._standard(e.reward) for e in part], device=self.device)
-            losses = value_loss(values, mask, rewards, self.config.loss, self.config.lam)
             squares = value_loss(values, mask, rewards, "per-token")
+            # Lambda-returns move with the model: what is held out is compared with the reward itself.
+            moving = self.config.loss == "td-lambda"
+            losses = squares if moving else value_loss(values, mask, rewards, self.config.loss)
             means = (values * mask).sum(1) / mask.sum(1)
             for i, index in enumerate(batch):
                 final = values[i, len(part[i].ids) - 1]

@@ -5,6 +5,7 @@ import errno
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,14 @@ def test_training_stops_when_the_held_out_loss_does_and_keeps_the_best(
     kept = ValueCheckpoint.open(config.out)
     assert kept.meta.train_tokens == report["response_tokens"] // 2
     assert kept.meta.reward_std == report["reward_std"]
+
+
+def test_lambda_returns_are_no_measure_of_a_model(config: TrainConfig) -> None:
+    """They move with its own values: held out, every loss but the trajectory mean is the distance to the reward."""
+    held_out = {}
+    for loss in ("per-token", "td-lambda"):
+        held_out[loss] = Trainer(replace(config, loss=loss, lam=0.5, lora=replace(config.lora, dropout=0.0))).evaluate()
+    assert held_out["td-lambda"]["loss"] == held_out["per-token"]["loss"] > 0
 
 
 def test_the_command_reports_what_it_learnt(make_hf: Callable[..., Path], data: Path, tmp_path: Path) -> None:
