@@ -242,8 +242,7 @@ class Engine:
         candidates = sum(len(c) for _, c in requests)
         queued = sum(map(self.queue_length, slots))
         # In embeddings mode every row pays the output layer, so only a short queue rides along.
-        everything = hidden and not self.context.hidden_only
-        room = LONGEST_HIDDEN_QUEUE if everything else self.context.batch.capacity - candidates
+        room = LONGEST_HIDDEN_QUEUE if self._embeds(hidden) else self.context.batch.capacity - candidates
         if queued <= max(room, len(also)):
             return
         keep = {slot: 1 for slot in also}
@@ -276,7 +275,7 @@ class Engine:
             self._fill(slot, self.queue_length(slot))
             first.append(batch.n)
             self._fill_branch(slot, candidates)
-        if hidden and not self.context.hidden_only:
+        if self._embeds(hidden):
             batch.output[: batch.n] = 1
         row = np.cumsum(batch.output[: batch.n], dtype=np.int32) - 1
         self._n_outputs = int(row[-1]) + 1
@@ -324,7 +323,7 @@ class Engine:
         filled, self._filled = self._filled, []
         n = self.context.batch.n
         try:
-            self.context.set_embeddings(hidden and not self.context.hidden_only)
+            self.context.set_embeddings(self._embeds(hidden))
             self.context.decode()
         except BaseException:
             self.context.batch.n = 0
@@ -336,6 +335,10 @@ class Engine:
             self.slots[slot].n_past += count
         self.decodes += 1
         self.decoded_tokens += n
+
+    def _embeds(self, hidden: bool) -> bool:
+        """Whether hidden states take llama.cpp's embeddings mode, where every row is an output."""
+        return hidden and not self.context.hidden_only
 
     def _save_rows(self, running: set[int]) -> None:
         """Rows of slots that sit this decode out would be overwritten; rare, so copying them is fine."""

@@ -555,6 +555,8 @@ class Context:
         batch = self.batch
         batch.struct.n_tokens = batch.n
         batch.n = 0
+        if self._final_norm is not None:
+            self._final_norm.rows = self._final_norm.rows[:0]  # those of an earlier decode must not pass for this one's
         status = C.llama_decode(self._ptr, batch.struct)
         if status == 1:
             raise SiaError(
