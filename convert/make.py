@@ -136,7 +136,7 @@ class Chain:
         full = self._unquantized(out, dtype, types)
 
         def convert() -> None:
-            from .export import export_base
+            from .formats.export import export_base
 
             export_base(hf, full, dtype, settings.get("pre"), settings.get("name"))
 
@@ -154,7 +154,7 @@ class Chain:
                 settings[key] = self.at(settings[key])
 
         def run() -> None:
-            from .pretrain import PretrainConfig, pretrain
+            from .demo.pretrain import PretrainConfig, pretrain
 
             pretrain(_checked("base.pretrain", PretrainConfig, out=hf, **settings))
 
@@ -162,7 +162,7 @@ class Chain:
 
     def _quantize(self, what: str, source: Path, target: Path, name: str, rows: str | None = None) -> Step:
         def run() -> None:
-            from .quantize import quantize_gguf
+            from .formats.quantize import quantize_gguf
 
             quantize_gguf(source, target, name, rows, self.threads)
 
@@ -183,7 +183,7 @@ class Chain:
             from sia_local import SiaConfig
             from sia_local.config import SamplingConfig
 
-            from .rollouts import RolloutConfig, load_prompts, sample, take_pairs
+            from .data.rollouts import RolloutConfig, load_prompts, sample, take_pairs
 
             if pairs:
                 take_pairs(prompts, out, str(base))
@@ -208,7 +208,7 @@ class Chain:
         batch = int(self.plan["reward"].get("batch", 64))
 
         def score() -> None:
-            from .score import score_files
+            from .data.score import score_files
 
             score_files([raw], scored, source, batch)
 
@@ -227,8 +227,8 @@ class Chain:
         value = self.work / "first.gguf"
 
         def export() -> None:
-            from .export import export_value
-            from .head import ValueCheckpoint
+            from .formats.export import export_value
+            from .train.head import ValueCheckpoint
 
             export_value(ValueCheckpoint.open(first), value, "merged", base, "f32")
 
@@ -256,7 +256,7 @@ class Chain:
         folder = self.work / f"{source.stem}-hf"
 
         def convert() -> None:
-            from .gguf_to_hf import gguf_to_hf
+            from .formats.gguf_to_hf import gguf_to_hf
 
             shutil.rmtree(folder, ignore_errors=True)  # of another file: the step runs only when its input changed
             gguf_to_hf(source, folder)
@@ -271,8 +271,8 @@ class Chain:
         reward = self.plan["reward"].get("name") or (f"{kind}:{Path(argument).name}" if argument else kind)
 
         def run() -> None:
-            from .train import TrainConfig, train
-            from .value_model import LoraSettings
+            from .train.loop import TrainConfig, train
+            from .train.model import LoraSettings
 
             chosen = dict(settings)
             lora = dict(chosen.pop("lora", {}))
@@ -292,7 +292,7 @@ class Chain:
                 **chosen,
             )
             if processes > 1:
-                from .launch import launch
+                from .train.launch import launch
 
                 launch(config, processes, self.work / f"{out.name}-train.json")
                 return
@@ -327,8 +327,8 @@ class Chain:
         junctions = {key: check[key] for key in ("k", "threshold", "limit")}
 
         def spread() -> None:
-            from .head import ValueCheckpoint
-            from .spread import measure_spread, store_spread
+            from .proof.spread import measure_spread, store_spread
+            from .train.head import ValueCheckpoint
 
             found, runtime = ValueCheckpoint.open(checkpoint), self._runtime(check["n_ctx"])
             value, count = measure_spread(found, base, [unseen], runtime=runtime, **junctions)
@@ -349,17 +349,17 @@ class Chain:
         junctions = {key: check[key] for key in ("k", "threshold", "limit")}
 
         def export() -> None:
-            from .export import export_value
-            from .head import ValueCheckpoint
+            from .formats.export import export_value
+            from .train.head import ValueCheckpoint
 
             found = ValueCheckpoint.open(checkpoint)
             rows, name, pre = (settings.get(key) for key in ("rows", "name", "pre"))
             export_value(found, full, layout, base, dtype, rows, name, pre)
 
         def verify() -> None:
-            from .head import ValueCheckpoint
-            from .verify import table, write_report
-            from .verify import verify as run
+            from .proof.verify import table, write_report
+            from .proof.verify import verify as run
+            from .train.head import ValueCheckpoint
 
             found, files = ValueCheckpoint.open(checkpoint), [full, *finished]
             asked = {**junctions, "per_trajectory": check["per_trajectory"]}
@@ -383,7 +383,7 @@ class Chain:
         return [*steps, Step("verify", verify, asked, (full, *finished, base, unseen), (report,))]
 
     def _runtime(self, n_ctx: int) -> Any:
-        from .junctions import Runtime
+        from .proof.junctions import Runtime
 
         return Runtime(n_ctx, self.threads, self.gpu_layers)
 

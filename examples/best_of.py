@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 
 from sia_local import SIA, SiaConfig
-from sia_local.best_of import best_of
-from sia_local.rewards import load_reward
+from sia_local.generation.best_of import best_of
+from sia_local.rewards.load import load_reward
 
 HERE = Path(__file__).parent
 MODELS = Path(os.environ.get("SIA_MODELS", HERE.parent / "models"))

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from sia_local import SIA, SiaConfig
-from sia_local.rewards import load_reward
+from sia_local.rewards.load import load_reward
 
 MODELS = Path(os.environ.get("SIA_MODELS", Path(__file__).parent.parent / "models"))
 PROMPT = "Write a short fable about a quiet bear in a small town."

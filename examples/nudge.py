@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 from sia_local import SiaConfig
-from sia_local.nudge import Nudged
+from sia_local.generation.nudge import Nudged
 
 MODELS = Path(os.environ.get("SIA_MODELS", Path(__file__).parent.parent / "models"))
 PROMPT = "Tell a short story about a hungry owl and a flower."

@@ -199,13 +199,9 @@ def measure(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("base", type=Path, help="GGUF file or Hugging Face folder")
-    parser.add_argument(
-        "value", type=Path, help="merged GGUF value model, or a folder (then the head is random)"
-    )
+    parser.add_argument("value", type=Path, help="merged GGUF value model, or a folder (then the head is random)")
     parser.add_argument("--mode", choices=("published", "cached", "both"), default="both")
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
     parser.add_argument("--prompt-tokens", "-p", type=int, default=64)

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from sia_local import SIA, SiaConfig
-from sia_local.sources import Guides, ValuePath
+from sia_local.values.sources import Guides, ValuePath
 
 MODELS = Path(os.environ.get("SIA_MODELS", Path(__file__).parent.parent / "models"))
 PROMPT = "Tell me a story about a tall snail."

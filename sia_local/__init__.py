@@ -14,25 +14,25 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .api import SIA, Completion
     from .config import SamplingConfig, SiaConfig
-    from .decode import Candidates, Prompt, Stats, Step
     from .errors import SiaError
-    from .processor import SiaLogitsProcessor
+    from .generation.decode import Candidates, Prompt, Stats, Step
+    from .generation.processor import SiaLogitsProcessor
+    from .generation.sia import SIA, Completion
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "SIA": "api",
-    "Completion": "api",
+    "SIA": "generation.sia",
+    "Completion": "generation.sia",
     "SiaConfig": "config",
     "SamplingConfig": "config",
-    "Step": "decode",
-    "Stats": "decode",
-    "Candidates": "decode",
-    "Prompt": "decode",
+    "Step": "generation.decode",
+    "Stats": "generation.decode",
+    "Candidates": "generation.decode",
+    "Prompt": "generation.decode",
     "SiaError": "errors",
-    "SiaLogitsProcessor": "processor",
+    "SiaLogitsProcessor": "generation.processor",
 }
 __all__ = [
     "SIA",

@@ -102,9 +102,7 @@ class SiaConfig:
         _require(1 <= self.k <= 255, f"k is {self.k}; expected 1 to 255 candidates")
         for gate in self.gate.split("+"):
             _require(gate in GATES, f"unknown gate {gate!r}; expected one of {', '.join(GATES)}")
-        _require(
-            self.entropy in ENTROPIES, f"unknown entropy {self.entropy!r}; expected one of {', '.join(ENTROPIES)}"
-        )
+        _require(self.entropy in ENTROPIES, f"unknown entropy {self.entropy!r}; expected one of {', '.join(ENTROPIES)}")
         _require(
             self.beta_unit in BETA_UNITS,
             f"unknown beta unit {self.beta_unit!r}; expected one of {', '.join(BETA_UNITS)}",

@@ -114,9 +114,7 @@ def _from_records(records: list[Any], source: Path) -> list[PromptItem]:
                 items.append(PromptItem(str(index), record.strip()))
             continue
         if not isinstance(record, Mapping):
-            raise DataError(
-                f"entry {index} of '{source}' is a {type(record).__name__}; expected an object or a string"
-            )
+            raise DataError(f"entry {index} of '{source}' is a {type(record).__name__}; expected an object or a string")
         by_name = {str(key).strip().lower(): value for key, value in record.items()}
         column = next((name for name in COLUMNS if name in by_name), None)
         if column is None or not isinstance(by_name[column], str):

@@ -67,7 +67,7 @@ def make_hf(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def tiny_base(make_hf: Callable[..., Path]) -> Path:
     """The float32 GGUF of make_hf()."""
-    from sia_convert.export import export_base
+    from sia_convert.formats.export import export_base
 
     folder = make_hf()
     return export_base(folder, folder.with_name("base-F32.gguf"), "f32")

@@ -8,8 +8,8 @@ from typing import Any
 import gguf
 import numpy as np
 
-from sia_local import gguf_keys
 from sia_local.bench.shapes import vocabulary
+from sia_local.llama import keys
 
 N_VOCAB, N_EMBD, N_FF, N_HEAD, N_KV, HEAD_DIM, N_LAYER, N_CTX = 320, 64, 96, 4, 2, 16, 2, 512
 TEMPLATE = (
@@ -82,17 +82,17 @@ def _tokenizer(writer: gguf.GGUFWriter, n_vocab: int, template: str | None) -> N
 
 def _contract(writer: gguf.GGUFWriter, kind: str, n_vocab: int, over: dict[str, Any]) -> None:
     weight, bias = head()
-    writer.add_uint32(gguf_keys.VERSION, over.get("version", gguf_keys.CONTRACT_VERSION))
-    writer.add_string(gguf_keys.KIND, kind)
-    writer.add_array(gguf_keys.HEAD_WEIGHT, [float(x) for x in over.get("head", weight)])
-    writer.add_float32(gguf_keys.HEAD_BIAS, bias)
+    writer.add_uint32(keys.VERSION, over.get("version", keys.CONTRACT_VERSION))
+    writer.add_string(keys.KIND, kind)
+    writer.add_array(keys.HEAD_WEIGHT, [float(x) for x in over.get("head", weight)])
+    writer.add_float32(keys.HEAD_BIAS, bias)
     if "hidden" in over:
-        writer.add_array(gguf_keys.HEAD_HIDDEN_WEIGHT, [float(x) for x in np.ravel(over["hidden"])])
-        writer.add_array(gguf_keys.HEAD_HIDDEN_BIAS, [0.5] * len(over["head"]))
-    writer.add_float32(gguf_keys.VALUE_SPREAD, over.get("spread", 0.5))
-    writer.add_string(gguf_keys.PROMPT_TEMPLATE, over.get("template", TEMPLATE))
-    digest = gguf_keys.vocab_sha256(t.encode() for t in tokens(n_vocab))
-    writer.add_string(gguf_keys.VOCAB_SHA256, over.get("sha256", digest))
+        writer.add_array(keys.HEAD_HIDDEN_WEIGHT, [float(x) for x in np.ravel(over["hidden"])])
+        writer.add_array(keys.HEAD_HIDDEN_BIAS, [0.5] * len(over["head"]))
+    writer.add_float32(keys.VALUE_SPREAD, over.get("spread", 0.5))
+    writer.add_string(keys.PROMPT_TEMPLATE, over.get("template", TEMPLATE))
+    digest = keys.vocab_sha256(t.encode() for t in tokens(n_vocab))
+    writer.add_string(keys.VOCAB_SHA256, over.get("sha256", digest))
 
 
 def write(path: Path, arch: str = "qwen3", kind: str = "base", seed: int = 0, **over: Any) -> Path:
@@ -135,8 +135,8 @@ def write(path: Path, arch: str = "qwen3", kind: str = "base", seed: int = 0, **
     if kind != "base":
         kinds = {"merged": "value", "lean": "value", "adapter": "value-adapter", "head": "value-head"}
         _contract(writer, kinds[kind], n_vocab, over)
-        if kind in gguf_keys.LAYOUTS:
-            writer.add_string(gguf_keys.LAYOUT, over.get("layout", kind))
+        if kind in keys.LAYOUTS:
+            writer.add_string(keys.LAYOUT, over.get("layout", kind))
     for name, tensor in weights.items():
         writer.add_tensor(name, tensor)
     writer.write_header_to_file()
@@ -144,7 +144,7 @@ def write(path: Path, arch: str = "qwen3", kind: str = "base", seed: int = 0, **
     writer.write_tensors_to_file()
     writer.close()
     if kind == "lean":
-        from sia_local.embeddings import write_trailer
+        from sia_local.llama.embeddings import write_trailer
 
         with path.open("ab") as handle:
             write_trailer(handle, embeddings.view(np.uint8).reshape(n_vocab, -1), 0, N_EMBD)

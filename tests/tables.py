@@ -8,15 +8,13 @@ from typing import Any
 import numpy as np
 
 from sia_local.config import SiaConfig
-from sia_local.decode import Job, Prompt, Step, decode
+from sia_local.generation.decode import Job, Prompt, Step, decode
 from sia_local.prompts import PromptItem
-from sia_local.rewards import FunctionReward
+from sia_local.rewards.load import FunctionReward
 
 WORDS = ("good ", "bad ", "so ", "the ", ".")
 # Two unsure words (after `so` more so than after `the`), two sure ones; 4 ends a text.
-LOGITS = np.array(
-    [[0, 0, 9, 0, 1], [0, 0, 0, 9, 1], [2, 2, 1, 1, 0], [3, 2, 0, 0, 0], [0] * 5], np.float32
-)
+LOGITS = np.array([[0, 0, 9, 0, 1], [0, 0, 0, 9, 1], [2, 2, 1, 1, 0], [3, 2, 0, 0, 0], [0] * 5], np.float32)
 VALUES = np.array([1.0, -1.0, 0.0, 0.0, 0.0])
 GOOD = FunctionReward("good", lambda prompts, responses: [r.count("good") - r.count("bad") for r in responses])
 PROMPTS = [PromptItem(f"p{i}", "x" * i) for i in range(1, 7)]

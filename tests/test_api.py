@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from sia_local import SIA, SamplingConfig, SiaConfig
-from sia_local.entropy import top_candidates
 from sia_local.errors import ConfigError, ContextFullError, IncompatibleError, ModelFileError, NumericError
+from sia_local.steering.entropy import top_candidates
 
 EXACT = {"n_ctx": 128, "n_threads": 1, "type_k": "f32", "type_v": "f32", "flash_attention": "off"}
 
@@ -102,10 +102,10 @@ def test_a_grammar_does_not_hide_the_prompt_from_penalties(base_gguf: Path) -> N
 
 
 def test_a_filter_is_freed_with_its_job(base_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sia_local import runtime
+    from sia_local.llama import samplers
 
     freed: list[object] = []
-    monkeypatch.setattr(runtime.C, "llama_sampler_free", freed.append)
+    monkeypatch.setattr(samplers.C, "llama_sampler_free", freed.append)
     with SIA.load(base_gguf, **EXACT) as sia:
         config = SiaConfig(sampling=SamplingConfig(top_p=0.9, repeat_penalty=1.1))
         for _ in range(3):
@@ -116,15 +116,16 @@ def test_a_filter_is_freed_with_its_job(base_gguf: Path, monkeypatch: pytest.Mon
 
 def test_the_penalty_pool_is_exact(base_gguf: Path) -> None:
     """Filtering a pool of the best gives what filtering the whole vocabulary gives."""
-    from sia_local import runtime
-    from sia_local.filters import LogitFilter
+    from sia_local.generation.filters import LogitFilter
+    from sia_local.llama import samplers
+    from sia_local.llama.model import Model
 
-    with runtime.Model(base_gguf) as model:
+    with Model(base_gguf) as model:
         rng = np.random.default_rng(0)
         config = SamplingConfig(repeat_penalty=1.7, frequency_penalty=-0.4, presence_penalty=0.3, penalty_last_n=20)
         prompt = rng.integers(0, model.n_vocab, 30).tolist()
         pooled = LogitFilter(model, config, prompt)
-        chain = runtime.SamplerChain([runtime.penalties(model, 20, 1.7, -0.4, 0.3)])
+        chain = samplers.SamplerChain([samplers.penalties(model, 20, 1.7, -0.4, 0.3)])
         for token in prompt[-20:]:
             chain.accept(token)
         row = rng.standard_normal(model.n_vocab).astype(np.float32) * 3

@@ -19,7 +19,6 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sia_local.api import SIA
 from sia_local.bench.arms import Arm, RivalArm, Workload, seed_for_rate
 from sia_local.bench.cold import ColdRow, kv_cache_mb, measure_cold
 from sia_local.bench.replay import Recorder
@@ -30,8 +29,11 @@ from sia_local.bench.synthetic import ensure
 from sia_local.cli import main
 from sia_local.config import SiaConfig
 from sia_local.errors import ConfigError
-from sia_local.gates import Moment, make_gate
-from sia_local.runtime import Context, ContextOptions, GgufMetadata, Model
+from sia_local.generation.sia import SIA
+from sia_local.llama.context import Context, ContextOptions
+from sia_local.llama.gguf import GgufMetadata
+from sia_local.llama.model import Model
+from sia_local.steering.gates import Moment, make_gate
 
 KINDS = ("value", "lean", "adapter", "head")
 

@@ -13,12 +13,12 @@ import pytest
 from click.testing import CliRunner, Result
 
 from sia_local import SIA, SiaConfig
-from sia_local.best_of import BestOf, best_of, slots_for, text_value
 from sia_local.cli import main
-from sia_local.decode import Prompt
 from sia_local.errors import ConfigError
-from sia_local.rewards import FunctionReward
-from sia_local.sources import MixedValues
+from sia_local.generation.best_of import BestOf, best_of, slots_for, text_value
+from sia_local.generation.decode import Prompt
+from sia_local.rewards.load import FunctionReward
+from sia_local.values.sources import MixedValues
 
 EXACT = {"n_ctx": 128, "n_threads": 1, "type_k": "f32", "type_v": "f32", "flash_attention": "off"}
 CONFIG = SiaConfig(threshold=1.2, beta=2.0)
@@ -159,9 +159,7 @@ def test_generate_prints_the_winner_and_reports_all(base_gguf: Path, value_gguf:
         assert part in result.stderr
 
 
-def test_ctrl_c_prints_the_best_so_far_whole(
-    base_gguf: Path, monkeypatch: pytest.MonkeyPatch, make_gguf: Make
-) -> None:
+def test_ctrl_c_prints_the_best_so_far_whole(base_gguf: Path, monkeypatch: pytest.MonkeyPatch, make_gguf: Make) -> None:
     asked = iter(range(1000))
 
     @contextmanager

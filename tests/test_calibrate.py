@@ -11,15 +11,15 @@ import pytest
 from click.testing import CliRunner, Result
 from tables import GOOD, VALUES, TableSIA
 
-from sia_local.calibrate import RATES, Task, calibrate
 from sia_local.cli import main
 from sia_local.cli.resolve import config_from
 from sia_local.config import SamplingConfig, SiaConfig
 from sia_local.errors import ConfigError, DataError, NumericError
 from sia_local.evaluation.arms import Arm
+from sia_local.evaluation.calibrate import RATES, Task, calibrate
+from sia_local.evaluation.profile import Profile, find_profile
 from sia_local.evaluation.run import Plan, evaluate
 from sia_local.evaluation.samples import Sample, SampleFile
-from sia_local.profile import Profile, find_profile
 from sia_local.prompts import PromptItem
 
 PROMPTS = [PromptItem(str(i), "x" * i) for i in range(1, 41)]
@@ -112,7 +112,7 @@ def test_thresholds_between_the_measured_rates() -> None:
         ("[steering]\nclip = [1]", "clip in [steering] is [1]; expected two numbers"),
         ("[steering]\nrate = 3", "rate is 3.0; expected a share from 0 to 1"),
         ("[sampling]\ntemperature = -1", "temperature is -1.0; expected 0"),
-        ("[thresholds]\nhalf = 1", '[thresholds] is {\'half\': 1}; expected lines such as "0.2" = 1.3'),
+        ("[thresholds]\nhalf = 1", "[thresholds] is {'half': 1}; expected lines such as \"0.2\" = 1.3"),
         ("steering = 3", "steering is 3; expected a table [steering]"),
         ("version = 2", "is a profile of version 2; expected 1"),
         ("beta", "is not TOML"),

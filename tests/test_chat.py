@@ -14,8 +14,8 @@ import pytest
 from sia_local import SIA, SiaConfig
 from sia_local.chat.commands import Commands
 from sia_local.chat.session import Notice, Session
-from sia_local.decode import Candidates, Prompt, Stats, Step
 from sia_local.errors import ConfigError, ContextFullError, DataError, NumericError
+from sia_local.generation.decode import Candidates, Prompt, Stats, Step
 from sia_local.text import Written
 
 WORDS = ["sad", "happy", "dog", "ran", "the", "."]

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from sia_local.config import SamplingConfig, SiaConfig
-from sia_local.decode import Job, Prompt, Stats, Step, decode
 from sia_local.errors import NumericError
+from sia_local.generation.decode import Job, Prompt, Stats, Step, decode
 
 END = 3
 

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sia_local import SIA
-from sia_local.decode import Prompt
+from sia_local.generation.decode import Prompt
 
 TOLERANCE = 1e-4
 PLACEMENTS = ("merged", "lean", "adapter", "head", "merged without output layer", "adapter without output layer")
@@ -27,7 +27,7 @@ def load(make_gguf: Callable[..., Path], kind: str, arch: str = "qwen3", slots: 
     exact = {"type_k": "f32", "type_v": "f32", "flash_attention": "off"}
     with pytest.MonkeyPatch.context() as patch:
         if without:
-            patch.setattr("sia_local.value.LARGE_OUTPUT_LAYER", 0)
+            patch.setattr("sia_local.values.model.LARGE_OUTPUT_LAYER", 0)
         with SIA.load(base, value, n_ctx=96, slots=slots, n_threads=1, max_candidates=4, **exact) as sia:
             assert sia.value.engine.context.hidden_only == bool(without)
             yield sia
@@ -160,9 +160,7 @@ def test_samples_of_one_prompt_encode_it_once(make_gguf: Callable[..., Path]) ->
 
 
 @pytest.mark.parametrize("shared", [1, 3, 4, 5, 8])
-def test_a_prefix_shared_with_a_slot_that_has_not_read_it_is_read(
-    make_gguf: Callable[..., Path], shared: int
-) -> None:
+def test_a_prefix_shared_with_a_slot_that_has_not_read_it_is_read(make_gguf: Callable[..., Path], shared: int) -> None:
     texts = [[*range(40, 40 + shared), *range(100 + 10 * i, 106 + 10 * i)] for i in range(3)]
     with load(make_gguf, "merged", slots=3) as sia:
         for slot, text in enumerate(texts):

@@ -25,7 +25,7 @@ from sia_local.evaluation.samples import Sample, SampleFile
 from sia_local.evaluation.summary import summarise
 from sia_local.evaluation.tables import arm_cells, equal_compute_cells, equal_kl_cells, findings, markdown
 from sia_local.prompts import PromptItem
-from sia_local.sources import Guides
+from sia_local.values.sources import Guides
 
 Make = Callable[..., Path]
 
@@ -180,9 +180,7 @@ def test_the_summary_of_known_samples() -> None:
     assert level["series"]["sparse 20 %"]["share"]["mean"] == pytest.approx(0.3 / 0.625)
     assert "best of N" not in level["series"]
     assert summary["entropy"]["quantiles"]["0.5"] == 1.0
-    assert summary["warnings"] == [
-        "Only 2 prompts: the intervals say little; use at least 30, better 200 or more."
-    ]
+    assert summary["warnings"] == ["Only 2 prompts: the intervals say little; use at least 30, better 200 or more."]
     table = markdown(arm_cells(summary))
     assert "| dense | 2 | 1.250 ± 0.500 | 0.750 ± 0.000 |" in table and "| best of N (N = 2) | – |" in table
     assert "| 10 + 100 | 20 |" in table and "flips" not in table and "flips" in arm_cells(summary, full=True)[0]

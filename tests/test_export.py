@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sia_local import SIA, gguf_keys
+from sia_local import SIA
 from sia_local.errors import IncompatibleError, ModelFileError
-from sia_local.runtime import GgufMetadata, Model
+from sia_local.llama import keys
+from sia_local.llama.gguf import GgufMetadata
+from sia_local.llama.model import Model
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -20,13 +22,13 @@ pytest.importorskip("transformers")
 import tiny
 import torch
 import transformers
-from sia_convert.arch import Hparams
-from sia_convert.checkpoint_hf import read_json
-from sia_convert.export import LAYOUTS, default_layout, export_base, export_value
-from sia_convert.head import ValueCheckpoint
-from sia_convert.junctions import Runtime
-from sia_convert.quantize import quantize_gguf
-from sia_convert.verify import verify
+from sia_convert.formats.arch import Hparams
+from sia_convert.formats.export import LAYOUTS, default_layout, export_base, export_value
+from sia_convert.formats.hf import read_json
+from sia_convert.formats.quantize import quantize_gguf
+from sia_convert.proof.junctions import Runtime
+from sia_convert.proof.verify import verify
+from sia_convert.train.head import ValueCheckpoint
 
 LLAMA3 = {
     "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -153,7 +155,7 @@ def test_values_are_those_of_peft_and_verify_agrees(
     layout: str, output_layer: bool, chain: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the value model's output layer computed, as with a small vocabulary, and left out."""
-    monkeypatch.setattr("sia_local.value.LARGE_OUTPUT_LAYER", 1 << 62 if output_layer else 0)
+    monkeypatch.setattr("sia_local.values.model.LARGE_OUTPUT_LAYER", 1 << 62 if output_layer else 0)
     checkpoint = chain["none" if layout == "head" else "lora"]
     path = export_value(checkpoint, chain["root"] / f"{layout}.gguf", layout, chain["base"], "f32")
     with load(chain["base"], path) as sia:
@@ -194,7 +196,7 @@ def test_the_layout_follows_the_placement(chain: dict[str, Any]) -> None:
         assert default_layout(replace(found, meta=replace(found.meta, placement=placement), head=head)) == layout
     path = export_value(found, chain["root"] / "default.gguf", base=chain["base"], dtype="f32")
     with GgufMetadata(path) as meta:
-        assert meta.get(gguf_keys.LAYOUT) == "lean"
+        assert meta.get(keys.LAYOUT) == "lean"
 
 
 def test_a_backbone_without_a_tokenizer_takes_the_bases(
@@ -211,7 +213,7 @@ def test_a_backbone_without_a_tokenizer_takes_the_bases(
     with Model(paths[0], vocab_only=True) as a, Model(paths[1], vocab_only=True) as b:
         assert a.tokenize("the old king", parse_special=True) == b.tokenize("the old king", parse_special=True)
     with GgufMetadata(paths[0]) as a, GgufMetadata(paths[1]) as b:
-        assert a.vocab_sha256() == b.vocab_sha256() == a.get(gguf_keys.VOCAB_SHA256)
+        assert a.vocab_sha256() == b.vocab_sha256() == a.get(keys.VOCAB_SHA256)
     with pytest.raises(IncompatibleError, match="has no tokenizer: add it, or give the base GGUF with --base"):
         export_value(checkpoint, tmp_path / "c.gguf", "merged")
 
@@ -243,10 +245,10 @@ def test_quantizing_leaves_the_head_and_a_lean_files_rows(chain: dict[str, Any])
     source = export_value(chain["lora"], chain["root"] / "full.gguf", "lean", chain["base"], "f32")
     path = quantize_gguf(source, chain["root"] / "small.gguf", "Q8_0", n_threads=1)
     with GgufMetadata(source) as a, GgufMetadata(path) as b:
-        for key in (gguf_keys.HEAD_WEIGHT, gguf_keys.HEAD_BIAS, gguf_keys.REWARD_MEAN, gguf_keys.VOCAB_SHA256):
+        for key in (keys.HEAD_WEIGHT, keys.HEAD_BIAS, keys.REWARD_MEAN, keys.VOCAB_SHA256):
             assert np.array_equal(a.get(key), b.get(key))
-        assert np.array_equal(a.get(gguf_keys.HEAD_WEIGHT), chain["lora"].head.weight * np.float32(1.5))
-    tail = 400 * 64 * 4 + gguf_keys.TRAILER_FOOTER.size
+        assert np.array_equal(a.get(keys.HEAD_WEIGHT), chain["lora"].head.weight * np.float32(1.5))
+    tail = 400 * 64 * 4 + keys.TRAILER_FOOTER.size
     assert source.read_bytes()[-tail:] == path.read_bytes()[-tail:]
     row = verify(chain["lora"], [path], chain["base"], [chain["data"]], limit=6, **EVERYWHERE)[0]
     assert row.type == "Q8_0" and row.failures == () and 0 < row.mean_in_spreads < 0.1

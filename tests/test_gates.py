@@ -5,7 +5,7 @@ import pytest
 
 from sia_local.config import SiaConfig
 from sia_local.errors import ConfigError
-from sia_local.gates import Moment, RateGate, make_gate
+from sia_local.steering.gates import Moment, RateGate, make_gate
 
 
 def opened(gate, entropies) -> np.ndarray:

@@ -17,10 +17,10 @@ pytest.importorskip("transformers")
 
 import torch
 import transformers
-from sia_convert.export import export_base
-from sia_convert.gguf_io import read_gguf
-from sia_convert.gguf_to_hf import gguf_to_hf
-from sia_convert.quantize import quantize_gguf
+from sia_convert.formats.export import export_base
+from sia_convert.formats.gguf_io import read_gguf
+from sia_convert.formats.gguf_to_hf import gguf_to_hf
+from sia_convert.formats.quantize import quantize_gguf
 from test_export import BASES, IDS, LLAMA3
 
 
@@ -70,8 +70,8 @@ def test_what_cannot_come_back_is_refused_and_leaves_nothing(
         gguf_to_hf(scaled, tmp_path / "back")
     with pytest.raises(ModelFileError, match="exists already"):
         gguf_to_hf(tiny_base, tmp_path)
-    monkeypatch.setattr("sia_convert.gguf_to_hf.PROBES", ("",))
-    monkeypatch.setattr("sia_local.runtime.Model.tokenize", lambda *_, **__: [1])
+    monkeypatch.setattr("sia_convert.formats.gguf_to_hf.PROBES", ("",))
+    monkeypatch.setattr("sia_local.llama.model.Model.tokenize", lambda *_, **__: [1])
     with pytest.raises(IncompatibleError, match=r"splits a text otherwise than llama\.cpp, from token 0"):
         gguf_to_hf(tiny_base, tmp_path / "back")
     assert [path.name for path in tmp_path.iterdir()] == ["llama3.gguf"]

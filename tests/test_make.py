@@ -15,8 +15,8 @@ pytest.importorskip("transformers")
 import tiny
 from click.testing import CliRunner
 from sia_convert.cli import main
+from sia_convert.data.trajectories import read_trajectories
 from sia_convert.make import make, read_plan
-from sia_convert.trajectories import read_trajectories
 
 PLAN = """
 work = "work"
@@ -135,7 +135,7 @@ def test_a_second_round_learns_from_what_the_first_one_steers(plan: Path) -> Non
 
 
 def test_a_file_beyond_its_tolerance_fails_the_chain(plan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sia_convert.verify.MAX_DIFFERENCE", {"F32": 1e-12})
+    monkeypatch.setattr("sia_convert.proof.verify.MAX_DIFFERENCE", {"F32": 1e-12})
     change = plan.with_name("fail.toml")
     change.write_text("[verify]\nlimit = 4\n")
     result = CliRunner().invoke(main, ["make", str(plan), str(change)])

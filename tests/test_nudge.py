@@ -13,9 +13,9 @@ from click.testing import CliRunner, Result
 from sia_local import SIA, SiaConfig
 from sia_local.cli import main
 from sia_local.config import SamplingConfig
-from sia_local.duet import LONGEST_WORD, Duet, Voice, next_word
 from sia_local.errors import ConfigError, IncompatibleError
-from sia_local.nudge import Nudged
+from sia_local.generation.duet import LONGEST_WORD, Duet, Voice, next_word
+from sia_local.generation.nudge import Nudged
 
 Make = Callable[..., Path]
 GREEDY = SiaConfig(sampling=SamplingConfig(temperature=0.0))
@@ -252,7 +252,7 @@ def test_what_does_not_go_with_nudging(base_gguf: Path, value_gguf: Path) -> Non
 def sentencepiece_gguf(make_hf: Make, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model with a tokenizer as Llama 2's: byte fallback, and a space of its own in front."""
     pytest.importorskip("torch")
-    from sia_convert.export import export_base
+    from sia_convert.formats.export import export_base
     from tiny import retokenized
 
     root = tmp_path_factory.mktemp("spm")

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from sia_local.entropy import entropy, log_partition, top_candidates, varentropy
-from sia_local.steering import beta_for_kl, draw, kl, shape_values, softmax, tilt, truncation_kl
+from sia_local.steering.entropy import entropy, log_partition, top_candidates, varentropy
+from sia_local.steering.tilt import beta_for_kl, draw, kl, shape_values, softmax, tilt, truncation_kl
 
 Z = np.array([2.0, 1.0, 0.5, 0.0, -1.0, -3.0])
 V = np.array([0.3, -0.2, 1.1, 0.7])
@@ -25,9 +25,7 @@ def test_golden_entropies() -> None:
 
 
 def test_golden_tilts() -> None:
-    np.testing.assert_allclose(
-        tilt(Z[C], V, 1.0), [0.5203964221, 0.1161161370, 0.2584212153, 0.1050662256], atol=1e-10
-    )
+    np.testing.assert_allclose(tilt(Z[C], V, 1.0), [0.5203964221, 0.1161161370, 0.2584212153, 0.1050662256], atol=1e-10)
     np.testing.assert_allclose(
         tilt(Z[C], V, 2.0, 0.7), [0.4182193187, 0.0240194309, 0.4824431663, 0.0753180841], atol=1e-10
     )

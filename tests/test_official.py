@@ -19,9 +19,9 @@ import tiny
 import torch
 import transformers
 from sia_convert.cli import main
-from sia_convert.head import ValueCheckpoint
-from sia_convert.junctions import Runtime
-from sia_convert.verify import verify
+from sia_convert.proof.junctions import Runtime
+from sia_convert.proof.verify import verify
+from sia_convert.train.head import ValueCheckpoint
 
 from sia_local import SIA
 
@@ -73,9 +73,7 @@ def peft_values(folder: Path, backbone: Path, kind: str, ids: list[int]) -> np.n
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_imports_exports_and_verifies(
-    kind: str, make_hf: Callable[..., Path], tiny_base: Path, tmp_path: Path
-) -> None:
+def test_imports_exports_and_verifies(kind: str, make_hf: Callable[..., Path], tiny_base: Path, tmp_path: Path) -> None:
     folder = official(tmp_path / "official", make_hf(), kind)
     out, gguf = tmp_path / "value", tmp_path / "value.gguf"
     words = ["import-official", str(folder), str(out), "--gguf", str(gguf), "--base", str(tiny_base), "--dtype", "f32"]

@@ -11,8 +11,8 @@ import pytest
 
 from sia_local import SIA, SiaConfig
 from sia_local.errors import SiaError
-from sia_local.guides import Guides
-from sia_local.overlap import SideBySide
+from sia_local.generation.overlap import SideBySide
+from sia_local.values.guides import Guides
 
 LOAD = {"n_ctx": 128, "n_threads": 1, "type_k": "f32", "type_v": "f32", "flash_attention": "off"}
 PROMPTS = ["the sad king walked to the old river and he found", "a dog ran", "once upon a time there was a young queen"]

@@ -14,10 +14,10 @@ from click.testing import CliRunner
 
 import models
 from sia_local import SIA, SiaConfig
-from sia_local.choice import Choice
 from sia_local.cli import main
 from sia_local.config import PRESETS, SamplingConfig
-from sia_local.runtime import GgufMetadata
+from sia_local.llama.gguf import GgufMetadata
+from sia_local.steering.choice import Choice
 
 Z = np.array([2.0, 1.0, 0.5, 0.0, -1.0, -3.0])
 V = np.array([0.3, -0.2, 1.1, 0.7])

@@ -16,10 +16,10 @@ from sia_local.errors import ConfigError, DataError
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from sia_convert.corpus import Story, document, epoch, load_sources, mood_of, with_article
-from sia_convert.pretrain import PretrainConfig, Progress, learning_rate, pack, pretrain, train_tokenizer
-from sia_convert.prompts import make_prompts
-from sia_convert.textclean import clean_fable, cut, recase
+from sia_convert.demo.corpus import Story, document, epoch, load_sources, mood_of, with_article
+from sia_convert.demo.pretrain import PretrainConfig, Progress, learning_rate, pack, pretrain, train_tokenizer
+from sia_convert.demo.prompts import make_prompts
+from sia_convert.demo.textclean import clean_fable, cut, recase
 
 NAMES = ("lily", "tom", "ben", "mia", "sam", "anna")
 THINGS = ("needle", "ball", "boat", "kite", "apple", "drum", "box", "lamp")
@@ -94,7 +94,7 @@ def test_documents_are_chats_or_plain_text(data: Path) -> None:
 
 def test_request_names_what_the_story_tells() -> None:
     story = Story("Lily was sad.", "story", "a little girl named Lily", ("Lily",), ("needle",))
-    from sia_convert.corpus import Sources
+    from sia_convert.demo.corpus import Sources
 
     chat = document(Sources(), 0.0, random.Random(1), story)
     name = re.search(r"named (\w+)", chat)
@@ -130,9 +130,7 @@ def test_tokenizer_loads_with_its_chat_template(tmp_path: Path) -> None:
     loaded = AutoTokenizer.from_pretrained(tmp_path)
     turns = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}]
     text = loaded.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    assert text == (
-        "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
-    )
+    assert text == ("<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
     ids = loaded(text, add_special_tokens=False)["input_ids"]
     assert ids.count(1) == 3 and ids.count(2) == 2 and loaded.eos_token_id == 2 and loaded.pad_token_id == 0
     assert loaded.decode(ids) == text

@@ -13,7 +13,7 @@ from llama_cpp import Llama, LogitsProcessorList
 from sia_local import SIA, SiaConfig, SiaLogitsProcessor
 from sia_local.config import SamplingConfig
 from sia_local.errors import ConfigError, IncompatibleError
-from sia_local.sources import Guides
+from sia_local.values.sources import Guides
 
 EXACT = {"n_threads": 1, "type_k": "f32", "type_v": "f32"}
 GREEDY = SamplingConfig(temperature=0.0)

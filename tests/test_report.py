@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from sia_local.errors import DataError
-from sia_local.report import answer_report
-from sia_local.svg import Series, histogram, lines, standalone, ticks
+from sia_local.views.answer import answer_report
+from sia_local.views.svg import Series, histogram, lines, standalone, ticks
 
 
 def candidate(token: int, text: str, p_base: float, p_steered: float, value: float | None = None) -> dict[str, Any]:
@@ -29,7 +29,7 @@ def test_answer_report_tells_where_and_why() -> None:
     assert "3 tokens, 1 of them junctions (33\u00a0%); steering changed the likeliest word at 1." in html
     assert "KL from the base: 0.26 nats in all, 0.12 of them by steering." in html and "kl_steering" not in html
     assert "Say &lt;b&gt;" in html
-    assert '<dt>beta</dt><dd>2</dd>' in html and "<dt>value</dt>" not in html
+    assert "<dt>beta</dt><dd>2</dd>" in html and "<dt>value</dt>" not in html
     data = json.loads(re.search(r'id="data">(.*?)</script>', html, re.S).group(1))  # type: ignore[union-attr]
     assert data[1]["story"] == (
         "The base leaned to “dark” (50\u00a0%); the values favoured “kind</script>”. Steering made "

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from sia_local.errors import ConfigError, DataError, ModelFileError, NumericError
-from sia_local.judge import PolarityJudge, features
-from sia_local.rewards import FunctionReward, Reward, check_rewards, load_reward
+from sia_local.rewards.judge import PolarityJudge, features
+from sia_local.rewards.load import FunctionReward, Reward, check_rewards, load_reward
 
 SHIPPED = Path(__file__).parent.parent / "models" / "polarity-judge.npz"
 
@@ -106,8 +106,7 @@ def test_shipped_judge_hears_the_tone_and_does_not_saturate() -> None:
 
 def test_no_heavy_import() -> None:
     code = (
-        "import sys, sia_local.rewards as r; r.load_reward('polarity'); "
-        "print({'torch', 'sklearn'} & set(sys.modules))"
+        "import sys, sia_local.rewards as r; r.load_reward('polarity'); print({'torch', 'sklearn'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"

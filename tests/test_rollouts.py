@@ -16,9 +16,9 @@ pytest.importorskip("transformers")
 
 import tiny
 from sia_convert.cli import main
-from sia_convert.rollouts import RolloutConfig, sample, take_pairs
-from sia_convert.score import score_files
-from sia_convert.trajectories import Appender, Shard, Trajectory, read_trajectories
+from sia_convert.data.rollouts import RolloutConfig, sample, take_pairs
+from sia_convert.data.score import score_files
+from sia_convert.data.trajectories import Appender, Shard, Trajectory, read_trajectories
 
 PROMPTS = [f"the {word} king" for word in ("sad", "old", "bad", "kind", "big")]
 

@@ -233,8 +233,8 @@ def tiny_checkpoint(
 ) -> Any:
     """A value model with random changes and head over `backbone`, as `train` would leave it in `folder`."""
     import torch
-    from sia_convert.head import ValueCheckpoint, ValueMeta
-    from sia_convert.value_model import LoraSettings, build, save_changes
+    from sia_convert.train.head import ValueCheckpoint, ValueMeta
+    from sia_convert.train.model import LoraSettings, build, save_changes
 
     torch.manual_seed(11)
     model = build(backbone, tune, LoraSettings(r=4, alpha=8), layers, n_hidden)
@@ -257,7 +257,7 @@ def tiny_checkpoint(
 
 def tiny_gguf(arch: str, path: str | Path, dtype: str = "f32", **over: Any) -> Path:
     """The GGUF of `tiny_hf(arch)`; the Hugging Face folder stays beside it as `<stem>-hf`."""
-    from sia_convert.export import export_base
+    from sia_convert.formats.export import export_base
 
     target = Path(path)
     folder = tiny_hf(arch, target.with_name(f"{target.stem}-hf"), **over)

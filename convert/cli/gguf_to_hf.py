@@ -16,6 +16,6 @@ def gguf_to_hf(gguf: Path, folder: Path) -> None:
     A backbone for `train` where the original checkpoint is not at hand. Weights are float32; what quantization took
     is lost. The tokenizer is compared with llama.cpp's before anything is kept.
     """
-    from ..gguf_to_hf import gguf_to_hf as convert
+    from ..formats.gguf_to_hf import gguf_to_hf as convert
 
     click.echo(f"wrote {convert(gguf, folder)}")

@@ -18,6 +18,6 @@ def hf_to_gguf(folder: Path, out: Path, dtype: str, pre: str | None, name: str |
 
     Tokenizer and chat template are included. OUT may be a folder; the file is then named by convention.
     """
-    from ..export import export_base
+    from ..formats.export import export_base
 
     click.echo(f"wrote {export_base(folder, out, dtype, pre, name)}")

@@ -32,8 +32,8 @@ def import_official(
 
     FOLDER has lora_weights/ (PEFT), token_reward_head.pt and model_config.json. Pickled code is never run.
     """
-    from ..export import export_value
-    from ..import_official import import_official as run
+    from ..formats.export import export_value
+    from ..formats.official import import_official as run
 
     checkpoint = run(folder, out, backbone, reward_name, base_name)
     click.echo(f"wrote {out}")

@@ -32,12 +32,10 @@ DATA = "../shared/data"
     show_default=True,
     help="The file to write.",
 )
-@click.option(
-    "--features", "size", default=60_000, show_default=True, help="At most so many words and word pairs."
-)
+@click.option("--features", "size", default=60_000, show_default=True, help="At most so many words and word pairs.")
 def judge(data: Path, stories: tuple[Path, ...], output: Path, size: int) -> None:
     """Train the judge of tone (words and word pairs, logistic regression) on film reviews, for stories."""
-    from ..judge import read_reviews, read_sentences, read_stories, train_judge
+    from ..demo.judge import read_reviews, read_sentences, read_stories, train_judge
 
     names = ("fables.jsonl.xz", "tinystories_sample.txt.xz", "classics.txt.xz")
     texts = stories or tuple(data / name for name in names)

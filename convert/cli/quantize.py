@@ -19,7 +19,7 @@ import click
 @click.option("--threads", default=0, show_default="all")
 def quantize(src: Path, dst: Path, ftype: str, rows: str | None, threads: int) -> None:
     """Quantize the GGUF file SRC to FTYPE (Q8_0, Q6_K, Q4_K_M, Q4_0, …) as DST; a value head stays float32."""
-    from ..quantize import quantize_gguf
+    from ..formats.quantize import quantize_gguf
 
     path = quantize_gguf(src, dst, ftype, rows, threads)
     click.echo(f"wrote {path}: {path.stat().st_size / 1e6:.1f} MB, from {src.stat().st_size / 1e6:.1f} MB")

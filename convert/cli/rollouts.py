@@ -59,8 +59,8 @@ def rollouts(
     from sia_local import SiaConfig
     from sia_local.config import SamplingConfig
 
-    from ..rollouts import RolloutConfig, load_prompts, sample, take_pairs
-    from ..trajectories import Shard
+    from ..data.rollouts import RolloutConfig, load_prompts, sample, take_pairs
+    from ..data.trajectories import Shard
 
     part = Shard.parse(shard)
     if pairs:

@@ -19,7 +19,7 @@ import click
 @click.option("--shard", help="I/N: only every N-th prompt; the outputs of all shards concatenate.")
 def score(sources: tuple[Path, ...], out: Path, reward: str, batch: int, shard: str | None) -> None:
     """Append the trajectories of SOURCES with their rewards to OUT (JSONL). Resumable like `rollouts`."""
-    from ..score import score_files
-    from ..trajectories import Shard
+    from ..data.score import score_files
+    from ..data.trajectories import Shard
 
     click.echo(f"{score_files(sources, out, reward, batch, Shard.parse(shard))} newly scored in {out}")

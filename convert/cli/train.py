@@ -61,9 +61,9 @@ def train(backbone: str, data: tuple[Path, ...], out: Path, threads: int | None,
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import torch
 
-    from ..train import TrainConfig
-    from ..train import train as run
-    from ..value_model import LoraSettings
+    from ..train.loop import TrainConfig
+    from ..train.loop import train as run
+    from ..train.model import LoraSettings
 
     if threads:
         torch.set_num_threads(threads)

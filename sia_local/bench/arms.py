@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..api import SIA
-from ..choice import GATE_SEED
 from ..config import SiaConfig
-from ..decode import Prompt
 from ..errors import ConfigError
-from ..value import ValueModel
+from ..generation.decode import Prompt
+from ..generation.sia import SIA
+from ..steering.choice import GATE_SEED
+from ..values.model import ValueModel
 from .replay import Recorder
 
 if TYPE_CHECKING:

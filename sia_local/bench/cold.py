@@ -18,10 +18,11 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
-from ..api import DEFAULT_CANDIDATES
 from ..errors import SiaError
-from ..gguf_keys import KIND, LAYOUT
-from ..runtime import KV_TYPES, GgufMetadata, row_bytes
+from ..generation.sia import DEFAULT_CANDIDATES
+from ..llama.context import KV_TYPES
+from ..llama.gguf import GgufMetadata, row_bytes
+from ..llama.keys import KIND, LAYOUT
 
 if TYPE_CHECKING:
     from .run import BenchOptions

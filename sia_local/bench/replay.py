@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..files import atomic_write
-from ..runtime import Batch, Context
+from ..llama.context import Batch, Context
 
 TRACE_VERSION = 1
 # How an operation is called, and its number in a trace; their arguments are whole numbers.

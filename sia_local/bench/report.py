@@ -12,10 +12,11 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from typing import Any
 
-from ..machine import cpu_name
-from ..runtime import Model, versions
+from ..llama.library import versions
+from ..llama.model import Model
 from .arms import RIVAL, UNSTEERED, Row
 from .cold import ColdRow
+from .machine import cpu_name
 from .run import BenchOptions
 
 FORMATS = ("md", "csv", "json", "jsonl")

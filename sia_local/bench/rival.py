@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from llama_cpp import Llama
 
-from ..runtime import KV_TYPES
+from ..llama.context import KV_TYPES
 
 if TYPE_CHECKING:
     from .run import BenchOptions

@@ -16,12 +16,15 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from ..api import DEFAULT_CANDIDATES, DEFAULT_HEAD_CANDIDATES, SIA
 from ..config import SiaConfig
-from ..engine import Engine
 from ..errors import ConfigError, SiaError
-from ..runtime import Context, ContextOptions, GgufMetadata, Model, default_threads
-from ..value import ValueFile, open_value, sequences_for
+from ..generation.sia import DEFAULT_CANDIDATES, DEFAULT_HEAD_CANDIDATES, SIA
+from ..llama.context import Context, ContextOptions
+from ..llama.engine import Engine
+from ..llama.gguf import GgufMetadata
+from ..llama.library import default_threads
+from ..llama.model import Model
+from ..values.model import ValueFile, open_value, sequences_for
 from .arms import RIVAL, UNSTEERED, Arm, RivalArm, Row, Workload
 
 

@@ -27,8 +27,7 @@ class Shape:
     def __post_init__(self) -> None:
         if self.n_embd % 256 or self.n_ff % 256:
             raise ConfigError(
-                f"The shape {self.name!r} has widths {self.n_embd} and {self.n_ff}; K-quants need multiples "
-                "of 256."
+                f"The shape {self.name!r} has widths {self.n_embd} and {self.n_ff}; K-quants need multiples of 256."
             )
 
     @property
@@ -47,9 +46,7 @@ class Shape:
         heads = max(1, self.n_head * width // self.n_embd)
         kv = max(1, self.n_head_kv * width // self.n_embd)
         ff = max(256, round(self.n_ff * width / self.n_embd / 256) * 256)
-        thin = replace(
-            self, name=f"{self.name}/{n}", n_embd=width, n_ff=ff, n_head=heads, n_head_kv=kv, n_layer=1
-        )
+        thin = replace(self, name=f"{self.name}/{n}", n_embd=width, n_ff=ff, n_head=heads, n_head_kv=kv, n_layer=1)
         depth = round((self.params / n - self.n_vocab * width) / thin.layer_params)
         return replace(thin, n_layer=max(1, depth))
 

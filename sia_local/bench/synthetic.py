@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from .. import gguf_keys as keys
 from ..errors import ConfigError
+from ..llama import keys as keys
 from .shapes import Shape, parse_shape, vocabulary
 
 VERSION = 1  # part of every cached file's name: raise it when what is written changes
@@ -103,8 +103,7 @@ def _gguf() -> Any:
         import gguf
     except ImportError:
         raise ConfigError(
-            "Writing synthetic models needs the gguf package, which is not installed: "
-            "pip install 'sia-local[bench]'."
+            "Writing synthetic models needs the gguf package, which is not installed: pip install 'sia-local[bench]'."
         ) from None
     return gguf
 
@@ -301,7 +300,7 @@ def ensure(
             if ftype == "F16":
                 os.replace(half, done)
             else:
-                from ..runtime import quantize
+                from ..llama.quantize import quantize
 
                 quantize(half, done, ftype, n_threads)
             if kind == "lean":

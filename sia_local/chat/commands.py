@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .. import trace, why
 from ..config import SiaConfig
 from ..errors import ConfigError, SiaError
+from ..views import trace, why
 from .session import Session
 
 HELP = """\
@@ -163,7 +163,7 @@ class Commands:
         if not s.steps:
             raise ConfigError("there is no answer to report yet; ask something first")
         from ..files import atomic_write
-        from ..report import answer_report
+        from ..views.answer import answer_report
 
         asked = next((turn["content"] for turn in reversed(s.turns) if turn["role"] == "user"), "")
         page = answer_report(

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..config import SiaConfig
-from ..decode import Prompt, Stats, Step
 from ..errors import ContextFullError, DataError
 from ..files import atomic_write
+from ..generation.decode import Prompt, Stats, Step
 from ..text import Written
 
 Message = dict[str, str]

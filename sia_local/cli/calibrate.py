@@ -48,9 +48,9 @@ def calibrate(**options: Any) -> None:
     path = _path(options["out"], file or base)
     items = read_items(options["prompts"], DEFAULT_PROMPTS, options["limit"])
 
-    from ..calibrate import Task
-    from ..calibrate import calibrate as run
-    from ..rewards import load_reward
+    from ..evaluation.calibrate import Task
+    from ..evaluation.calibrate import calibrate as run
+    from ..rewards.load import load_reward
     from .terminal import notice
 
     task = Task(
@@ -78,14 +78,14 @@ def calibrate(**options: Any) -> None:
 
 def _value_file(values: list[Any]) -> Path | None:
     """The value file, where there is one and it has no weight."""
-    from ..sources import ValuePath, parse_specs
+    from ..values.sources import ValuePath, parse_specs
 
     first, *others = parse_specs(values)
     return Path(first.path) if isinstance(first, ValuePath) and first.weight is None and not others else None
 
 
 def _path(out: str | None, beside: Path) -> Path:
-    from ..profile import SUFFIX
+    from ..evaluation.profile import SUFFIX
 
     if out is None:
         return beside.with_name(f"{beside.stem}{SUFFIX}")

@@ -20,7 +20,7 @@ from .ways import generator_from, short_line, watch, way_options
 
 if TYPE_CHECKING:
     from ..chat.session import Notice, Session
-    from ..decode import Step
+    from ..generation.decode import Step
     from .terminal import Style
     from .ways import Generator
 
@@ -45,7 +45,7 @@ def chat(**options: Any) -> None:
     config, stop, seed = config_from(options), stops_from(options), seed_from(options)
     from ..chat.commands import Commands
     from ..chat.session import Session
-    from ..trace import token_text
+    from ..views.trace import token_text
     from .terminal import Style, notice, writer
 
     with generator_from(options, config) as sia:

@@ -27,9 +27,9 @@ from .options import candidate_options, model_options, numbers, profile_option, 
 from .resolve import config_from, load_from, model_paths, profile_from, stops_from
 
 if TYPE_CHECKING:
-    from ..api import SIA
     from ..config import SiaConfig
-    from ..rewards import Reward
+    from ..generation.sia import SIA
+    from ..rewards.load import Reward
 
 STANDARD = ("off", "sparse", "dense", "random", "bon")
 DEFAULT_PROMPTS = "examples/prompts.txt"
@@ -210,9 +210,7 @@ def _alpaca_arm(options: dict[str, Any], arms: list[Arm]) -> Arm | None:
         return None
     if options["alpaca_arm"] is None:
         sparse = [arm for arm in arms if arm.family == "sparse" and arm.best_of == 1]
-        return min(
-            sparse, key=lambda a: (abs((a.rate or 0) - USUAL_RATE), abs(a.beta - 1)), default=arms[-1]
-        )
+        return min(sparse, key=lambda a: (abs((a.rate or 0) - USUAL_RATE), abs(a.beta - 1)), default=arms[-1])
     for arm in arms:
         if arm.key == options["alpaca_arm"]:
             return arm
@@ -220,13 +218,13 @@ def _alpaca_arm(options: dict[str, Any], arms: list[Arm]) -> Arm | None:
 
 
 def _rewards(options: dict[str, Any]) -> tuple[Reward, Reward | None]:
-    from ..rewards import load_reward
+    from ..rewards.load import load_reward
 
     reward, judge = load_reward(options["reward"]), options["judge"]
     if judge == "none":
         return reward, None
     if judge is None:
-        from ..judge import shipped_judge
+        from ..rewards.judge import shipped_judge
 
         if not shipped_judge().exists():
             click.echo(f"no second judge: {shipped_judge()} does not exist; give one with --judge", err=True)
@@ -253,7 +251,7 @@ def _settings(options: dict[str, Any], config: SiaConfig) -> dict[str, Any]:
 
 def _meta(options: dict[str, Any], reward: Reward, judge: Reward | None, outcome: Any) -> dict[str, Any]:
     from .. import __version__
-    from ..machine import cpu_name
+    from ..bench.machine import cpu_name
 
     base, _ = model_paths(options)
     _, values = model_paths(only(options, "value"))

@@ -23,7 +23,7 @@ def check_spreads(options: dict[str, Any], arms: list[Arm]) -> None:
     """Refuses betas in spreads where none is known, before any text is made."""
     if options["beta_unit"] != "spread" or not any(arm.steers and arm.source == "value" for arm in arms):
         return
-    from ..sources import parse_specs, read_files
+    from ..values.sources import parse_specs, read_files
 
     specs = parse_specs(model_paths(only(options, "value"))[1])
     if len(specs) == 1 and specs[0].weight is None:
@@ -38,7 +38,7 @@ def check_spreads(options: dict[str, Any], arms: list[Arm]) -> None:
 def fix_files(options: dict[str, Any], arms: list[Arm], store: SampleFile) -> None:
     """Refuses value models and guides other than the stored texts were steered with."""
     from ..evaluation.outputs import fingerprint
-    from ..sources import Guides, parse_specs
+    from ..values.sources import Guides, parse_specs
 
     for source in dict.fromkeys(arm.source for arm in arms if arm.uses_values):
         files: list[dict[str, Any]] = []
@@ -58,7 +58,7 @@ def fix_files(options: dict[str, Any], arms: list[Arm], store: SampleFile) -> No
 
 def kinds_of(options: dict[str, Any], arms: list[Arm]) -> dict[str, list[str]]:
     """The models behind every source of values, as evaluation.cost counts what they decode."""
-    from ..sources import Guides, parse_specs, read_files
+    from ..values.sources import Guides, parse_specs, read_files
 
     kinds: dict[str, list[str]] = {}
     for source in dict.fromkeys(arm.source for arm in arms if arm.uses_values):

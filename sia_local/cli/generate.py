@@ -41,9 +41,10 @@ def generate(**options: Any) -> None:
         raise ConfigError("--raw and --system were given; a system prompt needs the chat template, drop --raw")
     wants_trace = bool(options["trace"] or options["report"])
 
-    from .. import __version__, trace
+    from .. import __version__
     from ..files import atomic_write
-    from ..runtime import versions
+    from ..llama.library import versions
+    from ..views import trace
     from .terminal import interruptible, notice, visible, writer
 
     records, text, tokens, finish, spent = [], "", [], None, 0.0
@@ -91,7 +92,7 @@ def generate(**options: Any) -> None:
         if trace_file:
             trace.write(trace_file, records)
         if report_file:
-            from ..report import answer_report
+            from ..views.answer import answer_report
 
             meta = {"prompt": prompt, **models, **trace.report_facts(config), "seed": seed, "kl_steering": spent}
             report_file.write(answer_report(records, meta))

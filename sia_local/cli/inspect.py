@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from ..inspection import Inspection
+    from .inspection import Inspection
 
 _WIDEST = 100  # characters of a value; --json has the whole
 _KINDS = {
@@ -28,7 +28,7 @@ def inspect(file: str, value: str | None, as_json: bool) -> None:
     With --value, both are loaded as a generation would load them; if they do not fit, the exit code is 2.
     """
     from ..errors import IncompatibleError
-    from ..inspection import check_fit, inspect_file
+    from .inspection import check_fit, inspect_file
 
     found = [inspect_file(path) for path in (file, value) if path is not None]
     if as_json:

@@ -37,7 +37,7 @@ def sized_context(options: Mapping[str, Any], items: list[PromptItem], max_token
     """Tokens of context that any of the prompts needs at most: --ctx, or a bound by the longest."""
     if options.get("ctx"):
         return int(options["ctx"])
-    from ..rendering import TEMPLATE_ROOM
+    from ..llama.chat import TEMPLATE_ROOM
 
     # A byte-level tokenizer makes no more tokens than bytes.
     longest = max(len(item.text.encode()) for item in items)

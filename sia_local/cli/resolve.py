@@ -14,8 +14,8 @@ from ..config import PRESETS, SamplingConfig, SiaConfig
 from ..errors import ConfigError
 
 if TYPE_CHECKING:
-    from ..api import SIA
-    from ..profile import Profile
+    from ..evaluation.profile import Profile
+    from ..generation.sia import SIA
 
 BASE_FILE, VALUE_FILE, SHIPPED_PROFILE = "demo-base.gguf", "demo-value.gguf", "demo-value.profile.toml"
 DEFAULT_CONTEXT = 4096
@@ -59,8 +59,8 @@ def profile_from(options: Mapping[str, Any], default: str | None = None) -> Prof
     """The profile that --profile names; a notice when it was made for other models. Raises ConfigError, DataError."""
     if not (name := options.get("profile") or default):
         return None
-    from ..profile import Profile, find_profile
-    from ..sources import ValuePath, parse_specs
+    from ..evaluation.profile import Profile, find_profile
+    from ..values.sources import ValuePath, parse_specs
 
     base, values = model_paths(options)
     files = [Path(spec.path) for spec in parse_specs(values) if isinstance(spec, ValuePath)]
@@ -141,14 +141,14 @@ def _guides(options: Mapping[str, Any]) -> list[Any]:
         return []
     if not fields["plus"]:
         raise ConfigError("a guide option was given without --guide-plus; expected --guide-plus model.gguf")
-    from ..sources import Guides
+    from ..values.sources import Guides
 
     return [Guides(**fields)]
 
 
 def load_from(options: Mapping[str, Any], config: SiaConfig | None = None, slots: int = 1) -> SIA:
     """Loads the models that options name. `config` sizes the value model's candidates."""
-    from ..api import DEFAULT_CANDIDATES, SIA
+    from ..generation.sia import DEFAULT_CANDIDATES, SIA
 
     base, values = model_paths(options)
     both = options.get("kv_type") or "f16"
@@ -171,7 +171,7 @@ def load_from(options: Mapping[str, Any], config: SiaConfig | None = None, slots
 
 def trained_context(base: Path) -> int:
     """Tokens a base was trained on, at most DEFAULT_CONTEXT."""
-    from ..runtime import GgufMetadata
+    from ..llama.gguf import GgufMetadata
 
     with GgufMetadata(base) as meta:
         trained = meta.get(f"{meta.get('general.architecture')}.context_length")

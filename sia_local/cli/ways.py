@@ -13,9 +13,9 @@ from .options import together
 from .resolve import load_from, model_paths, trained_context
 
 if TYPE_CHECKING:
-    from ..api import SIA
-    from ..best_of import BestOf, BestOfResult
-    from ..nudge import Nudged
+    from ..generation.best_of import BestOf, BestOfResult
+    from ..generation.nudge import Nudged
+    from ..generation.sia import SIA
 
     Generator = SIA | BestOf | Nudged
 
@@ -74,9 +74,9 @@ def generator_from(options: Mapping[str, Any], config: SiaConfig, prompt: str | 
                 raise ConfigError(f"--{name.replace('_', '-')} was given without --best-of; say how many texts, as in "
                                   "--best-of 8")  # fmt: skip
         return load_from(options, config)
-    from ..best_of import BestOf, slots_for
-    from ..rendering import TEMPLATE_ROOM
-    from ..rewards import load_reward
+    from ..generation.best_of import BestOf, slots_for
+    from ..llama.chat import TEMPLATE_ROOM
+    from ..rewards.load import load_reward
 
     reward = load_reward(options["reward"]) if options.get("reward") else None
     if prompt is not None and options.get("ctx") is None:
@@ -105,7 +105,7 @@ def _nudged(options: Mapping[str, Any]) -> Nudged:
             f"--nudge and --{name} were given; nudging takes whole words of a small model and asks no value model, "
             "drop one of them"
         )
-    from ..nudge import DEFAULT_THRESHOLD, Nudged, check_threshold
+    from ..generation.nudge import DEFAULT_THRESHOLD, Nudged, check_threshold
 
     wanted = options.get("nudge_threshold")
     threshold = DEFAULT_THRESHOLD if wanted is None else wanted
@@ -120,7 +120,7 @@ def _nudged(options: Mapping[str, Any]) -> Nudged:
 
 def watch(generator: Generator, interrupted: Callable[[], bool]) -> Callable[[], bool]:
     """What a loop over steps asks whether to stop. Best-of-N asks while it writes; then the winner comes whole."""
-    from ..best_of import BestOf
+    from ..generation.best_of import BestOf
 
     if isinstance(generator, BestOf):
         generator.interrupted = interrupted
@@ -130,9 +130,9 @@ def watch(generator: Generator, interrupted: Callable[[], bool]) -> Callable[[],
 
 def closing_line(generator: Generator, config: SiaConfig) -> str:
     """The line behind a text, whichever way it was made."""
-    from .. import trace
-    from ..best_of import BestOf
-    from ..nudge import Nudged
+    from ..generation.best_of import BestOf
+    from ..generation.nudge import Nudged
+    from ..views import trace
 
     stats = generator.last_stats
     if isinstance(generator, Nudged):
@@ -149,7 +149,7 @@ def closing_line(generator: Generator, config: SiaConfig) -> str:
 
 def short_line(generator: Generator) -> str:
     """The line under an answer in a chat, where /stats tells the rest."""
-    from ..best_of import BestOf
+    from ..generation.best_of import BestOf
 
     stats = generator.last_stats
     parts = [f"{stats.tokens} tokens", f"{stats.tokens_per_second:.0f} tokens/s"]
@@ -167,9 +167,9 @@ def _best(result: BestOfResult) -> str:
 
 def facts(generator: Generator, config: SiaConfig) -> dict[str, Any]:
     """What a JSON result says beyond a plain text's."""
-    from .. import trace
-    from ..best_of import BestOf
-    from ..nudge import Nudged
+    from ..generation.best_of import BestOf
+    from ..generation.nudge import Nudged
+    from ..views import trace
 
     stats = generator.last_stats
     if isinstance(generator, Nudged):

@@ -23,7 +23,7 @@ Row = Mapping[str, Any]
 
 
 def value_rows(sample: Sample, kinds: Sequence[str], picked: bool = False) -> int:
-    """Rows that the models behind the values decoded for one text; kinds: of each of them, `guide` or gguf_keys.KINDS.
+    """Rows that the models behind the values decoded for one text; kinds: of each of them, `guide` or keys.KINDS.
 
     A value model decodes the candidates of every junction and, on its way to the last one, the tokens in between
     (the winner of a junction is already decoded); what it leaves unread behind the last junction is counted, too,

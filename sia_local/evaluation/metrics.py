@@ -111,9 +111,7 @@ def reward_at_kl(arm: Frontier, kl: float, seed: int = 0) -> Interval | None:
     if mean is None:
         return None
     n = arm.kl.shape[1]
-    draws = [
-        _interpolate(arm.kl[:, d].mean(1), arm.reward[:, d].mean(1), kl) for d in resamples(n, seed, 500)
-    ]
+    draws = [_interpolate(arm.kl[:, d].mean(1), arm.reward[:, d].mean(1), kl) for d in resamples(n, seed, 500)]
     return _interval(mean, np.array(draws), n, LEVEL)
 
 
@@ -131,9 +129,7 @@ def lift_share(arm: Frontier, reference: Frontier, kl: float, seed: int = 0) -> 
     shares = []
     for draw in [np.arange(n), *resamples(n, seed)]:
         off = arm.reward[0, draw].mean()
-        lifts = [
-            _interpolate(f.kl[:, draw].mean(1), f.reward[:, draw].mean(1), kl) - off for f in (arm, reference)
-        ]
+        lifts = [_interpolate(f.kl[:, draw].mean(1), f.reward[:, draw].mean(1), kl) - off for f in (arm, reference)]
         shares.append(lifts[0] / lifts[1] if lifts[1] > 0 else math.nan)
     if not math.isfinite(shares[0]):
         return None

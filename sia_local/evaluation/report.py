@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .. import svg
-from ..report import markup, render
+from ..views import svg
+from ..views.answer import markup, render
 from .samples import Sample
 from .tables import arm_cells, equal_compute_cells, equal_kl_cells, findings, picking
 
@@ -177,4 +177,3 @@ def _interval(reward: Mapping[str, float]) -> tuple[float, float, float]:
 def _reward_label(summary: Mapping[str, Any]) -> str:
     name = summary.get("reward_name")
     return f"mean reward ({name})" if name else "mean reward"
-

@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..best_of import text_value
 from ..config import SiaConfig
 from ..errors import ConfigError, SiaError
+from ..generation.best_of import text_value
 from ..prompts import PromptItem
-from ..rewards import Reward
-from ..trace import config_dict
+from ..rewards.load import Reward
+from ..views.trace import config_dict
 from .arms import Arm
 from .samples import Sample, SampleFile
 
 if TYPE_CHECKING:
-    from ..api import SIA
-    from ..decode import Job
-    from ..sources import Source
+    from ..generation.decode import Job
+    from ..generation.sia import SIA
+    from ..values.sources import Source
 
 SCORE_BATCH = 16
 # Whole texts are valued where no text is being written; waiting for that leaves slots idle, so not too often.
@@ -151,9 +151,7 @@ def _fixed_config(arm: Arm, plan: Plan, store: SampleFile, outcome: Outcome) -> 
     return config
 
 
-def _run(
-    sia: SIA, plan: Plan, arm: Arm, todo: Sequence[tuple[PromptItem, int]], config: SiaConfig
-) -> Iterator[Sample]:
+def _run(sia: SIA, plan: Plan, arm: Arm, todo: Sequence[tuple[PromptItem, int]], config: SiaConfig) -> Iterator[Sample]:
     """Yields each text as it finishes; its seconds count from the one before, so only their sum means something."""
     open_texts: dict[int, Sample] = {}
 

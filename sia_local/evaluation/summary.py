@@ -204,9 +204,7 @@ def _warnings(common: int, asked: int) -> list[str]:
     if not common:
         out.append("No prompt was finished by every arm, so nothing can be compared yet.")
     elif common < FEW_PROMPTS:
-        out.append(
-            f"Only {common} prompts: the intervals say little; use at least {FEW_PROMPTS}, better 200 or more."
-        )
+        out.append(f"Only {common} prompts: the intervals say little; use at least {FEW_PROMPTS}, better 200 or more.")
     if 0 < common < asked:
         out.append(f"{asked - common} of {asked} prompts are missing in at least one arm and were left out.")
     return out

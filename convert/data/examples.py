@@ -1,0 +1,158 @@
+"""Training examples: scored trajectories as the value model reads them, split by prompt, packed into batches."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sia_local.errors import ConfigError, DataError
+
+from ..train.head import RAW_TEMPLATE
+from .trajectories import Trajectory, check_rewards, read_trajectories
+
+END_TOKENS = ("<|im_end|>", "<|eot_id|>", "<|end|>")
+
+
+@dataclass(frozen=True)
+class Example:
+    """ids: prompt then response (and the token that ended it); values count from position `start` on."""
+
+    ids: tuple[int, ...]
+    start: int
+    prompt_id: int
+    reward: float  # reward units
+
+
+class Reader:
+    """Turns trajectories into examples with the value backbone's tokenizer and prompt template.
+
+    template: jinja text, `chat` (the tokenizer's own, else the plain prompt) or `raw` (the plain prompt).
+    as_base: read what the base read (`rendered`), as a head over the base's hidden states does.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        template: str = "chat",
+        stop_token: str | None = None,
+        as_base: bool = False,
+    ):
+        self.tokenizer, self.as_base = tokenizer, as_base
+        own = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else None
+        self.template = {"chat": own or RAW_TEMPLATE, "raw": RAW_TEMPLATE}.get(template, template)
+        self.bos, self.eos = tokenizer.bos_token or "", tokenizer.eos_token or ""
+        self._adds_bos = bool(self.bos) and tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]
+        self.stop_token = self._find_stop(stop_token)
+        self._prompts: dict[str, tuple[int, ...]] = {}
+
+    def _find_stop(self, wanted: str | None) -> int:
+        vocab = self.tokenizer.get_vocab()
+        names = [wanted] if wanted else [t for t in END_TOKENS if t in self.template] + [self.eos]
+        for name in names:
+            if name in vocab:
+                return int(vocab[name])
+        raise ConfigError(f"the tokenizer has no stop token {wanted or self.eos!r}: name one with --stop-token")
+
+    def prompt_ids(self, trajectory: Trajectory) -> tuple[int, ...]:
+        """Token ids of the rendered prompt, begin-of-sequence once where the tokenizer adds one."""
+        # A base without a template, or asked for raw text, hands its value model the same plain text.
+        plain = trajectory.rendered == trajectory.prompt
+        given = plain or bool(self.as_base and trajectory.rendered)
+        key = trajectory.rendered if given else f"\0{trajectory.prompt}"
+        if key not in self._prompts:
+            rendered = key
+            if not given:
+                from sia_local.llama.chat import render_chat
+
+                messages = [{"role": "user", "content": trajectory.prompt}]
+                rendered = render_chat(self.template, messages, self.bos, self.eos)
+            ids = self.tokenizer(rendered, add_special_tokens=False).input_ids
+            if self._adds_bos and ids[:1] != [self.tokenizer.bos_token_id]:
+                ids = [self.tokenizer.bos_token_id, *ids]
+            self._prompts[key] = tuple(ids)
+        return self._prompts[key]
+
+    def example(self, trajectory: Trajectory) -> Example:
+        prompt = self.prompt_ids(trajectory)
+        response = list(trajectory.tokens)
+        if trajectory.finish == "stop":
+            response.append(self.stop_token if trajectory.stop is None else trajectory.stop)
+        reward = float("nan") if trajectory.reward is None else trajectory.reward
+        return Example((*prompt, *response), len(prompt), trajectory.prompt_id, reward)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Training and held-out examples, no prompt in both; mean and std of the training rewards."""
+
+    train: list[Example]
+    held_out: list[Example]
+    mean: float
+    std: float
+    dropped: int  # examples longer than the limit or without a response
+
+
+def load_split(
+    paths: Iterable[str | os.PathLike[str]],
+    reader: Reader,
+    n_vocab: int,
+    held_out: float,
+    max_length: int,
+    seed: int,
+    limit: int | None = None,
+) -> Split:
+    """Reads scored trajectories. DataError for empty, unscored, NaN or constant data, or ids out of range."""
+    trajectories = list(read_trajectories(paths))[:limit]
+    check_rewards(trajectories)
+    examples = [reader.example(t) for t in trajectories]
+    kept = [e for e in examples if e.start < len(e.ids) <= max_length]
+    if not kept:
+        raise DataError(f"all {len(examples)} trajectories are empty or longer than {max_length} tokens")
+    highest = max(max(e.ids) for e in kept)
+    if highest >= n_vocab:
+        raise DataError(
+            f"the trajectories hold token {highest}, the backbone's vocabulary ends at {n_vocab - 1}: they were "
+            "sampled from a base with another tokenizer"
+        )
+    prompts = np.array(sorted({e.prompt_id for e in kept}))
+    if len(prompts) < 2:
+        raise DataError("all trajectories answer one prompt; the held-out split needs at least two")
+    n_held_out = min(len(prompts) - 1, max(1, round(len(prompts) * held_out)))
+    chosen = set(np.random.default_rng(seed).permutation(prompts)[:n_held_out].tolist())
+    train = [e for e in kept if e.prompt_id not in chosen]
+    rewards = np.array([e.reward for e in train])
+    if rewards.std() == 0:
+        raise DataError(f"all {len(train)} training rewards are {rewards[0]}: a constant reward teaches nothing")
+    rest = [e for e in kept if e.prompt_id in chosen]
+    return Split(train, rest, float(rewards.mean()), float(rewards.std()), len(examples) - len(kept))
+
+
+def batches(examples: Sequence[Example], size: int, rng: np.random.Generator | None) -> list[list[int]]:
+    """Indices in batches of similar length, so that little is padding; shuffled with `rng`, else in order."""
+    order = np.arange(len(examples)) if rng is None else rng.permutation(len(examples))
+    lengths = np.array([len(e.ids) for e in examples])
+    window = size * 32 if rng is not None else max(1, len(order))
+    out = []
+    for at in range(0, len(order), window):
+        part = order[at : at + window]
+        part = part[np.argsort(lengths[part], kind="stable")]
+        out += [part[i : i + size].tolist() for i in range(0, len(part), size)]
+    if rng is not None:
+        out = [out[i] for i in rng.permutation(len(out))]
+    return out
+
+
+def load_tokenizer(folder: str | os.PathLike[str]) -> Any:
+    """The tokenizer of a Hugging Face folder or name."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(folder))
+    except (OSError, ValueError) as error:
+        name = Path(folder).name
+        raise DataError(f"{name} has no tokenizer that transformers can read ({str(error)[:120]})") from error

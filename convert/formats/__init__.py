@@ -1,0 +1,1 @@
+"""Files: Hugging Face folders, GGUF, official checkpoints, export, quantization. Imports no training."""

@@ -1,0 +1,131 @@
+"""A GGUF model as a Hugging Face folder, for whoever has no other copy of the backbone that is to be trained."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sia_local.errors import IncompatibleError, ModelFileError
+
+from .arch import Hparams, Rope, hf_name, restore_rows
+from .gguf_io import read_gguf
+
+ROPE_FACTORS = "rope_freqs.weight"
+LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+# Where tokenizers differ: contractions, digits, runs of spaces and lines, letters beyond ASCII, punctuation.
+PROBES = (
+    "Once upon a time, there was a little dog. It's 3 o'clock; they'll be back at 12:45!\n\nThe end.",
+    "  two  spaces\tand a tab,\r\na line\n\n\n   and IT'S LATE (really?) … “quoted”",
+    "def f(x_1): return x_1**2 + 1234567.89  # äöü ß naïve 你好 Привет 🙂",
+)
+
+
+def gguf_to_hf(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> Path:
+    """Writes the model in `path` (llama, qwen2 or qwen3, any quantization) to `folder` with its tokenizer, in float32.
+
+    What quantization took is not given back. The folder appears whole or not at all. Raises ModelFileError for a file
+    that cannot be read or a folder that exists, IncompatibleError for what transformers would compute otherwise than
+    llama.cpp: another architecture, unknown tensors, a tokenizer that it does not rebuild alike.
+    """
+    source, target = Path(path), Path(folder)
+    fields, tensors = read_gguf(source)
+    hparams = Hparams.from_gguf(fields)
+    for tensor in tensors:
+        if tensor.name != ROPE_FACTORS and hf_name(tensor.name) is None:
+            raise IncompatibleError(
+                f"{source.name} holds {tensor.name}, which has no place in a Hugging Face {hparams.arch} checkpoint; "
+                "train from the original folder instead"
+            )
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ModelFileError(f"{target} exists already; name a new folder, or remove it")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+    try:
+        tokenizer = load_tokenizer(source)
+        check_tokenizer(source, tokenizer)
+        tokenizer.save_pretrained(made)
+        _write_weights(source, hparams, made)
+        made.chmod(0o755)
+        if target.exists():
+            target.rmdir()
+        made.replace(target)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ModelFileError(f"the disk filled up while writing {target}; nothing of it was kept") from error
+        raise
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+    return target
+
+
+def _write_weights(source: Path, hparams: Hparams, made: Path) -> None:
+    from gguf import GGUFReader
+    from gguf.quants import dequantize
+    from safetensors.numpy import save_file
+
+    weights = {}
+    for tensor in GGUFReader(source).tensors:
+        rows = dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=False)
+        if tensor.name == ROPE_FACTORS:
+            hparams = _with_llama3_rope(source, hparams, rows)
+            continue
+        weights[str(hf_name(tensor.name))] = restore_rows(hparams, tensor.name, rows)
+    biased = "model.layers.0.self_attn.q_proj.bias" in weights
+    config = hparams.hf_config(tied="lm_head.weight" not in weights, attention_bias=biased)
+    config["vocab_size"] = len(weights["model.embed_tokens.weight"])
+    if biased and hparams.arch != "qwen2":  # transformers wants them on all four, llama.cpp takes what there is
+        for i in range(hparams.n_layer):
+            name = f"model.layers.{i}.self_attn.o_proj.bias"
+            weights.setdefault(name, np.zeros(hparams.n_embd, np.float32))
+    save_file(weights, made / "model.safetensors", metadata={"format": "pt"})
+    (made / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
+
+
+def _with_llama3_rope(source: Path, hparams: Hparams, factors: np.ndarray) -> Hparams:
+    """llama3 scaling as Meta's models have it, if that is what made the factors; their settings are not in a GGUF."""
+    settings = {"factor": float(factors.max()), **LLAMA3_ROPE}
+    made = replace(hparams, rope=Rope(hparams.rope.theta, "llama3", settings))
+    expected = made.rope_factors()
+    if expected is None or expected.shape != factors.shape or not np.allclose(expected, factors, rtol=1e-5):
+        raise IncompatibleError(
+            f"{source.name} scales its rotary embedding by factors that no Llama 3 has; train from the original folder "
+            "instead"
+        )
+    return made
+
+
+def load_tokenizer(source: Path) -> Any:
+    """The tokenizer of a GGUF, rebuilt by transformers. IncompatibleError where it cannot."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
+    except Exception as error:
+        raise IncompatibleError(
+            f"{source.name}: transformers cannot rebuild its tokenizer ({error}); train from the Hugging Face folder "
+            "of this model instead"
+        ) from error
+
+
+def check_tokenizer(base: Path, tokenizer: Any) -> None:
+    """IncompatibleError if `tokenizer` splits the probes otherwise than llama.cpp does with `base`."""
+    from sia_local.llama.model import Model
+
+    with Model(base, vocab_only=True) as model:
+        for text in PROBES:
+            ours = tokenizer(text, add_special_tokens=False).input_ids
+            theirs = model.tokenize(text)
+            if ours != theirs:
+                at = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), len(ours))
+                raise IncompatibleError(
+                    f"{base.name}: transformers' rebuilt tokenizer splits a text otherwise than llama.cpp, from token "
+                    f"{at} of {text[:24]!r}… on; train from the Hugging Face folder of this model instead"
+                )

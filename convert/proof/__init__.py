@@ -1,0 +1,1 @@
+"""PyTorch against GGUF: one pass over the junctions that both read. Imports everything it compares."""

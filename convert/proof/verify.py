@@ -1,0 +1,181 @@
+"""Proves that GGUF files compute what the PyTorch value model computes, on the same token sequences."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from sia_local.errors import DataError, NumericError
+from sia_local.files import atomic_write
+from sia_local.llama import keys
+
+from ..aside import provenance
+from ..progress import Progress
+from ..train.head import ValueCheckpoint
+from ..train.metrics import spearman
+from .junctions import Case, Runtime, find_cases, gguf_values, spread_of, torch_values
+from .spread import reader_for, take
+
+MAX_DIFFERENCE = {"F32": 1e-3}  # reward units
+MIN_AGREEMENT = {"F32": 0.99, "F16": 0.95, "BF16": 0.95, "Q8_0": 0.95, "Q4_K_M": 0.90}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One GGUF file against PyTorch. Differences in reward units; agreement: share of junctions, same best."""
+
+    file: str
+    kind: str
+    type: str
+    junctions: int
+    max_abs: float
+    mean_abs: float
+    mean_in_spreads: float
+    spearman: float
+    agreement: float
+    same_prompt: bool
+    spread: float
+    failures: tuple[str, ...]
+
+
+def verify(
+    checkpoint: ValueCheckpoint,
+    files: Sequence[str | os.PathLike[str]],
+    base: str | os.PathLike[str],
+    data: Sequence[str | os.PathLike[str]],
+    quantizations: Sequence[str] = (),
+    k: int = 10,
+    threshold: float = 1.0,
+    limit: int = 40,
+    per_trajectory: int = 24,
+    runtime: Runtime | None = None,
+) -> list[Row]:
+    """One row a file, and one for each quantization of the first file, made for the purpose and thrown away."""
+    from ..train.model import load
+
+    runtime = runtime or Runtime()
+    reader = reader_for(checkpoint)
+    trajectories = take(data, limit)
+    if not trajectories:
+        raise DataError("the trajectory files are empty: sample some with `sia-convert rollouts`")
+    cases = find_cases(base, trajectories, reader, k, threshold, per_trajectory, runtime)
+    model = load(checkpoint)
+    progress = Progress("PyTorch", len(cases))
+    wanted = []
+    for case in cases:
+        wanted.append(torch_values(model, case))
+        progress.update()
+    del model
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for path in [Path(f) for f in files]:
+            rows.append(compare(path, base, cases, wanted, runtime, k))
+        for path in _quantized(Path(files[0]), quantizations, Path(folder), runtime.n_threads):
+            rows.append(compare(path, base, cases, wanted, runtime, k))
+    return rows
+
+
+def _quantized(source: Path, types: Sequence[str], folder: Path, n_threads: int) -> Iterator[Path]:
+    from ..formats.quantize import quantize_gguf
+
+    for name in types:
+        path = folder / f"{source.stem}-{name}.gguf"
+        yield quantize_gguf(source, path, name, n_threads=n_threads)
+        path.unlink()
+
+
+def compare(
+    path: Path,
+    base: str | os.PathLike[str],
+    cases: Sequence[Case],
+    wanted: Sequence[np.ndarray],
+    runtime: Runtime,
+    k: int,
+) -> Row:
+    """Runs one GGUF over the cases and compares it with PyTorch's values `wanted` ([J, k] a case)."""
+    kind, name = _describe(path)
+    progress = Progress(path.name, len(cases))
+    given, same_prompt = [], True
+    with runtime.load(base, path, k) as sia:
+        for case in cases:
+            values, read = gguf_values(sia, case)
+            same_prompt &= read == list(case.prompt_ids)
+            given.append(values)
+            progress.update()
+    a, b = np.concatenate(list(wanted)).astype(np.float64), np.concatenate(given)
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        raise NumericError(f"{path.name}: NaN or infinite values; export again from a finite checkpoint")
+    difference = np.abs(a - b)
+    spread = spread_of(list(wanted))
+    agreement = float((a.argmax(1) == b.argmax(1)).mean())
+    failures = []
+    if not same_prompt:
+        failures.append("the prompt is tokenized differently")
+    if difference.max() > MAX_DIFFERENCE.get(name, np.inf):
+        failures.append(f"max |dV| {difference.max():.2g} > {MAX_DIFFERENCE[name]:g}")
+    if agreement < MIN_AGREEMENT.get(name, 0.0):
+        failures.append(f"same best candidate at {agreement:.1%} < {MIN_AGREEMENT[name]:.0%} of junctions")
+    return Row(
+        path.name,
+        kind,
+        name,
+        len(a),
+        float(difference.max()),
+        float(difference.mean()),
+        float(difference.mean() / spread) if spread > 0 else float("nan"),
+        spearman(a.ravel(), b.ravel()),
+        agreement,
+        same_prompt,
+        spread,
+        tuple(failures),
+    )
+
+
+def _describe(path: Path) -> tuple[str, str]:
+    import gguf
+
+    from sia_local.llama.gguf import GgufMetadata
+
+    with GgufMetadata(path) as meta:
+        kind = str(meta.get(keys.KIND, "?"))
+        if kind == "value":
+            kind = str(meta.get(keys.LAYOUT, "merged"))
+        number = int(meta.get("general.file_type", 0))
+    if kind in ("value-adapter", "value-head"):
+        return kind.removeprefix("value-"), "F32"  # stored in float32, whatever the backbone's type
+    name = gguf.LlamaFileType(number).name
+    return kind, name.removeprefix("MOSTLY_").removeprefix("ALL_")
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows as text."""
+    head = ("file", "layout", "type", "junctions", "max |dV|", "mean |dV|", "in spreads", "Spearman", "same best", "")
+    lines = [head] + [
+        (
+            r.file,
+            r.kind,
+            r.type,
+            str(r.junctions),
+            f"{r.max_abs:.2e}",
+            f"{r.mean_abs:.2e}",
+            f"{r.mean_in_spreads:.4f}",
+            f"{r.spearman:.5f}",
+            f"{r.agreement:.1%}",
+            "FAILED: " + "; ".join(r.failures) if r.failures else "ok",
+        )
+        for r in rows
+    ]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+
+
+def write_report(rows: Sequence[Row], path: str | os.PathLike[str]) -> None:
+    """The rows and what made them, as JSON."""
+    with atomic_write(path) as handle:
+        json.dump({"rows": [asdict(row) for row in rows], **provenance()}, handle, indent=1)

@@ -1,0 +1,1 @@
+"""The value model and its training in PyTorch. Imports data and formats."""

@@ -1,0 +1,354 @@
+"""Trains a value model on scored trajectories; stops when held-out loss does, resumes bit for bit."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sia_local.errors import ConfigError, NumericError
+from sia_local.files import atomic_write
+
+from ..aside import provenance
+from ..data.examples import Example, Reader, Split, batches, load_split, load_tokenizer
+from ..formats.hf import load_torch_file
+from ..progress import Progress, duration
+from .config import Place, TrainConfig
+from .head import ValueCheckpoint, ValueMeta
+from .metrics import pairwise_accuracy, r2, spearman
+from .model import build, pad, save_changes, value_loss
+
+
+def train(config: TrainConfig, resume: bool = True) -> dict[str, Any]:
+    """Runs to the end of training and returns the report also written to `training.json`.
+
+    With `resume` an interrupted run of the same configuration and data continues exactly where its last state
+    was saved. The folder always holds the best model so far. Errors: ConfigError, DataError, NumericError.
+    """
+    return Trainer(config).run(resume)
+
+
+class Trainer:
+    """One run: model, data and optimiser; `run` is the loop."""
+
+    def __init__(self, config: TrainConfig):
+        from accelerate import Accelerator
+
+        self.config = config
+        self.out = Path(config.out)
+        self.key = config.fingerprint()
+        gpu = torch.cuda.is_available()
+        half = gpu if config.bf16 is None else config.bf16
+        self.accelerator = Accelerator(mixed_precision="bf16" if half else "no", cpu=not gpu)
+        torch.manual_seed(config.seed)
+        tokenizer = load_tokenizer(config.backbone)
+        self.reader = Reader(tokenizer, config.template, config.stop_token, config.placement == "head")
+        self.model = build(
+            config.backbone,
+            config.tuning,
+            config.lora,
+            config.layers,
+            config.head_hidden,
+            torch.bfloat16 if half and gpu else torch.float32,
+            config.checkpointing,
+        )
+        n_vocab = int(self.model.backbone.get_input_embeddings().num_embeddings)  # type: ignore
+        longest = min(config.max_length, int(self.model.backbone.config.max_position_embeddings))  # type: ignore
+        self.split: Split = load_split(
+            config.data, self.reader, n_vocab, config.held_out, longest, config.seed, config.limit
+        )
+        parts = self.model.trainable()
+        head_lr = config.head_lr or config.lr
+        self.optimizer = torch.optim.AdamW(
+            [
+                {"params": [p for n, p in parts.items() if not n.startswith("head.")], "lr": config.lr},
+                {"params": [p for n, p in parts.items() if n.startswith("head.")], "lr": head_lr},
+            ],
+            weight_decay=config.weight_decay,
+        )
+        self.rates = [config.lr, head_lr]
+        self.wrapped = self.accelerator.prepare_model(self.model)
+        self.device = self.accelerator.device
+        self.place = Place()
+        self.cache: dict[int, Tensor] | None = None
+
+    def run(self, resume: bool) -> dict[str, Any]:
+        c, p, main = self.config, self.place, self.accelerator.is_main_process
+        self.out.mkdir(parents=True, exist_ok=True)
+        if resume:
+            self.restore()
+        p = self.place
+        n, m = len(self.split.train), len(self.split.held_out)
+        if main:
+            trained = sum(x.numel() for x in self.model.trainable().values())
+            print(f"{n} training and {m} held-out trajectories, {self.split.dropped} dropped; {trained:,} weights")
+        while p.epoch < c.epochs and p.stale < c.patience:
+            self.epoch()
+            metrics = self.evaluate()
+            metrics |= {"epoch": p.epoch + 1, "train_loss": p.loss_sum / max(p.loss_count, 1.0)}
+            p.history.append(metrics)
+            better = metrics["loss"] < p.best
+            p.best, p.stale = (metrics["loss"], 0) if better else (p.best, p.stale + 1)
+            p.epoch, p.step, p.loss_sum, p.loss_count = p.epoch + 1, 0, 0.0, 0.0
+            if main:
+                print(_line(metrics, better), flush=True)
+                if better:
+                    self.save_model()
+            self.save_state()
+        return self.finish() if main else {}
+
+    def epoch(self) -> None:
+        """Trains from where the place says to the end of the epoch."""
+        c, p = self.config, self.place
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        rng = np.random.default_rng([c.seed, p.epoch])
+        packed = batches(self.split.train, c.batch, rng)
+        per_step = c.accumulate * world
+        steps = [packed[i : i + per_step] for i in range(0, len(packed), per_step)]
+        progress = Progress(f"epoch {p.epoch + 1}/{c.epochs}", len(steps), p.step)
+        self.wrapped.train()
+        while p.step < len(steps):
+            started = time.monotonic()
+            group = steps[p.step]
+            whole = sum(map(len, group))
+            # A rank without a batch of its own computes the first one with weight 0: all ranks must take part.
+            mine = [(b, len(b) / whole * world) for b in group[rank::world]] or [(group[0], 0.0)]
+            rate = self._set_rate(len(steps))
+            loss_sum = 0.0
+            for i, (batch, weight) in enumerate(mine):
+                last = i == len(mine) - 1
+                waiting = contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped)
+                with waiting, self.accelerator.autocast():
+                    losses = self._losses(batch)
+                    self.accelerator.backward(losses.mean() * weight)
+                loss_sum += float(losses.detach().mean()) * weight
+            loss = float(self.accelerator.reduce(torch.tensor(loss_sum, device=self.device), "sum")) / world
+            if not np.isfinite(loss):
+                raise NumericError(f"the loss became {loss} at step {p.total + 1}: lower --lr (now {rate:g})")
+            self.accelerator.clip_grad_norm_(list(self.model.trainable().values()), c.clip)
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+            p.step, p.total = p.step + 1, p.total + 1
+            p.tokens += sum(len(self.split.train[i].ids) - self.split.train[i].start for b in group for i in b)
+            p.loss_sum, p.loss_count = p.loss_sum + loss * whole, p.loss_count + whole
+            p.seconds += time.monotonic() - started
+            p.curve.append([p.total, loss])
+            if self.accelerator.is_main_process:
+                progress.update(1, f"loss {p.loss_sum / p.loss_count:.4f}")
+            if p.step % c.save_every == 0 and p.step < len(steps):
+                self.save_state()
+
+    def _set_rate(self, steps_an_epoch: int) -> float:
+        c, done = self.config, self.place.total
+        total = max(1, steps_an_epoch * c.epochs)
+        part = min(1.0, done / total)
+        factor = {"constant": 1.0, "linear": 1.0 - part, "cosine": 0.5 * (1.0 + float(np.cos(np.pi * part)))}
+        scale = factor[c.schedule] * (min(1.0, (done + 1) / c.warmup) if c.warmup else 1.0)
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * scale
+        return self.rates[0] * scale
+
+    def _values(self, part: list[Example], keys: list[int] | None) -> tuple[Tensor, Tensor]:
+        """Values and response mask [batch, n] of examples; a frozen backbone's states are kept under `keys`."""
+        mask = torch.zeros(len(part), max(len(e.ids) for e in part))
+        for i, e in enumerate(part):
+            mask[i, e.start : len(e.ids)] = 1.0
+        ids = pad([e.ids for e in part]).to(self.device)
+        mask = mask.to(self.device)
+        if self.config.tuning != "none" or keys is None:
+            return self.wrapped(ids), mask
+        cache = self._kept_states()
+        if any(k not in cache for k in keys):
+            with torch.no_grad():
+                states = self.model.hidden(ids)
+            return self.wrapped(None, states), mask
+        kept = [cache[k].to(self.device) for k in keys]
+        return self.wrapped(None, torch.nn.utils.rnn.pad_sequence(kept, batch_first=True)), mask
+
+    @torch.no_grad()
+    def _kept_states(self) -> dict[int, Tensor]:
+        """Hidden states of the training examples under a frozen backbone, as many as fit in 2 GB.
+
+        In fixed batches, not as training meets them: the last bits depend on the batch, and a resumed run must
+        find the same ones.
+        """
+        if self.cache is not None:
+            return self.cache
+        self.cache = {}
+        examples, room = self.split.train, 500_000_000
+        packed = batches(examples, max(self.config.batch, 32), None)
+        progress = Progress("frozen states", len(packed))
+        for batch in packed:
+            states = self.model.hidden(pad([examples[i].ids for i in batch]).to(self.device))
+            room -= states.numel()
+            if room < 0:
+                break
+            for i, state in zip(batch, states, strict=True):
+                self.cache[i] = state[: len(examples[i].ids)].cpu()
+            progress.update()
+        return self.cache
+
+    def _losses(self, batch: list[int]) -> Tensor:
+        part = [self.split.train[i] for i in batch]
+        values, mask = self._values(part, batch)
+        rewards = torch.tensor([self._standard(e.reward) for e in part], device=self.device)
+        return value_loss(values, mask, rewards, self.config.loss, self.config.lam)
+
+    def _standard(self, reward: float) -> float:
+        return (reward - self.split.mean) / self.split.std
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """Held-out loss and metrics, of the mean of V over the response and of V at its last token."""
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        self.wrapped.eval()
+        rows: list[list[float]] = []  # index, loss, squared error a token, mean V, last V
+        examples = self.split.held_out
+        for batch in batches(examples, max(self.config.batch, 32), None)[rank::world]:
+            part = [examples[i] for i in batch]
+            with self.accelerator.autocast():
+                values, mask = self._values(part, None)
+            rewards = torch.tensor([self._standard(e.reward) for e in part], device=self.device)
+            squares = value_loss(values, mask, rewards, "per-token")
+            # Lambda-returns move with the model: what is held out is compared with the reward itself.
+            moving = self.config.loss == "td-lambda"
+            losses = squares if moving else value_loss(values, mask, rewards, self.config.loss)
+            means = (values * mask).sum(1) / mask.sum(1)
+            for i, index in enumerate(batch):
+                final = values[i, len(part[i].ids) - 1]
+                rows.append([index, *(float(x) for x in (losses[i], squares[i], means[i], final))])
+        if world > 1:
+            from accelerate.utils import gather_object
+
+            rows = gather_object(rows)
+        rows.sort()
+        table = np.array(rows)
+        order = table[:, 0].astype(int)
+        actual = np.array([self._standard(examples[i].reward) for i in order])
+        groups = [examples[i].prompt_id for i in order]
+        averages, lasts = table[:, 3], table[:, 4]
+        return {
+            "loss": float(table[:, 1].mean()),
+            "r2": r2(averages, actual),
+            "r2_last": r2(lasts, actual),
+            "r2_token": 1.0 - float(table[:, 2].mean()) / max(float(actual.var()), 1e-12),
+            "spearman": spearman(averages, actual),
+            "spearman_last": spearman(lasts, actual),
+            "pairwise": pairwise_accuracy(averages, actual, groups),
+            "pairwise_last": pairwise_accuracy(lasts, actual, groups),
+        }
+
+    def save_model(self) -> None:
+        """Writes the model as it is now as the folder's value model."""
+        c = self.config
+        save_changes(self.model, self.out, c.tuning)
+        meta = ValueMeta(
+            backbone=str(Path(c.backbone).resolve()),
+            placement=c.placement,
+            tune=c.tuning,
+            layers=c.layers,
+            reward_mean=self.split.mean,
+            reward_std=self.split.std,
+            reward_name=c.reward_name,
+            loss=f"td-lambda {c.lam:g}" if c.loss == "td-lambda" else c.loss,
+            train_tokens=self.place.tokens,
+            prompt_template=self.reader.template,
+            base_name=c.base_name,
+            stop_token=self.reader.stop_token,
+            made_by=provenance(),
+        )
+        ValueCheckpoint(self.out, meta, self.model.head.to_head()).save()
+
+    def save_state(self) -> None:
+        """Writes `state.pt`: weights, optimiser, random generators and place."""
+        random = [torch.get_rng_state()]
+        if self.device.type == "cuda":
+            random.append(torch.cuda.get_rng_state(self.device))
+        if self.accelerator.num_processes > 1:
+            from accelerate.utils import gather_object
+
+            everyone = gather_object([random])
+        else:
+            everyone = [random]
+        if not self.accelerator.is_main_process:
+            return
+        state = {
+            "key": self.key,
+            "weights": {name: w.detach().cpu() for name, w in self.model.trainable().items()},
+            "optimizer": self.optimizer.state_dict(),
+            "random": everyone,
+            "place": json.dumps(dataclasses.asdict(self.place)),
+        }
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        with atomic_write(self.out / "state.pt", "wb") as handle:
+            handle.write(buffer.getvalue())
+
+    def restore(self) -> None:
+        """Continues from `state.pt` if there is one. ConfigError if it belongs to another run."""
+        if not (self.out / "state.pt").exists():
+            return
+        state = load_torch_file(self.out / "state.pt")
+        if state["key"] != self.key:
+            raise ConfigError(
+                f"{self.out} holds a run with other settings or data: give another --out, or --restart to begin again"
+            )
+        parts = self.model.trainable()
+        with torch.no_grad():
+            for name, weight in state["weights"].items():
+                parts[name].copy_(weight)
+        self.optimizer.load_state_dict(state["optimizer"])
+        random = state["random"][self.accelerator.process_index % len(state["random"])]
+        torch.set_rng_state(random[0])
+        if self.device.type == "cuda" and len(random) > 1:
+            torch.cuda.set_rng_state(random[1], self.device)
+        self.place = Place(**json.loads(state["place"]))
+        if self.accelerator.is_main_process:
+            print(f"continuing at epoch {self.place.epoch + 1}, step {self.place.step}", flush=True)
+
+    def finish(self) -> dict[str, Any]:
+        """Writes training.json and loss.png and returns the report."""
+        from .plot import loss_curve
+
+        p = self.place
+        best = min(p.history, key=lambda h: h["loss"]) if p.history else {}
+        report = {
+            "config": dataclasses.asdict(self.config),
+            "best": best,
+            "epochs": p.history,
+            "steps": p.total,
+            "seconds": round(p.seconds, 1),
+            "response_tokens": p.tokens,
+            "training_trajectories": len(self.split.train),
+            "held_out_trajectories": len(self.split.held_out),
+            "dropped": self.split.dropped,
+            "reward_mean": self.split.mean,
+            "reward_std": self.split.std,
+            "stopped_early": p.stale >= self.config.patience,
+            "loss_curve": p.curve,
+            **provenance(),
+        }
+        with atomic_write(self.out / "training.json") as handle:
+            json.dump(report, handle, indent=1)
+        loss_curve(p.curve, p.history, self.out / "loss.png")
+        print(f"best epoch {int(best.get('epoch', 0))}, {duration(p.seconds)} of training; wrote {self.out}")
+        return report
+
+
+def _line(m: dict[str, float], better: bool) -> str:
+    return (
+        f"epoch {int(m['epoch'])}: train {m['train_loss']:.4f}, held-out {m['loss']:.4f}, R2 {m['r2']:.3f} "
+        f"(last {m['r2_last']:.3f}), Spearman {m['spearman']:.3f}, pairwise {m['pairwise']:.3f} "
+        f"(last {m['pairwise_last']:.3f}){', best so far' if better else ''}"
+    )
+
+
+__all__ = ["TrainConfig", "Trainer", "train"]

@@ -1,0 +1,245 @@
+"""The value model in PyTorch: a backbone, what training changes in it, and a head on its final hidden state."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sia_local.errors import ConfigError, DataError, IncompatibleError
+
+from ..formats.arch import Hparams
+from ..formats.hf import read_json
+from .head import Head, ValueCheckpoint
+
+DEFAULT_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
+LOSSES = ("trajectory-mean", "per-token", "td-lambda")
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """LoRA as PEFT takes it; `targets` may be the single word `all-linear`."""
+
+    r: int = 16
+    alpha: int = 32
+    dropout: float = 0.1
+    targets: tuple[str, ...] = DEFAULT_TARGETS
+
+    def __post_init__(self) -> None:
+        if self.r < 1 or not 0.0 <= self.dropout < 1.0 or not self.targets:
+            raise ConfigError(f"LoRA of rank {self.r}, dropout {self.dropout}: expected r >= 1, 0 <= dropout < 1")
+
+
+class ValueHead(nn.Module):
+    """hidden [..., d] -> value [...], float32 whatever the backbone's type."""
+
+    def __init__(self, n_embd: int, n_hidden: int = 0, activation: str = "silu"):
+        super().__init__()
+        self.activation = activation
+        self.hidden = nn.Linear(n_embd, n_hidden) if n_hidden else None
+        self.out = nn.Linear(n_hidden or n_embd, 1)
+        nn.init.zeros_(self.out.bias)
+        nn.init.normal_(self.out.weight, std=0.1 / (n_hidden or n_embd) ** 0.5)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        with torch.autocast(hidden.device.type, enabled=False):
+            x = hidden.float()
+            if self.hidden is not None:
+                x = getattr(F, self.activation)(self.hidden(x))
+            return self.out(x).squeeze(-1)
+
+    def to_head(self) -> Head:
+        def array(parameter: Tensor) -> np.ndarray:
+            return parameter.detach().float().cpu().numpy().copy()
+
+        weight, bias = array(self.out.weight)[0], float(self.out.bias.detach())
+        if self.hidden is None:
+            return Head(weight, bias)
+        return Head(weight, bias, array(self.hidden.weight), array(self.hidden.bias), self.activation)
+
+    @classmethod
+    def from_head(cls, head: Head) -> ValueHead:
+        n_hidden = 0 if head.hidden_weight is None else len(head.weight)
+        module = cls(head.n_embd, n_hidden, head.activation)
+        with torch.no_grad():
+            module.out.weight.copy_(torch.from_numpy(head.weight)[None])
+            module.out.bias.fill_(head.bias)
+            if module.hidden is not None:
+                module.hidden.weight.copy_(torch.from_numpy(head.hidden_weight))
+                module.hidden.bias.copy_(torch.from_numpy(head.hidden_bias))
+        return module
+
+
+class ValueModel(nn.Module):
+    """V(s) for every prefix of a token sequence: ids [batch, n] -> values [batch, n], float32.
+
+    Sequences are padded on the right; attention is causal, so padding reaches no value before it and needs no
+    mask. The backbone returns the final *normed* hidden state.
+    """
+
+    def __init__(self, backbone: nn.Module, head: ValueHead):
+        super().__init__()
+        self.backbone, self.head = backbone, head
+
+    def hidden(self, ids: Tensor) -> Tensor:
+        state: Tensor = self.backbone(input_ids=ids, use_cache=False).last_hidden_state
+        return state
+
+    def forward(self, ids: Tensor | None, hidden: Tensor | None = None) -> Tensor:
+        """Values; a caller that already has the hidden states [batch, n, d] passes those instead of ids."""
+        if hidden is None:
+            if ids is None:
+                raise ValueError("either ids or hidden states are needed")
+            hidden = self.hidden(ids)
+        values: Tensor = self.head(hidden)
+        return values
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+
+def load_backbone(folder: str | Path, layers: int | None, dtype: torch.dtype) -> Any:
+    """The transformer without its heads from a causal LM or a reward model, its first `layers` blocks."""
+    import transformers
+
+    if not (Path(folder) / "config.json").is_file():
+        raise IncompatibleError(f"no model at {folder}: expected a Hugging Face folder with config.json")
+    Hparams.from_hf(read_json(Path(folder) / "config.json"))  # refuses now what could not be exported later
+    transformers.utils.logging.disable_progress_bar()
+    level = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity_error()  # it would warn that the lm_head was not used
+    try:
+        backbone = transformers.AutoModel.from_pretrained(folder, dtype=dtype)
+    finally:
+        transformers.utils.logging.set_verbosity(level)
+    if layers is not None:
+        if not 1 <= layers <= len(backbone.layers):
+            raise ConfigError(f"--layers {layers}: {Path(folder).name} has {len(backbone.layers)} blocks")
+        backbone.layers = backbone.layers[:layers]
+        backbone.config.num_hidden_layers = layers
+    return backbone
+
+
+def build(
+    folder: str | Path,
+    tune: str,
+    lora: LoraSettings,
+    layers: int | None = None,
+    n_hidden: int = 0,
+    dtype: torch.dtype = torch.float32,
+    checkpointing: bool = False,
+) -> ValueModel:
+    """An untrained value model: `tune` is `lora`, `full` (all but the embeddings) or `none` (head only)."""
+    backbone = load_backbone(folder, layers, torch.float32 if tune == "full" else dtype)
+    backbone.requires_grad_(tune == "full")
+    backbone.get_input_embeddings().requires_grad_(False)
+    head = ValueHead(backbone.config.hidden_size, n_hidden)
+    if checkpointing and tune != "none":
+        backbone.gradient_checkpointing_enable({"use_reentrant": False})
+        backbone.enable_input_require_grads()
+    if tune == "lora":
+        from peft import LoraConfig, get_peft_model
+
+        targets: Any = lora.targets[0] if lora.targets == ("all-linear",) else list(lora.targets)
+        config = LoraConfig(
+            r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, bias="none"
+        )
+        try:
+            backbone = get_peft_model(backbone, config)
+        except ValueError as error:
+            raise ConfigError(f"--lora-targets {','.join(lora.targets)}: {error}") from error
+    return ValueModel(backbone, head)
+
+
+def save_changes(model: ValueModel, folder: Path, tune: str) -> None:
+    """What training changed in the backbone: `lora_weights/` as PEFT reads it, or `tuned.safetensors`."""
+    from safetensors.torch import save
+
+    from sia_local.files import atomic_write
+
+    if tune == "lora":
+        from peft import get_peft_model_state_dict
+
+        # Not save_pretrained: a full disk would leave half a file there.
+        weights = {name: w.detach().cpu().contiguous() for name, w in get_peft_model_state_dict(model.backbone).items()}
+        with atomic_write(folder / "lora_weights" / "adapter_model.safetensors", "wb") as handle:
+            handle.write(save(weights))
+        settings = {**model.backbone.peft_config["default"].to_dict(), "inference_mode": True}  # type: ignore
+        with atomic_write(folder / "lora_weights" / "adapter_config.json") as handle:
+            json.dump({k: sorted(v) if isinstance(v, set) else v for k, v in settings.items()}, handle, indent=1)
+        return
+    if tune == "full":
+        tensors = {
+            name.removeprefix("backbone."): parameter.detach().cpu().contiguous()
+            for name, parameter in model.trainable().items()
+            if name.startswith("backbone.")
+        }
+        with atomic_write(folder / "tuned.safetensors", "wb") as handle:
+            handle.write(save(tensors))
+
+
+def load(checkpoint: ValueCheckpoint, dtype: torch.dtype = torch.float32, reward_units: bool = True) -> ValueModel:
+    """A trained value model, its LoRA merged in float32 exactly as the export does, ready to evaluate."""
+    source = checkpoint.open_backbone()
+    backbone = load_backbone(checkpoint.meta.backbone, checkpoint.meta.layers, torch.float32)
+    with torch.no_grad():
+        for name, parameter in backbone.named_parameters():
+            changed = source.lora is not None and source.lora.delta(name.removesuffix(".weight")) is not None
+            if changed or (source.tuned is not None and name in source.tuned):
+                parameter.copy_(torch.from_numpy(source.get(name)))
+    head = checkpoint.reward_head() if reward_units else checkpoint.head
+    model = ValueModel(backbone.to(dtype), ValueHead.from_head(head))
+    return model.eval().requires_grad_(False)
+
+
+def lambda_returns(values: Tensor, rewards: Tensor, last: Tensor, lam: float) -> Tensor:
+    """Targets G_t = (1 - lam) V_{t+1} + lam G_{t+1} with G_last = R and no discount, shape of `values`.
+
+    values [batch, n]; rewards [batch]; last [batch]: index of the last response token. lam = 1 is R
+    everywhere (the per-token loss), lam = 0 is one-step TD. Sutton and Barto (2018), section 12.1.
+    """
+    targets = torch.empty_like(values)
+    running = rewards
+    n = values.shape[1]
+    for t in range(n - 1, -1, -1):
+        if t < n - 1:
+            stepped = (1.0 - lam) * values[:, t + 1] + lam * running
+            running = torch.where(t < last, stepped, rewards)
+        targets[:, t] = running
+    return targets
+
+
+def value_loss(values: Tensor, mask: Tensor, rewards: Tensor, kind: str, lam: float = 1.0) -> Tensor:
+    """Loss of each trajectory, [batch].
+
+    values [batch, n]; mask [batch, n], 1.0 at response tokens; rewards [batch], standardised.
+    trajectory-mean: (mean_t V_t - R)^2. per-token: mean_t (V_t - R)^2, minimised by E[R | s_t]. td-lambda:
+    mean_t (V_t - G_t)^2 with the lambda-return of the model's own values as a fixed target.
+    """
+    count = mask.sum(1).clamp_min(1.0)
+    if kind == "trajectory-mean":
+        return ((values * mask).sum(1) / count - rewards) ** 2
+    if kind == "per-token":
+        return (((values - rewards[:, None]) ** 2) * mask).sum(1) / count
+    if kind == "td-lambda":
+        last = (mask * torch.arange(mask.shape[1], device=mask.device)).amax(1).long()
+        targets = lambda_returns(values.detach(), rewards, last, lam)
+        return (((values - targets) ** 2) * mask).sum(1) / count
+    raise ConfigError(f"loss {kind!r}: expected one of {', '.join(LOSSES)}")
+
+
+def pad(rows: Sequence[Sequence[int]], value: int = 0) -> Tensor:
+    """int64 [batch, longest], padded on the right."""
+    if not rows:
+        raise DataError("an empty batch")
+    out = torch.full((len(rows), max(map(len, rows))), value, dtype=torch.int64)
+    for i, row in enumerate(rows):
+        out[i, : len(row)] = torch.as_tensor(row, dtype=torch.int64)
+    return out

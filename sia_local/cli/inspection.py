@@ -1,0 +1,92 @@
+"""What a GGUF holds for this program, from its metadata alone, and whether a base and a value model fit."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from ..errors import ModelFileError
+from ..llama import keys
+from ..llama.gguf import GgufMetadata
+from ..llama.quantize import quantization_name
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """kind: `base`, or a value model's (`value`, `value-adapter`, `value-head`). parameters: of all tensors.
+    recurrent: its memory cannot forget a token, so it is no value model. sia: every `sia.*` entry, weights by their
+    count."""
+
+    path: Path
+    kind: str
+    layout: str | None
+    architecture: str
+    name: str | None
+    quantization: str | None
+    size_bytes: int
+    parameters: int
+    n_layer: int | None
+    n_embd: int | None
+    n_ctx_train: int | None
+    n_vocab: int
+    tokenizer: str | None
+    vocab_sha256: str | None
+    chat_template: bool
+    recurrent: bool
+    sia: dict[str, Any]
+
+
+def inspect_file(path: str | os.PathLike[str]) -> Inspection:
+    """Raises ModelFileError for a file that is not a whole GGUF."""
+    with GgufMetadata(path) as meta:
+        tensors = meta.tensors()
+        size = meta.path.stat().st_size
+        end = max((sum(meta.tensor_span(name)[1:]) for name in tensors), default=0)
+        if end > size:
+            raise ModelFileError(
+                f"{path}: the file is truncated, it holds {size} bytes and its tensors reach to {end}; download or "
+                "convert it again"
+            )
+        arch = meta.get("general.architecture", "?")
+        head = meta.get(keys.HEAD_WEIGHT)
+        sia = {key: meta.get(key) for key in sorted(meta.keys()) if key.startswith("sia.")}
+        for key, entry in sia.items():
+            if hasattr(entry, "shape"):
+                sia[key] = f"{len(entry)} numbers"
+        kind = meta.get(keys.KIND, "value") if head is not None else "base"
+        own_weights = kind in ("base", "value") and bool(tensors)
+        file_type = meta.get("general.file_type")
+        return Inspection(
+            path=meta.path,
+            kind=kind,
+            layout=meta.get(keys.LAYOUT, "merged") if kind == "value" else None,
+            architecture=arch,
+            name=meta.get("general.name"),
+            quantization=None if file_type is None or not own_weights else quantization_name(int(file_type)),
+            size_bytes=size,
+            parameters=sum(prod(shape) for shape in tensors.values()),
+            n_layer=meta.get(f"{arch}.block_count"),
+            n_embd=meta.get(f"{arch}.embedding_length"),
+            n_ctx_train=meta.get(f"{arch}.context_length"),
+            n_vocab=meta.array_length("tokenizer.ggml.tokens"),
+            tokenizer=meta.get("tokenizer.ggml.model"),
+            vocab_sha256=meta.vocab_sha256() or meta.get(keys.VOCAB_SHA256),
+            chat_template="tokenizer.chat_template" in meta,
+            recurrent=_is_recurrent(meta, arch),
+            sia=sia,
+        )
+
+
+def _is_recurrent(meta: GgufMetadata, arch: str) -> bool:
+    """Whether the header describes a recurrent state (state space, RWKV, short convolution), alone or in a hybrid."""
+    return any(key.startswith((f"{arch}.ssm.", f"{arch}.wkv.", f"{arch}.shortconv.")) for key in list(meta.keys()))
+
+
+def check_fit(base: str | os.PathLike[str], value: str | os.PathLike[str]) -> None:
+    """Loads both as a generation would, with a short context. Raises what SIA.load raises."""
+    from ..generation.sia import SIA
+
+    SIA.load(base, value, n_ctx=64).close()

@@ -1,0 +1,95 @@
+"""What acts on the base logits before candidates are taken: penalties, grammar, top-p, min-p.
+
+All of it is llama.cpp's own samplers, so the semantics are those of every llama.cpp program and the same for
+steered and unsteered steps. Nothing acts after steering but temperature: a penalty applied there, outside the
+candidate set, would lift tokens that no value has seen.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..config import SamplingConfig
+from ..errors import SiaError
+from ..llama import samplers
+from ..llama.library import FloatArray, IntArray
+from ..llama.model import Model
+from ..llama.samplers import SamplerChain
+from ..steering.entropy import top_candidates
+
+# Tokens looked at first when a grammar is active; if too few survive, the whole vocabulary is filtered.
+_GRAMMAR_POOL = 64
+
+
+class LogitFilter:
+    """The filters of one sequence; accept() keeps penalties and grammar in step with the text."""
+
+    def __init__(self, model: Model, config: SamplingConfig, prompt: list[int]):
+        self._penalties: SamplerChain | None = None
+        self._grammar: SamplerChain | None = None
+        if config.penalizes:
+            sampler = samplers.penalties(
+                model,
+                config.penalty_last_n,
+                config.repeat_penalty,
+                config.frequency_penalty,
+                config.presence_penalty,
+            )
+            self._penalties = SamplerChain([sampler])
+        if config.grammar:
+            self._grammar = SamplerChain([samplers.grammar(model, config.grammar)])
+        after: list[Any] = []
+        if config.top_p < 1:
+            after.append(samplers.top_p(config.top_p))
+        if config.min_p > 0:
+            after.append(samplers.min_p(config.min_p))
+        self._after = SamplerChain(after) if after else None
+        self._recent: deque[int] = deque(maxlen=config.penalty_last_n)
+        # The prompt counts as text that came before, but the grammar is that of the answer alone.
+        for token in prompt[-config.penalty_last_n :]:
+            self._count(token)
+
+    def accept(self, token: int) -> None:
+        self._count(token)
+        if self._grammar is not None:
+            self._grammar.accept(token)
+
+    def _count(self, token: int) -> None:
+        if self._penalties is not None:
+            self._penalties.accept(token)
+            self._recent.append(token)
+
+    def candidates(self, logits: FloatArray, k: int) -> tuple[IntArray, npt.NDArray[np.float64]]:
+        """The k best tokens after penalties and grammar, best first: ids and logits.
+
+        Exact without filtering the whole vocabulary: penalties change only tokens of the recent window, so the
+        k best afterwards are among the window and the k + |window| best before; a grammar only removes tokens,
+        so k survivors of a pool of the best are the k best survivors of all.
+        """
+        window = np.unique(np.fromiter(self._recent, np.int32, len(self._recent)))
+        pool = k + len(window) + (_GRAMMAR_POOL if self._grammar is not None else 0)
+        while True:
+            ids = np.union1d(top_candidates(logits, pool), window).astype(np.int32)
+            kept, values = ids, logits[ids]
+            for chain in (self._penalties, self._grammar):
+                if chain is not None:
+                    kept, values = chain.apply(kept, values)
+            if self._grammar is None or len(kept) >= k + len(window) or len(ids) >= len(logits):
+                break
+            pool = len(logits)
+        if len(kept) == 0:
+            raise SiaError("the grammar leaves no token to choose; check that its root rule can be completed")
+        best = np.lexsort((kept, -values))[:k]
+        return kept[best], values[best].astype(np.float64)
+
+    def narrow(self, ids: IntArray, logits: npt.NDArray[np.float64]) -> tuple[IntArray, npt.NDArray[np.float64]]:
+        """Candidates that top-p and min-p keep, in the same order."""
+        if self._after is None:
+            return ids, logits
+        kept, _ = self._after.apply(ids, logits.astype(np.float32))
+        mask = np.isin(ids, kept)
+        return ids[mask], logits[mask]

@@ -1,0 +1,64 @@
+"""Prompts read side by side: the base's and the value source's at once, on some of the cores each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from ..llama.engine import Engine
+from ..llama.library import FloatArray
+
+
+class SideBySide:
+    """A base for `decode` whose prompts are read while `others`, the engines of the value source, read theirs.
+
+    Otherwise they wait for their first junction, which may never come. The cores are divided by the size of the models
+    for as long as both read: a thread more in one decode could not join in the other's.
+    """
+
+    def __init__(self, base: Engine, others: Sequence[Engine]):
+        self._base, self._others = base, others
+        self._unread: list[int] = []
+        whole = base.context.model.size_bytes
+        share = whole / (whole + sum(other.context.model.size_bytes for other in others))
+        n = base.context.options.n_threads
+        self._base_threads = min(max(1, round(n * share)), max(1, n - 1))
+        self._other_threads = max(1, n - self._base_threads)
+
+    def begin(self, slot: int, tokens: Sequence[int]) -> int:
+        self._unread.append(slot)
+        return self._base.begin(slot, tokens)
+
+    def accept(self, slot: int, token: int) -> None:
+        self._base.accept(slot, token)
+
+    def logits(self, slots: Sequence[int]) -> list[FloatArray]:
+        unread, self._unread = self._unread, []
+        if not unread:
+            return self._base.logits(slots)
+        # Imported late: it brings `logging` along, which no start should wait for.
+        from concurrent.futures import ThreadPoolExecutor
+
+        with self._cores_divided(), ThreadPoolExecutor(1) as pool:
+            reading = pool.submit(self._read, unread)
+            try:
+                return self._base.logits(slots)
+            finally:
+                reading.result()
+
+    def _read(self, slots: Sequence[int]) -> None:
+        for other in self._others:
+            for slot in slots:
+                other.read_ahead(slot)
+
+    @contextmanager
+    def _cores_divided(self) -> Iterator[None]:
+        contexts = [other.context for other in self._others]
+        try:
+            self._base.context.set_threads(self._base_threads)
+            for context in contexts:
+                context.set_threads(self._other_threads)
+            yield
+        finally:
+            for context in (self._base.context, *contexts):
+                context.set_threads(context.options.n_threads)

@@ -1,0 +1,94 @@
+"""A chat as token ids: rendered by a template, with what a model wrote kept as the ids it wrote.
+
+Sampled text is often not tokenized the way it was sampled. Tokenizing an answer anew would show the model other
+ids than it wrote, and would end the shared prefix in the middle of the answer: the next turn would be encoded
+from there instead of from its own beginning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..errors import ConfigError
+from ..text import Written
+from .model import Model
+
+# Tokens that a template may add to a chat, or one template to a prompt beyond another.
+TEMPLATE_ROOM = 512
+_MARK = "\ue000{}\ue001"  # private use: no template and hardly any text holds it
+
+
+def tokenize_chat(model: Model, template: str, messages: Sequence[dict[str, str]]) -> list[int]:
+    """Tokens of a rendered chat; the beginning-of-sequence token once, whoever writes it.
+
+    Contents that are `Written` keep their ids. Others that spell a control token, such as <|im_end|>, stay the text
+    they are, so that nothing typed ends its turn. Both hold where the template takes contents over unchanged and
+    the tokenizer puts no space before a text (most of SentencePiece do); elsewhere the rendered chat is tokenized as
+    a whole, control tokens included.
+    """
+    bos = model.token_text(model.bos) if model.bos >= 0 else ""
+    eos = model.token_text(model.eos) if model.eos >= 0 else ""
+    text = render_chat(template, messages, bos, eos)
+    tokens = plain = model.tokenize(text, add_special=True, parse_special=True)
+    held: list[tuple[str, Sequence[int]]] = []
+    marked = []
+    for message in messages:
+        ids = _own_ids(model, message.get("content"))
+        if ids is not None:
+            held.append((message["content"], ids))
+            message = {**message, "content": _MARK.format(len(held) - 1)}
+        marked.append(message)
+    if held:
+        tokens = _with_ids(model, render_chat(template, marked, bos, eos), held, text, plain)
+    return tokens[1:] if len(tokens) > 1 and tokens[0] == tokens[1] == model.bos else tokens
+
+
+def _own_ids(model: Model, content: object) -> Sequence[int] | None:
+    """Ids a content has whatever stands around it; None for ordinary text, which may merge with the template's."""
+    if not isinstance(content, str):
+        return None
+    if isinstance(content, Written) and _text(model, content.tokens) == content:
+        return content.tokens
+    literal = model.tokenize(content)
+    ordinary = literal == model.tokenize(content, parse_special=True)
+    return None if ordinary or _text(model, literal) != content else literal
+
+
+def _with_ids(
+    model: Model, rendered: str, held: Sequence[tuple[str, Sequence[int]]], text: str, plain: list[int]
+) -> list[int]:
+    """`plain` with held ids in their places; `plain` itself wherever that would change the text."""
+    tokens, rest, whole = list[int](), rendered, ""
+    for i, (content, ids) in enumerate(held):
+        before, mark, rest = rest.partition(_MARK.format(i))
+        if not mark:
+            return plain
+        tokens += model.tokenize(before, add_special=i == 0, parse_special=True)
+        tokens += ids
+        whole += before + content
+    tokens += model.tokenize(rest, parse_special=True)
+    if whole + rest != text:
+        return plain
+    # Literal control tokens have a text, parsed ones none, so that the whole can be compared without them only.
+    literal = any(ids is not getattr(content, "tokens", None) for content, ids in held)
+    return tokens if literal or _text(model, tokens) == _text(model, plain) else plain
+
+
+def _text(model: Model, tokens: Sequence[int]) -> str:
+    return b"".join(map(model.piece, tokens)).decode("utf-8", "replace")
+
+
+def render_chat(template: str, messages: Sequence[dict[str, str]], bos: str = "", eos: str = "") -> str:
+    """A chat as `template` (jinja) spells it, ending in an opened assistant turn.
+
+    Raises ConfigError when the template refuses the messages, as some do for a system turn.
+    """
+    from llama_cpp.llama_chat_format import Jinja2ChatFormatter
+
+    try:
+        formatter = Jinja2ChatFormatter(template=template, eos_token=eos, bos_token=bos)
+        return formatter(messages=list(messages)).prompt  # type: ignore[arg-type]
+    except Exception as error:
+        raise ConfigError(
+            f"the chat template cannot render this conversation ({error}); use --raw or another template"
+        ) from error

@@ -1,0 +1,238 @@
+"""A llama_context and its batch. Logits and hidden states are numpy views into llama.cpp's own buffers, never copies:
+valid until the next decode of the same context.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ..errors import ConfigError, IncompatibleError, SiaError
+from .gguf import ggml_base
+from .library import MAX_SEQUENCES, C, FloatArray, IntArray, default_threads, reason
+from .model import LoraAdapter, Model
+
+KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8, "q5_1": 7, "q5_0": 6, "q4_1": 3, "q4_0": 2}
+FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
+
+
+@dataclass(frozen=True)
+class ContextOptions:
+    """How a context is made.
+
+    n_ctx: cells of the KV cache, shared by all sequences. n_seq_max: sequences (sizes the output buffer:
+    n_seq_max × n_vocab floats). n_batch: most tokens a decode takes. type_k / type_v: KV cache types
+    (KV_TYPES). flash_attention: `on`, `off`, or `auto`: llama.cpp decides on a GPU; on the CPU it stays off
+    unless the V cache is quantized, since there it rounds by batch shape and a token's logits would depend on
+    which rows shared its decode.
+    """
+
+    n_ctx: int = 4096
+    n_seq_max: int = 1
+    n_batch: int = 512
+    n_threads: int = 0
+    type_k: str = "f16"
+    type_v: str = "f16"
+    flash_attention: str = "auto"
+    offload_kqv: bool = True
+
+    def __post_init__(self) -> None:
+        if self.n_ctx < 1:
+            raise ConfigError(f"n_ctx is {self.n_ctx}; expected at least 1")
+        if not 1 <= self.n_seq_max <= MAX_SEQUENCES:
+            raise ConfigError(
+                f"{self.n_seq_max} sequences are needed, llama.cpp holds at most {MAX_SEQUENCES}; use fewer "
+                "parallel sequences or fewer candidates"
+            )
+        for name in (self.type_k, self.type_v):
+            if name not in KV_TYPES:
+                raise ConfigError(f"unknown KV cache type {name!r}; expected one of {', '.join(KV_TYPES)}")
+        if self.flash_attention not in FLASH_ATTENTION:
+            raise ConfigError(
+                f"unknown flash attention setting {self.flash_attention!r}; expected one of "
+                f"{', '.join(FLASH_ATTENTION)}"
+            )
+
+
+class _FinalNorm:
+    """Takes a decode's final normed hidden states out of its graph and cancels the rest of it: the output layer.
+
+    llama.h's cb_eval asks about every node before it is computed, and `False` for a computed one ends the graph
+    (ggml-backend.h). What asking costs, half a microsecond a node, is little against a large vocabulary.
+    """
+
+    NODE = b"result_norm"
+
+    def __init__(self, n_embd: int):
+        self.rows: FloatArray = np.empty((0, n_embd), np.float32)
+        self.callback = C.ggml_backend_sched_eval_callback(self._on_node)
+        self._lib = ggml_base()
+
+    def _on_node(self, tensor: int, ask: bool, _: Any) -> bool:
+        if ask:
+            return bool(self._lib.ggml_get_name(tensor) == self.NODE)
+        n_embd = self.rows.shape[1]
+        self.rows = np.empty((self._lib.ggml_nelements(tensor) // n_embd, n_embd), np.float32)
+        if len(self.rows):
+            self._lib.ggml_backend_tensor_get(tensor, self.rows.ctypes.data, 0, self.rows.nbytes)
+        return False
+
+
+class Context:
+    """One llama_context: a KV cache (unified over its sequences), one preallocated batch, output views.
+
+    hidden_only: decodes give hidden states of the rows with output, no logits, and compute no output layer.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        options: ContextOptions,
+        adapter: LoraAdapter | None = None,
+        hidden_only: bool = False,
+    ):
+        params = C.llama_context_default_params()
+        params.n_ctx = options.n_ctx
+        params.n_batch = min(options.n_batch, options.n_ctx)
+        params.n_ubatch = params.n_batch
+        params.n_seq_max = options.n_seq_max
+        params.n_threads = params.n_threads_batch = options.n_threads or default_threads()
+        params.type_k = KV_TYPES[options.type_k]
+        params.type_v = KV_TYPES[options.type_v]
+        flash = options.flash_attention
+        if flash == "auto" and model.n_gpu_layers == 0 and options.type_v in ("f16", "f32"):
+            flash = "off"
+        params.flash_attn_type = FLASH_ATTENTION[flash]
+        params.offload_kqv = options.offload_kqv
+        params.pooling_type = C.LLAMA_POOLING_TYPE_NONE
+        params.kv_unified = True
+        params.no_perf = True
+        self.hidden_only = hidden_only
+        self._final_norm = _FinalNorm(model.n_embd) if hidden_only else None
+        if self._final_norm is not None:
+            params.cb_eval = self._final_norm.callback
+        self._ptr = C.llama_init_from_model(model._ptr, params)
+        if not self._ptr:
+            raise SiaError(
+                f"llama.cpp could not make a context of {options.n_ctx} tokens for {model.path.name}; lower the "
+                f"context length or check the KV cache types{reason()}"
+            )
+        self.model = model
+        self.adapter = adapter
+        self.options = replace(options, n_threads=params.n_threads)
+        self.kv_types, self.flash = (params.type_k, params.type_v), params.flash_attn_type
+        self.n_ctx = int(C.llama_n_ctx(self._ptr))
+        self.n_batch = int(C.llama_n_batch(self._ptr))
+        self.n_seq_max = options.n_seq_max
+        self._memory = C.llama_get_memory(self._ptr)
+        self._embeddings = False
+        self.batch = Batch(self.n_batch, options.n_seq_max)
+        if adapter is not None:
+            adapters = (C.llama_adapter_lora_p_ctypes * 1)(adapter._ptr)
+            scales = (ctypes.c_float * 1)(1.0)
+            if C.llama_set_adapters_lora(self._ptr, adapters, 1, scales) != 0:
+                self.close()
+                raise IncompatibleError(f"{adapter.path}: llama.cpp refused this adapter{reason()}")
+
+    def __enter__(self) -> Context:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._ptr:
+            C.llama_free(self._ptr)
+            self._ptr = None
+
+    def set_embeddings(self, on: bool) -> None:
+        """While on, every token of a batch is an output with logits and hidden state: only for such batches."""
+        if on != self._embeddings:
+            C.llama_set_embeddings(self._ptr, on)
+            self._embeddings = on
+
+    def set_threads(self, n: int) -> None:
+        """CPU threads of the following decodes."""
+        C.llama_set_n_threads(self._ptr, n, n)
+
+    def decode(self) -> None:
+        """Runs the filled batch. Raises SiaError when llama.cpp refuses it; the batch is empty afterwards."""
+        batch = self.batch
+        batch.struct.n_tokens = batch.n
+        batch.n = 0
+        if self._final_norm is not None:
+            self._final_norm.rows = self._final_norm.rows[:0]  # those of an earlier decode must not pass for this one's
+        status = C.llama_decode(self._ptr, batch.struct)
+        if status == 1:
+            raise SiaError(
+                f"the KV cache of {self.n_ctx} cells is full; use a longer context (--ctx) or fewer sequences"
+            )
+        if status != 0:
+            raise SiaError(f"llama_decode failed with {status} for {self.model.path.name}{reason()}")
+
+    def logits(self, n_outputs: int) -> FloatArray:
+        """View [n_outputs, n_vocab] of the last decode's logits, in batch order; valid until the next decode."""
+        ptr = C.llama_get_logits(self._ptr)
+        return np.ctypeslib.as_array(ptr, (n_outputs, self.model.n_vocab))
+
+    def hidden(self, n_outputs: int) -> FloatArray:
+        """[n_outputs, n_embd], the final normed hidden states: a view, after set_embeddings(True), or hidden_only."""
+        if self._final_norm is not None:
+            if len(self._final_norm.rows) != n_outputs:
+                raise SiaError(f"{self.model.path.name}: llama.cpp's graph of this model has no final norm to read")
+            return self._final_norm.rows
+        ptr = C.llama_get_embeddings(self._ptr)
+        return np.ctypeslib.as_array(ptr, (n_outputs, self.model.n_embd))
+
+    def synchronize(self) -> None:
+        C.llama_synchronize(self._ptr)
+
+    def seq_rm(self, seq: int, p0: int, p1: int = -1) -> None:
+        """Forgets positions [p0, p1) of a sequence. IncompatibleError if the model's memory cannot."""
+        if not C.llama_memory_seq_rm(self._memory, seq, p0, p1):
+            raise IncompatibleError(
+                f"{self.model.path.name}: this architecture cannot forget single tokens (recurrent or hybrid "
+                "memory); use a transformer model"
+            )
+
+    def seq_cp(self, src: int, dst: int, p0: int = 0, p1: int = -1) -> None:
+        C.llama_memory_seq_cp(self._memory, src, dst, p0, p1)
+
+
+class Batch:
+    """A llama_batch whose arrays are numpy, allocated once.
+
+    `token`, `pos`, `output` are [capacity]; `seq` is [capacity, n_seq_max] with `n_seq[i]` ids used in row i.
+    `embd` ([capacity, n_embd]) replaces `token` after use_embeddings().
+    """
+
+    def __init__(self, capacity: int, n_seq_max: int):
+        self.capacity = capacity
+        self.n = 0
+        self.token: IntArray = np.zeros(capacity, np.int32)
+        self.pos: IntArray = np.zeros(capacity, np.int32)
+        self.n_seq: IntArray = np.zeros(capacity, np.int32)
+        self.output = np.zeros(capacity, np.int8)
+        self.seq: IntArray = np.zeros((capacity, n_seq_max), np.int32)
+        self.embd: FloatArray | None = None
+        int32_p = ctypes.POINTER(ctypes.c_int32)
+        rows = self.seq.ctypes.data + np.arange(capacity, dtype=np.uint64) * np.uint64(self.seq.strides[0])
+        self._rows = rows.astype(np.uintp)
+        self.struct = C.llama_batch(
+            0,
+            self.token.ctypes.data_as(int32_p),
+            None,
+            self.pos.ctypes.data_as(int32_p),
+            self.n_seq.ctypes.data_as(int32_p),
+            self._rows.ctypes.data_as(ctypes.POINTER(int32_p)),
+            self.output.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
+        )
+
+    def use_embeddings(self, n_embd: int) -> None:
+        """From now on rows are fed as vectors instead of ids (a model without a vocabulary)."""
+        self.embd = np.zeros((self.capacity, n_embd), np.float32)
+        self.struct.token = None  # type: ignore[assignment]
+        self.struct.embd = self.embd.ctypes.data_as(ctypes.POINTER(ctypes.c_float))  # type: ignore[assignment]

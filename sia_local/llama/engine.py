@@ -1,0 +1,353 @@
+"""Token sequences over one llama context: queue, decode, branch, commit. Knows nothing of text or steering.
+
+Every slot is a sequence with `branches` shadow sequences beside it in the same (unified) KV cache. Accepted
+tokens only queue up. A decode runs the queues of some slots at once, every token carrying the ids of its slot's
+main and shadow sequences, so that the shadows always hold the same prefix as the main one. A branch decode
+adds, for some slots, candidate tokens at the next position, each on a shadow of its own: attention sees exactly
+prefix + own candidate. Accepting one of the candidates keeps its KV (the losers forget their last position, the
+winner's is shared with all): bookkeeping, no decode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import ConfigError, ContextFullError
+from .context import Context
+from .embeddings import EmbeddingRows
+from .library import FloatArray
+
+Ids = Sequence[int] | npt.NDArray[np.int32]
+
+LONGEST_HIDDEN_QUEUE = 8
+# A row of a trail pays the output layer and a row of logits, unless those are left out, so it comes in pieces.
+LONGEST_TRAIL = 32
+SHORTEST_SHARED_PREFIX = 4
+
+
+@dataclass
+class Slot:
+    """tokens: everything accepted; n_past: how many of them the KV cache holds; row: the output row that
+    belongs to the last token, if the latest decode computed it; open: candidates of an open branch and the
+    output row of the first."""
+
+    tokens: list[int] = field(default_factory=list)
+    n_past: int = 0
+    row: FloatArray | None = None
+    open: list[int] | None = None
+    open_rows: FloatArray | None = None
+
+
+class Engine:
+    """S slots in one context. `branches` is the most candidates a slot can open at once (0 for none).
+
+    capacity: tokens a slot can hold. rows: embeddings to feed a model without a vocabulary with.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        slots: int,
+        branches: int = 0,
+        rows: EmbeddingRows | None = None,
+    ):
+        if context.n_seq_max < slots * (1 + branches):
+            raise ConfigError(
+                f"{slots} slots with {branches} branches need {slots * (1 + branches)} sequences, the context "
+                f"has {context.n_seq_max}"
+            )
+        self.context = context
+        self.branches = branches
+        self.slots = [Slot() for _ in range(slots)]
+        self.decodes = 0
+        self.decoded_tokens = 0
+        self._n_outputs = 0
+        self._filled: list[tuple[int, int]] = []
+        self._rows = rows
+        self._sequences = np.array(
+            [[s] + [slots + s * branches + j for j in range(branches)] for s in range(slots)], np.int32
+        )
+        if rows is not None:
+            context.batch.use_embeddings(rows.n_embd)
+        self.capacity = context.n_ctx // slots - branches
+
+    def begin(self, slot: int, tokens: Ids) -> int:
+        """Makes `tokens` the content of a slot; returns how many of them need no decode.
+
+        The prefix shared with what the slot, or any other slot, holds is reused: a longer chat re-encodes only
+        its new turn, and several samples of one prompt encode it once. Raises ContextFullError if they do not fit.
+        """
+        if len(tokens) >= self.capacity:
+            raise ContextFullError(
+                f"the prompt is {len(tokens)} tokens for {self.context.model.path.name}, its context holds "
+                f"{self.capacity}; shorten it or raise --ctx"
+            )
+        state = self.slots[slot]
+        wanted = [int(t) for t in tokens]
+        self._close_branch(slot)
+        common = min(_common_prefix(state.tokens, wanted), state.n_past)
+        shared, donor = max(
+            ((_common_prefix(other.tokens, wanted), i) for i, other in enumerate(self.slots) if i != slot),
+            default=(0, -1),
+        )
+        # The last token is always decoded: its output row is what the caller wants next.
+        common, shared = min(common, len(wanted) - 1), min(shared, len(wanted) - 1)
+        if not self.context.model.rolls_back:
+            # A recurrent state is that of the last token it read; it cannot be shared or shortened.
+            common, shared = common if common == state.n_past else 0, 0
+        if shared > max(common, SHORTEST_SHARED_PREFIX):
+            self._run_queue(donor, min(shared, len(self.slots[donor].tokens) - 1))
+        shared = min(shared, self.slots[donor].n_past)
+        if shared > common:
+            self._forget(slot, 0)
+            for seq in self._sequences[slot]:
+                self.context.seq_cp(donor, int(seq), 0, shared)
+            state.n_past = common = shared
+        elif common < state.n_past:
+            self._forget(slot, common)
+        state.tokens, state.row = wanted, None
+        return common
+
+    def room(self, slot: int) -> int:
+        """Tokens that a slot can still take."""
+        return self.capacity - len(self.slots[slot].tokens)
+
+    def queue_length(self, slot: int) -> int:
+        state = self.slots[slot]
+        return len(state.tokens) - state.n_past
+
+    def accept(self, slot: int, token: int) -> None:
+        """Appends a token: the winner of an open branch keeps KV and output row, any other token queues up."""
+        state = self.slots[slot]
+        if state.open is None or token not in state.open:
+            self._close_branch(slot)
+            state.tokens.append(token)
+            state.row = None
+            return
+        winner = state.open.index(token)
+        position, sequences, opened = state.n_past, self._sequences[slot], len(state.open)
+        keeper = int(sequences[1 + winner])
+        for j in range(opened):
+            if j != winner:
+                self.context.seq_rm(int(sequences[1 + j]), position)
+        for seq in sequences:
+            if seq != keeper:
+                self.context.seq_cp(keeper, int(seq), position, position + 1)
+        state.tokens.append(token)
+        state.n_past += 1
+        state.row = None if state.open_rows is None else state.open_rows[winner]
+        state.open = state.open_rows = None
+
+    def read_ahead(self, slot: int) -> None:
+        """Decodes what is queued in a slot but for the last token, without outputs."""
+        self._run_queue(slot, len(self.slots[slot].tokens) - 1)
+
+    def logits(self, slots: Sequence[int]) -> list[FloatArray]:
+        """Next-token output row [n_vocab] of each slot, by one decode of whatever is queued in them.
+
+        Views into llama.cpp's buffer, valid until the next decode of this context.
+        """
+        pending = [s for s in slots if self.slots[s].row is None]
+        for slot in pending:
+            if self.queue_length(slot) == 0:
+                self._forget(slot, self.slots[slot].n_past - 1)
+        if pending:
+            self._decode(pending, [])
+        return [row for s in slots if (row := self.slots[s].row) is not None]
+
+    def branch(
+        self,
+        requests: Sequence[tuple[int, Ids]],
+        *,
+        also: Sequence[int] = (),
+        hidden: bool = False,
+        keep_rows: bool = False,
+    ) -> list[FloatArray]:
+        """Opens candidates in several slots with one decode.
+
+        requests: (slot, candidate ids). also: slots whose queues run along, their rows wanted next. hidden:
+        return hidden states [k, n_embd] instead of output rows [k, n_vocab] of each request. keep_rows: the
+        winner's output row serves as the slot's next logits.
+        """
+        for slot, candidates in requests:
+            if not 0 < len(candidates) <= self.branches:
+                raise ConfigError(f"{len(candidates)} candidates were given, this engine holds {self.branches}")
+            self._close_branch(slot)
+        first = self._decode(also, requests, hidden)
+        n_outputs = self._n_outputs
+        if keep_rows:
+            logits = self.context.logits(n_outputs)
+            for (slot, candidates), at in zip(requests, first, strict=True):
+                self.slots[slot].open_rows = logits[at : at + len(candidates)]
+        rows = self.context.hidden(n_outputs) if hidden else self.context.logits(n_outputs)
+        return [rows[at : at + len(c)] for (_, c), at in zip(requests, first, strict=True)]
+
+    def trail(self, slot: int, prefix: Ids, tokens: Ids, *, hidden: bool = False) -> Iterator[FloatArray]:
+        """Output rows (hidden states with `hidden`) after each of `tokens` behind `prefix`, in chunks.
+
+        Views [n, n_vocab] or [n, n_embd], valid until the next one. The slot ends up holding prefix and tokens.
+        """
+        if len(prefix):
+            self.begin(slot, prefix)
+            self._run_queue(slot, len(prefix))
+        else:
+            self.release(slot)
+        state = self.slots[slot]
+        chunk = self.context.batch.capacity
+        if not self.context.hidden_only:
+            chunk = min(chunk, LONGEST_TRAIL)
+        for at in range(0, len(tokens), chunk):
+            part = [int(t) for t in tokens[at : at + chunk]]
+            self._save_rows({slot})
+            state.tokens += part
+            state.row = None
+            self._fill(slot, len(part))
+            self.context.batch.output[: len(part)] = 1
+            self._run(hidden)
+            yield self.context.hidden(len(part)) if hidden else self.context.logits(len(part))
+        # The last token queues again: its row is what a continuation would want.
+        self._forget(slot, len(state.tokens) - 1)
+
+    def release(self, slot: int) -> None:
+        """Forgets a slot's content and frees its KV cells."""
+        self._close_branch(slot)
+        self._forget(slot, 0)
+        self.slots[slot] = Slot()
+
+    def _forget(self, slot: int, keep: int) -> None:
+        for seq in self._sequences[slot]:
+            self.context.seq_rm(int(seq), keep)
+        self.slots[slot].n_past = min(self.slots[slot].n_past, keep)
+        self.slots[slot].row = None
+
+    def _close_branch(self, slot: int) -> None:
+        state = self.slots[slot]
+        if state.open is not None:
+            # All of the slot's: an interrupted accept() may have given the winner's position to some.
+            for seq in self._sequences[slot]:
+                self.context.seq_rm(int(seq), state.n_past)
+            state.open = state.open_rows = None
+
+    def _make_room(self, also: Sequence[int], requests: Sequence[tuple[int, Ids]], hidden: bool) -> None:
+        """Runs queues that do not belong into the coming batch beforehand, without outputs."""
+        # An interrupt while an earlier batch was being filled may have left rows behind.
+        self.context.batch.n = 0
+        self._filled.clear()
+        slots = [*also, *(slot for slot, _ in requests)]
+        candidates = sum(len(c) for _, c in requests)
+        queued = sum(map(self.queue_length, slots))
+        # In embeddings mode every row pays the output layer, so only a short queue rides along.
+        room = LONGEST_HIDDEN_QUEUE if self._embeds(hidden) else self.context.batch.capacity - candidates
+        if queued <= max(room, len(also)):
+            return
+        keep = {slot: 1 for slot in also}
+        for slot in slots:
+            self._run_queue(slot, len(self.slots[slot].tokens) - keep.get(slot, 0))
+
+    def _run_queue(self, slot: int, until: int) -> None:
+        """Decodes a slot's queue without outputs until the KV cache holds `until` of its tokens."""
+        while (missing := until - self.slots[slot].n_past) > 0:
+            self._fill(slot, min(missing, self.context.batch.capacity))
+            self._run()
+
+    def _decode(self, also: Sequence[int], requests: Sequence[tuple[int, Ids]], hidden: bool = False) -> list[int]:
+        """One batch: queues of `also` (output on the last token), then queue + candidates of each request.
+
+        Returns the output row of every request's first candidate; the rows of `also` go into their slots.
+        """
+        self._make_room(also, requests, hidden)
+        self._save_rows({*also, *(slot for slot, _ in requests)})
+        batch = self.context.batch
+        last: dict[int, int] = {}
+        first: list[int] = []
+        for slot in also:
+            self._fill(slot, self.queue_length(slot))
+            last[slot] = batch.n - 1
+            batch.output[batch.n - 1] = 1
+        for slot, candidates in requests:
+            self._fill(slot, self.queue_length(slot))
+            first.append(batch.n)
+            self._fill_branch(slot, candidates)
+        if self._embeds(hidden):
+            batch.output[: batch.n] = 1
+        row = np.cumsum(batch.output[: batch.n], dtype=np.int32) - 1
+        self._n_outputs = int(row[-1]) + 1
+        self._run(hidden)
+        if also:
+            logits = self.context.logits(self._n_outputs)
+            for slot, at in last.items():
+                self.slots[slot].row = logits[row[at]]
+        return [int(row[at]) for at in first]
+
+    def _fill(self, slot: int, count: int) -> None:
+        """Adds the first `count` queued tokens of a slot to the batch, without output."""
+        batch, state, sequences = self.context.batch, self.slots[slot], self._sequences[slot]
+        n, past = batch.n, state.n_past
+        self._feed(n, state.tokens[past : past + count])
+        batch.pos[n : n + count] = np.arange(past, past + count)
+        batch.n_seq[n : n + count] = len(sequences)
+        batch.seq[n : n + count, : len(sequences)] = sequences
+        batch.output[n : n + count] = 0
+        batch.n += count
+        self._filled.append((slot, count))
+
+    def _fill_branch(self, slot: int, candidates: Ids) -> None:
+        """Adds candidates at a slot's next position, each on its own shadow sequence, with output."""
+        batch, state = self.context.batch, self.slots[slot]
+        n, k = batch.n, len(candidates)
+        self._feed(n, candidates)
+        batch.pos[n : n + k] = len(state.tokens)
+        batch.n_seq[n : n + k] = 1
+        batch.seq[n : n + k, 0] = self._sequences[slot][1 : 1 + k]
+        batch.output[n : n + k] = 1
+        batch.n += k
+        state.open, state.open_rows, state.row = [int(c) for c in candidates], None, None
+
+    def _feed(self, at: int, tokens: Ids) -> None:
+        batch = self.context.batch
+        if self._rows is None:
+            batch.token[at : at + len(tokens)] = tokens
+        else:
+            assert batch.embd is not None
+            batch.embd[at : at + len(tokens)] = self._rows[tokens]
+
+    def _run(self, hidden: bool = False) -> None:
+        """Decodes the filled batch. If that fails, or is interrupted, every slot is as it was before."""
+        filled, self._filled = self._filled, []
+        n = self.context.batch.n
+        try:
+            self.context.set_embeddings(self._embeds(hidden))
+            self.context.decode()
+        except BaseException:
+            self.context.batch.n = 0
+            for slot, state in enumerate(self.slots):
+                state.open = state.open_rows = state.row = None
+                self._forget(slot, state.n_past)
+            raise
+        for slot, count in filled:
+            self.slots[slot].n_past += count
+        self.decodes += 1
+        self.decoded_tokens += n
+
+    def _embeds(self, hidden: bool) -> bool:
+        """Whether hidden states take llama.cpp's embeddings mode, where every row is an output."""
+        return hidden and not self.context.hidden_only
+
+    def _save_rows(self, running: set[int]) -> None:
+        """Rows of slots that sit this decode out would be overwritten; rare, so copying them is fine."""
+        for index, state in enumerate(self.slots):
+            if index not in running and state.row is not None and state.row.base is not None:
+                state.row = state.row.copy()
+
+
+def _common_prefix(a: Ids, b: Ids) -> int:
+    n = 0
+    for x, y in zip(a, b, strict=False):
+        if x != y:
+            break
+        n += 1
+    return n

@@ -1,0 +1,207 @@
+"""GGUF files through ggml's own reader: metadata with arrays, tensor spans, rows of any format. No model is loaded."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import llama_cpp
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import ModelFileError
+from . import keys
+from .library import FloatArray, reason
+
+
+def check_gguf(path: str | os.PathLike[str]) -> Path:
+    """Raises ModelFileError for a file that is missing, empty or not GGUF, before llama.cpp looks at it."""
+    file = Path(path)
+    if not file.is_file():
+        raise ModelFileError(f"{file}: no such file; expected a GGUF model, check the path")
+    if file.stat().st_size == 0:
+        raise ModelFileError(f"{file}: the file is empty; expected a GGUF model, download or convert it again")
+    with file.open("rb") as handle:
+        magic = handle.read(4)
+    if magic != b"GGUF":
+        raise ModelFileError(
+            f"{file}: starts with {magic!r}, a GGUF file starts with b'GGUF'; convert the model with "
+            "`sia-convert hf-to-gguf`"
+        )
+    return file
+
+
+class GgufMetadata:
+    """Metadata of a GGUF file through ggml's own reader: all keys, arrays included, a few ms a file.
+
+    Use as a context manager; values are copied out, so they outlive it.
+    """
+
+    _SCALARS = {0: "u8", 1: "i8", 2: "u16", 3: "i16", 4: "u32", 5: "i32", 6: "f32", 7: "bool"} | {
+        10: "u64",
+        11: "i64",
+        12: "f64",
+    }
+    _DTYPES = {0: "u1", 1: "i1", 2: "u2", 3: "i2", 4: "u4", 5: "i4", 6: "f4", 7: "?", 10: "u8", 11: "i8"} | {12: "f8"}
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = check_gguf(path)
+        self._lib = ggml_base()
+        self._ctx = self._lib.gguf_init_from_file(os.fsencode(self.path), _GgufInit(True, None))
+        if not self._ctx:
+            raise ModelFileError(
+                f"{self.path}: the GGUF header cannot be read, the file is probably truncated or damaged; "
+                f"download or convert it again{reason()}"
+            )
+
+    def __enter__(self) -> GgufMetadata:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._ctx:
+            self._lib.gguf_free(self._ctx)
+            self._ctx = None
+
+    def keys(self) -> Iterator[str]:
+        for i in range(self._lib.gguf_get_n_kv(self._ctx)):
+            yield self._lib.gguf_get_key(self._ctx, i).decode()
+
+    def __contains__(self, key: str) -> bool:
+        return self._lib.gguf_find_key(self._ctx, key.encode()) >= 0
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Scalar, str, numpy array (numeric arrays) or list[bytes] (string arrays); `default` if absent."""
+        i = self._lib.gguf_find_key(self._ctx, key.encode())
+        if i < 0:
+            return default
+        kind = self._lib.gguf_get_kv_type(self._ctx, i)
+        if kind == 8:
+            return self._lib.gguf_get_val_str(self._ctx, i).decode("utf-8", "replace")
+        if kind == 9:
+            n, element = self._lib.gguf_get_arr_n(self._ctx, i), self._lib.gguf_get_arr_type(self._ctx, i)
+            if element == 8:
+                get, ctx = self._lib.gguf_get_arr_str, self._ctx
+                return [get(ctx, i, j) for j in range(n)]
+            dtype = np.dtype(self._DTYPES[element])
+            if n == 0:
+                return np.empty(0, dtype)
+            data = self._lib.gguf_get_arr_data(self._ctx, i)
+            return np.frombuffer(ctypes.string_at(data, n * dtype.itemsize), dtype).copy()
+        return getattr(self._lib, f"gguf_get_val_{self._SCALARS[kind]}")(self._ctx, i)
+
+    def array_length(self, key: str) -> int:
+        """Entries of an array key without reading them; 0 if absent."""
+        i = self._lib.gguf_find_key(self._ctx, key.encode())
+        return self._lib.gguf_get_arr_n(self._ctx, i) if i >= 0 else 0
+
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        """Shape by tensor name, ggml order (fastest dimension first)."""
+        out = {}
+        for i in range(self._lib.gguf_get_n_tensors(self._ctx)):
+            ne = self._lib.gguf_get_tensor_ne(self._ctx, i)
+            shape = [ne[d] for d in range(4)]
+            while len(shape) > 1 and shape[-1] == 1:
+                shape.pop()
+            out[self._lib.gguf_get_tensor_name(self._ctx, i).decode()] = tuple(shape)
+        return out
+
+    def tensor_span(self, name: str) -> tuple[int, int, int]:
+        """(ggml type, offset in the file, bytes) of one tensor. KeyError if there is none of that name."""
+        i = self._lib.gguf_find_tensor(self._ctx, name.encode())
+        if i < 0:
+            raise KeyError(name)
+        offset = self._lib.gguf_get_data_offset(self._ctx) + self._lib.gguf_get_tensor_offset(self._ctx, i)
+        size = self._lib.gguf_get_tensor_size(self._ctx, i)
+        return self._lib.gguf_get_tensor_type(self._ctx, i), offset, size
+
+    def vocab_sha256(self) -> str | None:
+        """Fingerprint of the token list, None for a file without one."""
+        tokens = self.get("tokenizer.ggml.tokens")
+        return keys.vocab_sha256(tokens) if tokens else None
+
+
+class _GgufInit(ctypes.Structure):
+    _fields_ = [("no_alloc", ctypes.c_bool), ("ctx", ctypes.c_void_p)]
+
+
+class _TypeTraits(ctypes.Structure):
+    _fields_ = [
+        ("type_name", ctypes.c_char_p),
+        ("blck_size", ctypes.c_int64),
+        ("blck_size_interleave", ctypes.c_int64),
+        ("type_size", ctypes.c_size_t),
+        ("is_quantized", ctypes.c_bool),
+        ("to_float", ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)),
+        ("from_float_ref", ctypes.c_void_p),
+    ]
+
+
+def row_bytes(ggml_type: int, n: int) -> int:
+    """Bytes of a row of n numbers in a ggml format."""
+    return int(ggml_base().ggml_row_size(ggml_type, n))
+
+
+def dequantize(rows: npt.NDArray[np.uint8], ggml_type: int, n: int) -> FloatArray:
+    """float32 [len(rows), n] of rows in any ggml format, by ggml's own conversion."""
+    rows = np.ascontiguousarray(rows)
+    if ggml_type == 0:
+        return rows.view(np.float32).reshape(len(rows), n)
+    out = np.empty((len(rows), n), np.float32)
+    traits = ggml_base().ggml_get_type_traits(ggml_type).contents
+    traits.to_float(rows.ctypes.data, out.ctypes.data, out.size)
+    return out
+
+
+def ggml_base() -> Any:
+    """ggml-base with the prototypes of ggml/include/gguf.h, ggml.h and ggml-backend.h that are used here."""
+    global _gguf_lib
+    if _gguf_lib is None:
+        folder = Path(llama_cpp.__file__).parent / "lib"
+        names = ("libggml-base.so", "libggml-base.dylib", "ggml-base.dll", "libggml-base.dll")
+        lib: Any = ctypes.CDLL(str(next(folder / n for n in names if (folder / n).exists())))
+        ptr, i64, string, size = ctypes.c_void_p, ctypes.c_int64, ctypes.c_char_p, ctypes.c_size_t
+        prototypes: dict[str, tuple[Any, list[Any]]] = {
+            "gguf_init_from_file": (ptr, [string, _GgufInit]),
+            "gguf_free": (None, [ptr]),
+            "gguf_get_n_kv": (i64, [ptr]),
+            "gguf_find_key": (i64, [ptr, string]),
+            "gguf_get_key": (string, [ptr, i64]),
+            "gguf_get_kv_type": (ctypes.c_int, [ptr, i64]),
+            "gguf_get_arr_type": (ctypes.c_int, [ptr, i64]),
+            "gguf_get_arr_n": (size, [ptr, i64]),
+            "gguf_get_arr_data": (ptr, [ptr, i64]),
+            "gguf_get_arr_str": (string, [ptr, i64, size]),
+            "gguf_get_val_str": (string, [ptr, i64]),
+            "gguf_get_n_tensors": (i64, [ptr]),
+            "gguf_find_tensor": (i64, [ptr, string]),
+            "gguf_get_data_offset": (size, [ptr]),
+            "gguf_get_tensor_offset": (size, [ptr, i64]),
+            "gguf_get_tensor_size": (size, [ptr, i64]),
+            "gguf_get_tensor_type": (ctypes.c_int, [ptr, i64]),
+            "gguf_get_tensor_name": (string, [ptr, i64]),
+            "gguf_get_tensor_ne": (ctypes.POINTER(i64), [ptr, i64]),
+            "ggml_get_type_traits": (ctypes.POINTER(_TypeTraits), [ctypes.c_int]),
+            "ggml_row_size": (size, [ctypes.c_int, i64]),
+            "ggml_get_name": (string, [ptr]),
+            "ggml_nelements": (i64, [ptr]),
+            "ggml_backend_tensor_get": (None, [ptr, ptr, size, size]),
+        }
+        scalars: dict[str, Any] = {"u8": ctypes.c_uint8, "i8": ctypes.c_int8}
+        scalars |= {"u16": ctypes.c_uint16, "i16": ctypes.c_int16}
+        scalars |= {"u32": ctypes.c_uint32, "i32": ctypes.c_int32, "u64": ctypes.c_uint64, "i64": i64}
+        scalars |= {"f32": ctypes.c_float, "f64": ctypes.c_double, "bool": ctypes.c_bool}
+        prototypes |= {f"gguf_get_val_{name}": (kind, [ptr, i64]) for name, kind in scalars.items()}
+        for name, (restype, argtypes) in prototypes.items():
+            function = getattr(lib, name)
+            function.restype, function.argtypes = restype, argtypes
+        _gguf_lib = lib
+    return _gguf_lib
+
+
+_gguf_lib: Any = None

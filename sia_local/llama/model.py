@@ -1,0 +1,139 @@
+"""Weights and vocabulary of a GGUF file, and LoRA adapters over them."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+from ..errors import ConfigError, IncompatibleError, ModelFileError
+from .gguf import check_gguf
+from .library import AMX, C, reason
+
+
+class Model:
+    """Weights and vocabulary of one GGUF file. Close it after every context made from it."""
+
+    def __init__(self, path: str | os.PathLike[str], *, n_gpu_layers: int = 0, vocab_only: bool = False):
+        self.path = check_gguf(path)
+        params = C.llama_model_default_params()
+        params.n_gpu_layers = n_gpu_layers
+        params.vocab_only = vocab_only
+        params.use_extra_bufts = not AMX
+        self.n_gpu_layers = n_gpu_layers
+        self._ptr = C.llama_model_load_from_file(os.fsencode(self.path), params)
+        if not self._ptr:
+            raise ModelFileError(
+                f"{self.path}: llama.cpp cannot load this file; it may be truncated, damaged, or of an "
+                f"architecture this release does not know{reason()}"
+            )
+        self._vocab = C.llama_model_get_vocab(self._ptr)
+        self.n_vocab = int(C.llama_vocab_n_tokens(self._vocab))
+        self.n_embd = int(C.llama_model_n_embd(self._ptr))
+        self.n_ctx_train = int(C.llama_model_n_ctx_train(self._ptr))
+        self._pieces: dict[int, bytes] = {}
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._ptr:
+            C.llama_model_free(self._ptr)
+            self._ptr = None
+
+    @property
+    def size_bytes(self) -> int:
+        return int(C.llama_model_size(self._ptr))
+
+    @property
+    def description(self) -> str:
+        """Architecture, size and quantization as llama.cpp names them, e.g. `qwen3 0.6B Q4_K - Medium`."""
+        buffer = ctypes.create_string_buffer(128)
+        C.llama_model_desc(self._ptr, buffer, len(buffer))
+        return buffer.value.decode()
+
+    @property
+    def rolls_back(self) -> bool:
+        """False for recurrent and hybrid models: their state cannot forget a single token."""
+        return not (C.llama_model_is_recurrent(self._ptr) or C.llama_model_is_hybrid(self._ptr))
+
+    def meta(self, key: str) -> str | None:
+        """A scalar metadata value as llama.cpp prints it; None if absent. Arrays: GgufMetadata."""
+        size = 256
+        while True:
+            buffer = ctypes.create_string_buffer(size)
+            n = C.llama_model_meta_val_str(self._ptr, key.encode(), buffer, size)
+            if n < 0:
+                return None
+            if n < size:
+                return buffer.value.decode("utf-8", "replace")
+            size = n + 1
+
+    @property
+    def chat_template(self) -> str | None:
+        text = C.llama_model_chat_template(self._ptr, None)
+        return text.decode("utf-8", "replace") if text else None
+
+    def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = False) -> list[int]:
+        try:
+            data = text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ConfigError(
+                f"the text has bytes that are not UTF-8 at character {error.start}; give it as UTF-8"
+            ) from None
+        size = len(data) + 8
+        buffer = (ctypes.c_int32 * size)()
+        n = C.llama_tokenize(self._vocab, data, len(data), buffer, size, add_special, parse_special)
+        if n < 0:
+            buffer = (ctypes.c_int32 * -n)()
+            n = C.llama_tokenize(self._vocab, data, len(data), buffer, -n, add_special, parse_special)
+        return list(buffer[:n])
+
+    def piece(self, token: int) -> bytes:
+        """The bytes one token adds to the text (a fraction of a character is possible); b'' for control tokens."""
+        known = self._pieces.get(token)
+        if known is None:
+            buffer = ctypes.create_string_buffer(64)
+            n = C.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, False)
+            if n < 0:
+                buffer = ctypes.create_string_buffer(-n)
+                n = C.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, False)
+            known = self._pieces[token] = buffer.raw[:n]
+        return known
+
+    def token_text(self, token: int) -> str:
+        """A token as the vocabulary spells it, for display of control tokens."""
+        return C.llama_vocab_get_text(self._vocab, token).decode("utf-8", "replace")
+
+    def is_eog(self, token: int) -> bool:
+        """Whether the token ends a generation (end of text, end of turn)."""
+        return bool(C.llama_vocab_is_eog(self._vocab, token))
+
+    @property
+    def bos(self) -> int:
+        """Beginning-of-sequence token, -1 if the vocabulary has none."""
+        return int(C.llama_vocab_bos(self._vocab))
+
+    @property
+    def eos(self) -> int:
+        return int(C.llama_vocab_eos(self._vocab))
+
+
+class LoraAdapter:
+    """A LoRA adapter over a loaded model; freed with the model by llama.cpp, or earlier by close()."""
+
+    def __init__(self, model: Model, path: str | os.PathLike[str]):
+        self.path = check_gguf(path)
+        self._ptr = C.llama_adapter_lora_init(model._ptr, os.fsencode(self.path))
+        if not self._ptr:
+            raise IncompatibleError(
+                f"{self.path}: this LoRA adapter does not fit {model.path.name}; it must be exported for that "
+                f"very base model{reason()}"
+            )
+
+    def close(self) -> None:
+        if self._ptr:
+            C.llama_adapter_lora_free(self._ptr)
+            self._ptr = None

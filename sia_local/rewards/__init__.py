@@ -1,0 +1,1 @@
+"""A name becomes a function from texts to numbers. Imports no model and no generation."""

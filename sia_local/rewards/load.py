@@ -1,0 +1,162 @@
+"""Reward sources: a name on the command line becomes a function from prompts and responses to floats.
+
+Nothing here imports torch. Rewards that need it register a loader in the entry-point group
+`sia_local.rewards`; the loader for `hf:some/model` is called with `some/model`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from ..errors import ConfigError, DataError, NumericError, SiaError
+
+ENTRY_POINT_GROUP = "sia_local.rewards"
+RewardFunction = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
+
+
+@runtime_checkable
+class Reward(Protocol):
+    """A named reward: one finite float a response, in reward units, whatever the batch it came in."""
+
+    @property
+    def name(self) -> str: ...
+
+    def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]: ...
+
+
+@dataclass(frozen=True)
+class FunctionReward:
+    """A plain function with a name; checks what the function returns before anyone averages it."""
+
+    name: str
+    function: RewardFunction
+
+    def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+        if len(prompts) != len(responses):
+            raise ConfigError(
+                f"reward '{self.name}' was given {len(prompts)} prompts and {len(responses)} responses, "
+                "expected one prompt a response"
+            )
+        return check_rewards(self.function(prompts, responses), len(responses), self.name)
+
+
+def load_reward(spec: str) -> Reward:
+    """The reward that `spec` names: `vader`, `polarity[:FILE.npz]`, `data`, `pkg.module:name`, `hf:MODEL`.
+
+    Raises ConfigError when nothing answers to the name or what answers cannot be imported; the sentence
+    names the extra that brings it.
+    """
+    prefix, _, argument = spec.partition(":")
+    if spec == "vader":
+        return _vader()
+    if prefix == "polarity":
+        from .judge import PolarityJudge
+
+        return PolarityJudge.load(argument or None)
+    if spec == "data":
+        return FunctionReward("data", _from_data)
+    if ":" in spec:
+        for entry in metadata.entry_points(group=ENTRY_POINT_GROUP):
+            if entry.name == prefix:
+                return _from_entry_point(entry, argument, spec)
+        if prefix and argument:
+            return _from_module(prefix, argument, spec)
+    known = sorted({entry.name for entry in metadata.entry_points(group=ENTRY_POINT_GROUP)})
+    raise ConfigError(
+        f"reward '{spec}' is not known; expected vader, polarity, data, package.module:name"
+        + "".join(f" or {name}:ARGUMENT" for name in known)
+    )
+
+
+def check_rewards(rewards: Sequence[Any], expected: int, name: str) -> list[float]:
+    """The rewards as floats; NumericError for NaN or infinity, DataError for a wrong count or type."""
+    try:
+        values = [float(value) for value in rewards]
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"reward '{name}' returned {type(rewards).__name__} that is not a list of numbers ({error}); "
+            "it must return one float a response"
+        ) from error
+    if len(values) != expected:
+        raise DataError(
+            f"reward '{name}' returned {len(values)} values for {expected} responses; "
+            "it must return one float a response"
+        )
+    for index, value in enumerate(values):
+        if not math.isfinite(value):
+            raise NumericError(
+                f"reward '{name}' returned {value} for response {index}; it must be finite, "
+                "so check what the reward does with that text"
+            )
+    return values
+
+
+def _vader() -> Reward:
+    try:
+        module = importlib.import_module("vaderSentiment.vaderSentiment")
+    except ImportError as error:
+        raise ConfigError(
+            "reward 'vader' needs the package vaderSentiment, which is not installed: pip install 'sia-local[rewards]'"
+        ) from error
+    analyser = module.SentimentIntensityAnalyzer()
+
+    def compound(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+        return [analyser.polarity_scores(response)["compound"] for response in responses]
+
+    return FunctionReward("vader", compound)
+
+
+def _from_data(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+    raise ConfigError(
+        "reward 'data' means the rewards already stored with the trajectories, so it cannot score new text; "
+        "name a reward that can, such as vader or package.module:name"
+    )
+
+
+def _from_entry_point(entry: metadata.EntryPoint, argument: str, spec: str) -> Reward:
+    try:
+        loader = entry.load()
+        reward = loader(argument)
+    except ImportError as error:
+        raise ConfigError(f"reward '{spec}' cannot be loaded ({error}): pip install 'sia-local[convert]'") from error
+    return reward if isinstance(reward, Reward) else FunctionReward(spec, reward)
+
+
+def _from_module(module_name: str, attribute: str, spec: str) -> Reward:
+    try:
+        with _working_directory_importable():
+            module = importlib.import_module(module_name)
+    except SiaError:
+        raise
+    except Exception as error:
+        raise ConfigError(
+            f"reward '{spec}': the module '{module_name}' cannot be imported "
+            f"({type(error).__name__}: {error}); give package.module:name of a module that Python finds "
+            "here or on PYTHONPATH"
+        ) from error
+    function = getattr(module, attribute, None)
+    if not callable(function):
+        raise ConfigError(
+            f"reward '{spec}': the module '{module_name}' has no function '{attribute}'; "
+            "it must define (prompts, responses) -> list of floats"
+        )
+    return FunctionReward(spec, function)
+
+
+@contextmanager
+def _working_directory_importable() -> Iterator[None]:
+    """A console script does not search the current folder, where a user's rewards.py usually lies."""
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        sys.path.remove(here)

@@ -1,0 +1,225 @@
+"""A pair of language models as a source of values; no training needed.
+
+V = log p+(y|s) − log p−(y|s) (proxy tuning, arXiv 2401.08565; emulated fine-tuning, arXiv 2310.12962), or log p+
+alone (an autoregressive reward model, GenARM, arXiv 2410.08193).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import ConfigError, IncompatibleError
+from ..generation.decode import Prompt
+from ..llama.chat import TEMPLATE_ROOM, tokenize_chat
+from ..llama.context import Context, ContextOptions
+from ..llama.engine import Engine
+from ..llama.gguf import GgufMetadata
+from ..llama.library import FloatArray
+from ..llama.model import Model
+from ..steering.entropy import log_partition
+from .model import sequences_for
+
+Float64 = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int32]
+PathLike = str | os.PathLike[str]
+
+_PADDING = re.compile(rb"\[PAD\d*\]|<pad\d*>|<unused\d+>", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Guides:
+    """Language models as a source of values: V = log p+ − log p−, or log p+ without `minus`. Nats.
+
+    Their vocabulary must be the base's. plus_prompt / minus_prompt: what this guide reads in place of the last
+    user message, with {prompt} standing for it; so one model under two instructions is a pair, too. spread: what
+    counts as one unit of V when several sources are weighted.
+    """
+
+    plus: PathLike
+    minus: PathLike | None = None
+    weight: float | None = None
+    name: str = "guides"
+    plus_prompt: str | None = None
+    minus_prompt: str | None = None
+    spread: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_weight(self.weight, self.name)
+        if not self.spread > 0:
+            raise ConfigError(f"the spread of {self.name} is {self.spread}; expected above 0 nats")
+        for text in (self.plus_prompt, self.minus_prompt):
+            if text is not None and "{prompt}" not in text:
+                raise ConfigError(
+                    f"the guide's prompt {text!r} has no {{prompt}}; write {{prompt}} where the user's message belongs"
+                )
+
+
+def check_weight(weight: float | None, name: str) -> None:
+    if weight is not None and not math.isfinite(weight):
+        raise ConfigError(f"the weight of {name} is {weight}; expected a finite number, such as {name}:0.7")
+
+
+class Guide:
+    """A language model that reads along: log-probabilities of the next token, lazily, one decode a junction."""
+
+    def __init__(self, model: Model, engine: Engine, rewording: str | None = None, owned: Sequence[Any] = ()):
+        self.model = model
+        self.engine = engine
+        self._rewording = rewording
+        self._owned = owned
+
+    def close(self) -> None:
+        for thing in self._owned:
+            thing.close()
+
+    def tokens(self, prompt: Prompt) -> Sequence[int]:
+        """The prompt as this model reads it: its own chat template, its own wording."""
+        template = self.model.chat_template
+        if not prompt.messages or template is None:
+            if self._rewording is None:
+                return prompt.tokens
+            text = self._rewording.replace("{prompt}", prompt.text)
+            return self.model.tokenize(text, add_special=True, parse_special=True)
+        messages = [dict(m) for m in prompt.messages]
+        if self._rewording is not None:
+            last = next((m for m in reversed(messages) if m["role"] == "user"), messages[-1])
+            last["content"] = self._rewording.replace("{prompt}", last["content"])
+        return tokenize_chat(self.model, template, messages)
+
+    def begin(self, slot: int, prompt: Prompt) -> None:
+        self.engine.begin(slot, self.tokens(prompt))
+
+    def accept(self, slot: int, token: int) -> None:
+        self.engine.accept(slot, token)
+
+    def logprobs(self, requests: Sequence[tuple[int, IntArray]]) -> list[Float64]:
+        """log p of each candidate, float64 [k] a request: only the queues are decoded, one output row each."""
+        rows = self.engine.logits([slot for slot, _ in requests])
+        return [_logprobs(row, ids) for row, (_, ids) in zip(rows, requests, strict=True)]
+
+    def text_logprobs(self, slot: int, prompt: Prompt, tokens: Sequence[int]) -> Float64:
+        """log p of every token of a finished text, float64 [n]."""
+        prefix = list(self.tokens(prompt))
+        fed = [prefix[-1], *tokens[:-1]]
+        out, at = np.empty(len(tokens)), 0
+        for rows in self.engine.trail(slot, prefix[:-1], fed):
+            for row in rows:
+                out[at] = _logprobs(row, np.array([tokens[at]]))[0]
+                at += 1
+        return out
+
+
+def _logprobs(row: FloatArray, ids: npt.NDArray[Any]) -> Float64:
+    known = ids < len(row)
+    out = np.full(len(ids), -np.inf)
+    out[known] = row[ids[known]].astype(np.float64) - log_partition(row)
+    # A token only the base's padded vocabulary has counts as unlikely as the least likely candidate.
+    out[~known] = out[known].min() if known.any() else 0.0
+    return out
+
+
+class GuidePair:
+    """V = log p+ − log p− of two guides, or log p+ of one."""
+
+    max_candidates = 255
+
+    def __init__(self, plus: Guide, minus: Guide | None = None, name: str = "guides", spread: float = 1.0):
+        self.plus = plus
+        self.minus = minus
+        self.name = name
+        self.spread: float | None = spread
+
+    @property
+    def _guides(self) -> tuple[Guide, ...]:
+        return (self.plus,) if self.minus is None else (self.plus, self.minus)
+
+    @property
+    def engines(self) -> list[Engine]:
+        return [guide.engine for guide in self._guides]
+
+    def close(self) -> None:
+        for guide in self._guides:
+            guide.close()
+
+    def begin(self, slot: int, prompt: Prompt) -> None:
+        for guide in self._guides:
+            guide.begin(slot, prompt)
+
+    def room(self, slot: int) -> int:
+        return min(guide.engine.room(slot) for guide in self._guides)
+
+    def accept(self, slot: int, token: int) -> None:
+        for guide in self._guides:
+            guide.accept(slot, token)
+
+    def score(self, requests: Sequence[tuple[int, IntArray]], also: Sequence[int] = ()) -> list[Float64]:
+        values = self.plus.logprobs(requests)
+        if self.minus is not None:
+            values = [p - m for p, m in zip(values, self.minus.logprobs(requests), strict=True)]
+        return values
+
+    def trajectory(self, slot: int, prompt: Prompt, tokens: Sequence[int]) -> Float64:
+        """log p+(y≤t) − log p−(y≤t) after every token: the implicit reward of the text so far, nats."""
+        values = self.plus.text_logprobs(slot, prompt, tokens)
+        if self.minus is not None:
+            values = values - self.minus.text_logprobs(slot, prompt, tokens)
+        return np.cumsum(values)
+
+
+def open_guides(
+    spec: Guides,
+    base: Model,
+    vocabulary: Sequence[bytes],
+    slots: int,
+    options: ContextOptions,
+    n_gpu_layers: int,
+) -> GuidePair:
+    with ExitStack() as undo:
+        guides = []
+        shared: dict[Path, Model] = {Path(base.path).resolve(): base}
+        for path, rewording in ((spec.plus, spec.plus_prompt), (spec.minus, spec.minus_prompt)):
+            if path is None:
+                continue
+            check_same_vocabulary(vocabulary, base.path, path)
+            # A guide that is the base, or the other guide under another instruction, shares its weights.
+            model = shared.get(Path(path).resolve())
+            owned: list[Any] = []
+            if model is None:
+                model = shared[Path(path).resolve()] = Model(path, n_gpu_layers=n_gpu_layers)
+                owned.append(model)
+                undo.callback(model.close)
+            context = Context(model, sequences_for(replace(options, n_ctx=options.n_ctx + TEMPLATE_ROOM), slots, 0))
+            undo.callback(context.close)
+            guides.append(Guide(model, Engine(context, slots), rewording, [context, *owned]))
+        undo.pop_all()
+    # The pair closes plus first; weights that both use must outlive the second context.
+    if len(guides) == 2 and guides[1].model is guides[0].model:
+        guides[0]._owned, guides[1]._owned = guides[0]._owned[:1], [*guides[1]._owned, *guides[0]._owned[1:]]
+    return GuidePair(guides[0], guides[1] if len(guides) == 2 else None, spec.name, spec.spread)
+
+
+def check_same_vocabulary(base: Sequence[bytes], base_path: PathLike, guide_path: PathLike) -> None:
+    """Raises IncompatibleError unless every id both models use means the same token (padding aside)."""
+    with GgufMetadata(guide_path) as meta:
+        tokens = meta.get("tokenizer.ggml.tokens") or []
+    different = sum(
+        a != b and not _PADDING.fullmatch(a) and not _PADDING.fullmatch(b) for a, b in zip(base, tokens, strict=False)
+    )
+    longer = base if len(base) > len(tokens) else tokens
+    different += sum(not _PADDING.fullmatch(t) for t in longer[min(len(base), len(tokens)) :])
+    if not tokens or different:
+        raise IncompatibleError(
+            f"{Path(guide_path).name} ({len(tokens)} tokens) and {Path(base_path).name} ({len(base)} tokens) have "
+            f"different vocabularies ({different} tokens differ), so a guide's probabilities do not mean the base's "
+            "tokens; use a guide of the same family, or --nudge, which works on text"
+        )

@@ -1,0 +1,321 @@
+"""Value models: a head over hidden states in three placements behind one protocol, `decode.Values`.
+
+separate: own GGUF (`merged` or `lean`) in its own engine. adapter: a LoRA over the base's own weights, in a
+second context of the same model. head: on the base's own hidden states, in the base's engine, where the winner's
+KV and logits are kept, so that the step after a junction needs no decode.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import IncompatibleError
+from ..generation.decode import Prompt
+from ..llama import keys
+from ..llama.chat import tokenize_chat
+from ..llama.context import Context, ContextOptions
+from ..llama.embeddings import EmbeddingRows
+from ..llama.engine import Engine
+from ..llama.gguf import GgufMetadata
+from ..llama.library import FloatArray
+from ..llama.model import LoraAdapter, Model
+
+Float64 = npt.NDArray[np.float64]
+
+# Weights of an output layer from which on leaving it out saves more than the callback for it costs.
+LARGE_OUTPUT_LAYER = 1 << 24
+READABLE_GRAPHS = ("llama", "qwen2", "qwen3")
+
+_ACTIVATIONS: dict[str, Callable[[FloatArray], FloatArray]] = {
+    "relu": lambda x: np.maximum(x, 0),
+    "silu": lambda x: x / (1 + np.exp(-x)),
+    # The tanh form, as torch's gelu(approximate="tanh").
+    "gelu": lambda x: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
+}
+
+
+@dataclass(frozen=True)
+class ValueHead:
+    """V(h) = w·a + b in reward units, a = h or one hidden layer act(W h + c). All float32.
+
+    weight [n_embd] or [n_hidden]; hidden_weight [n_hidden, n_embd]; hidden_bias [n_hidden].
+    """
+
+    weight: FloatArray
+    bias: float
+    hidden_weight: FloatArray | None = None
+    hidden_bias: FloatArray | None = None
+    activation: str = "silu"
+
+    def __call__(self, hidden: FloatArray) -> Float64:
+        """hidden float32 [n, n_embd] -> float64 [n]."""
+        if self.hidden_weight is not None:
+            hidden = _ACTIVATIONS[self.activation](hidden @ self.hidden_weight.T + self.hidden_bias)
+        return (hidden @ self.weight).astype(np.float64) + self.bias
+
+    @property
+    def n_embd(self) -> int:
+        return int(self.weight.shape[0] if self.hidden_weight is None else self.hidden_weight.shape[1])
+
+
+@dataclass(frozen=True)
+class ValueFile:
+    """What the metadata of a value GGUF says; read once, before any weight is loaded."""
+
+    path: Path
+    kind: str
+    layout: str
+    architecture: str
+    head: ValueHead
+    spread: float | None
+    vocab_sha256: str | None
+    template: str | None
+    about: dict[str, Any]
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> ValueFile:
+        """Raises ModelFileError (not a readable GGUF) or IncompatibleError (no value head, unknown version)."""
+        with GgufMetadata(path) as meta:
+            version = meta.get(keys.VERSION)
+            weight = meta.get(keys.HEAD_WEIGHT)
+            if version is None or weight is None:
+                raise IncompatibleError(
+                    f"{path}: holds no value head (metadata {keys.HEAD_WEIGHT}); expected a value model, "
+                    "export one with `sia-convert export`"
+                )
+            if version != keys.CONTRACT_VERSION:
+                raise IncompatibleError(
+                    f"{path}: value model contract version {version}, this program reads version "
+                    f"{keys.CONTRACT_VERSION}; update sia_local or export again"
+                )
+            kind = meta.get(keys.KIND, "value")
+            if kind not in keys.KINDS:
+                raise IncompatibleError(
+                    f"{path}: kind {kind!r} of value model; expected one of {', '.join(keys.KINDS)}"
+                )
+            layout = meta.get(keys.LAYOUT, "merged")
+            if kind == "value" and layout not in keys.LAYOUTS:
+                raise IncompatibleError(
+                    f"{path}: layout {layout!r} of value model; expected one of {', '.join(keys.LAYOUTS)}, update "
+                    "sia_local or export again"
+                )
+            activation = meta.get(keys.HEAD_ACTIVATION, "silu")
+            if activation not in _ACTIVATIONS:
+                raise IncompatibleError(
+                    f"{path}: head activation {activation!r}; expected one of {', '.join(_ACTIVATIONS)}"
+                )
+            weight = np.asarray(weight, np.float32)
+            hidden, offset = meta.get(keys.HEAD_HIDDEN_WEIGHT), meta.get(keys.HEAD_HIDDEN_BIAS)
+            if hidden is not None and (offset is None or len(offset) != len(weight) or len(hidden) % len(weight)):
+                raise IncompatibleError(
+                    f"{path}: the hidden layer of the value head has {len(hidden)} weights and "
+                    f"{0 if offset is None else len(offset)} biases, {len(weight)} units were expected; export it again"
+                )
+            head = ValueHead(
+                weight=weight,
+                bias=float(meta.get(keys.HEAD_BIAS, 0.0)),
+                hidden_weight=None if hidden is None else hidden.astype(np.float32).reshape(len(weight), -1),
+                hidden_bias=None if hidden is None else offset.astype(np.float32),
+                activation=activation,
+            )
+            if not np.isfinite(head.weight).all() or not math.isfinite(head.bias):
+                raise IncompatibleError(f"{path}: the value head contains NaN or infinity; export it again")
+            spread = meta.get(keys.VALUE_SPREAD)
+            return cls(
+                path=Path(path),
+                kind=kind,
+                layout=layout,
+                architecture=meta.get("general.architecture", "?"),
+                head=head,
+                spread=float(spread) if spread and math.isfinite(spread) else None,
+                vocab_sha256=meta.get(keys.VOCAB_SHA256) or meta.vocab_sha256(),
+                template=meta.get(keys.PROMPT_TEMPLATE) or meta.get("tokenizer.chat_template"),
+                about={
+                    key: meta.get(key)
+                    for key in (
+                        keys.BASE_NAME,
+                        keys.REWARD_NAME,
+                        keys.REWARD_MEAN,
+                        keys.REWARD_STD,
+                        keys.TRAIN_LOSS,
+                        keys.TRAIN_TOKENS,
+                    )
+                    if key in meta
+                },
+            )
+
+    def check_fits(self, base: Model, base_sha256: str | None) -> None:
+        """Raises IncompatibleError unless token ids mean the same in both and widths agree where shared."""
+        if self.vocab_sha256 and base_sha256 and self.vocab_sha256 != base_sha256:
+            raise IncompatibleError(
+                f"{self.path.name} and {base.path.name} have different vocabularies, so their token ids do not "
+                "mean the same; use a value model trained for this base"
+            )
+        if self.kind != "value" and self.head.n_embd != base.n_embd:
+            raise IncompatibleError(
+                f"{self.path.name} has a head of width {self.head.n_embd}, {base.path.name} has hidden states of "
+                f"width {base.n_embd}; use a {self.kind} trained on this base"
+            )
+
+
+class ValueModel:
+    """A value file at work. Protocol of `decode.Values`; close() frees what it loaded."""
+
+    def __init__(
+        self,
+        file: ValueFile,
+        tokenizer: Model,
+        engine: Engine,
+        shares_base: bool,
+        owned: Sequence[Any] = (),
+    ):
+        self.file = file
+        self.name = file.path.stem
+        self.spread = file.spread
+        self.max_candidates = engine.branches
+        self.engine = engine
+        self._tokenizer = tokenizer
+        self.shares_base = shares_base
+        self._lean = file.kind == "value" and file.layout == "lean"
+        self._owned = owned
+
+    def close(self) -> None:
+        for thing in self._owned:
+            thing.close()
+
+    def __enter__(self) -> ValueModel:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def engines(self) -> list[Engine]:
+        """What reads along beside the base's own engine."""
+        return [] if self.shares_base else [self.engine]
+
+    def tokens(self, prompt: Prompt) -> Sequence[int]:
+        """The prompt as this model reads it."""
+        if self.file.template and prompt.messages and not self.shares_base:
+            return tokenize_chat(self._tokenizer, self.file.template, prompt.messages)
+        return prompt.tokens
+
+    def begin(self, slot: int, prompt: Prompt) -> None:
+        """Sets what the slot has read. Nothing is decoded before its first junction."""
+        if self.shares_base:
+            return
+        self.engine.begin(slot, self.tokens(prompt))
+
+    def room(self, slot: int) -> int:
+        return self.engine.room(slot)
+
+    def score(self, requests: Sequence[tuple[int, Any]], also: Sequence[int] = ()) -> list[Float64]:
+        """V of each candidate after what its slot has read: one decode for all requests, float64 [k] each.
+
+        also: slots of the base whose queued tokens ride along when the engine is the base's.
+        """
+        rows = self.engine.branch(
+            requests,
+            also=also if self.shares_base else (),
+            hidden=not self._lean,
+            keep_rows=self.shares_base,
+        )
+        return [self._values(row) for row in rows]
+
+    def trajectory(self, slot: int, prompt: Prompt, tokens: Sequence[int]) -> Float64:
+        """V after every token of a finished text, float64 [n]; the slot's content is replaced by it."""
+        rows = self.engine.trail(slot, self.tokens(prompt), tokens, hidden=not self._lean)
+        return np.concatenate([self._values(row) for row in rows])
+
+    def _values(self, rows: FloatArray) -> Float64:
+        if self._lean:
+            return rows[:, 0].astype(np.float64) + self.file.head.bias
+        return self.file.head(rows)
+
+    def accept(self, slot: int, token: int) -> None:
+        if not self.shares_base:
+            self.engine.accept(slot, token)
+
+
+def open_value(
+    file: ValueFile,
+    base: Model,
+    base_engine: Engine | None,
+    base_sha256: str | None,
+    *,
+    slots: int,
+    options: ContextOptions,
+    max_candidates: int,
+    n_gpu_layers: int = 0,
+) -> ValueModel:
+    """Loads a value file beside its base. `options.n_ctx` is per slot. Only a value-head needs `base_engine`."""
+    file.check_fits(base, base_sha256)
+    if file.kind != "value" and not base.rolls_back:
+        raise IncompatibleError(
+            f"{base.path.name} is recurrent or hybrid and cannot forget a rejected candidate, so a {file.kind} does "
+            "not work on it; use a value model of its own (kind value)"
+        )
+    if file.kind == "value-head":
+        if base_engine is None:
+            raise IncompatibleError(
+                f"{file.path.name} is a value-head: it reads the hidden states of the base's own decode, which belongs "
+                "to another program here; use a value model of its own (kind value) or a value-adapter"
+            )
+        return ValueModel(file, base, base_engine, shares_base=True)
+    options = sequences_for(options, slots, max_candidates)
+    if file.kind == "value-adapter":
+        adapter = LoraAdapter(base, file.path)
+        context = Context(base, options, adapter, hidden_only=_skips_output_layer(base, file))
+        return ValueModel(
+            file, base, Engine(context, slots, max_candidates), shares_base=False, owned=(context, adapter)
+        )
+    model = Model(file.path, n_gpu_layers=n_gpu_layers)
+    try:
+        if not model.rolls_back:
+            raise IncompatibleError(
+                f"{file.path}: architecture {file.architecture} is recurrent or hybrid and cannot forget a rejected "
+                "candidate; use a transformer value model"
+            )
+        rows = None
+        if file.layout == "lean":
+            rows = EmbeddingRows.from_trailer(file.path) or EmbeddingRows.from_model(base.path)
+            if rows.n_embd != model.n_embd or rows.n_rows < base.n_vocab:
+                raise IncompatibleError(
+                    f"{file.path}: embedding rows are {rows.n_rows} x {rows.n_embd}, expected at least "
+                    f"{base.n_vocab} x {model.n_embd}; export the lean model with its own rows"
+                )
+        elif model.n_vocab != base.n_vocab:
+            raise IncompatibleError(
+                f"{file.path.name} has {model.n_vocab} tokens, {base.path.name} has {base.n_vocab}; use a value "
+                "model trained for this base"
+            )
+        if file.head.n_embd != model.n_embd:
+            raise IncompatibleError(
+                f"{file.path}: the head is {file.head.n_embd} wide, the model {model.n_embd}; export it again"
+            )
+        context = Context(model, options, hidden_only=file.layout != "lean" and _skips_output_layer(model, file))
+    except BaseException:
+        model.close()
+        raise
+    return ValueModel(
+        file, base, Engine(context, slots, max_candidates, rows), shares_base=False, owned=(context, model)
+    )
+
+
+def _skips_output_layer(model: Model, file: ValueFile) -> bool:
+    """Whether leaving out an output layer that no value needs is worth the asking, which on a GPU it is not."""
+    large = model.n_vocab * model.n_embd >= LARGE_OUTPUT_LAYER
+    return large and model.n_gpu_layers == 0 and file.architecture in READABLE_GRAPHS
+
+
+def sequences_for(options: ContextOptions, slots: int, branches: int) -> ContextOptions:
+    """Context options for `slots` sequences of options.n_ctx tokens each, with room for open candidates."""
+    return replace(options, n_ctx=slots * (options.n_ctx + branches), n_seq_max=max(1, slots * (1 + branches)))

@@ -1,0 +1,227 @@
+"""Where V comes from: value models, guides, or several of them with weights.
+
+Everything here follows `decode.Values`, has a `name`, and gives `trajectory()`, the value after every token of a
+finished text.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..errors import ConfigError
+from ..generation.decode import Prompt, Values
+from ..llama.context import ContextOptions
+from ..llama.engine import Engine
+from ..llama.gguf import GgufMetadata
+from ..llama.keys import vocab_sha256
+from ..llama.model import Model
+from .guides import Float64, Guides, IntArray, PathLike, check_weight, open_guides
+from .model import ValueFile, open_value
+
+
+@dataclass(frozen=True)
+class ValuePath:
+    """A value GGUF. With a weight its values count in units of their stored spread. name: the file's stem."""
+
+    path: PathLike
+    weight: float | None = None
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        check_weight(self.weight, str(self.path))
+
+
+Spec = ValuePath | Guides
+Specs = PathLike | Spec | tuple[PathLike, float] | Sequence[PathLike | Spec | tuple[PathLike, float]]
+
+
+def parse_specs(value: Specs | None) -> list[Spec]:
+    """Sources that `value` names: paths, "path:0.7" or "name=path:0.7" strings, (path, weight) pairs, specs."""
+    if value is None:
+        return []
+    if isinstance(value, (str, os.PathLike, ValuePath, Guides)) or _is_weighted(value):
+        value = [value]  # type: ignore[list-item]
+    specs: list[Spec] = []
+    for item in value:
+        if isinstance(item, (ValuePath, Guides)):
+            specs.append(item)
+        elif _is_weighted(item):
+            specs.append(ValuePath(item[0], float(item[1])))  # type: ignore[index]
+        else:
+            specs.append(_parse_path(os.fspath(item)))  # type: ignore[arg-type]
+    return specs
+
+
+def _is_weighted(item: Any) -> bool:
+    return isinstance(item, tuple) and len(item) == 2 and isinstance(item[1], (int, float))
+
+
+def _parse_path(text: str) -> ValuePath:
+    if Path(text).exists():
+        return ValuePath(text)
+    name, equals, rest = text.partition("=")
+    if not equals or "/" in name:
+        name, rest = "", text
+    path, colon, tail = rest.rpartition(":")
+    try:
+        weight = float(tail) if colon else None
+    except ValueError:
+        weight = None
+    return ValuePath(rest if weight is None else path, weight, name or None)
+
+
+class Source(Values, Protocol):
+    """`decode.Values` with what lies around the loop."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def engines(self) -> list[Engine]: ...
+
+    def trajectory(self, slot: int, prompt: Prompt, tokens: Sequence[int]) -> Float64: ...
+    def close(self) -> None: ...
+
+
+class MixedValues:
+    """Sum of weight × V / spread over several sources, so that one unit of weight means the same for each.
+
+    A source without a known spread counts with its raw values. Weights may change between any two tokens; a
+    source of weight 0 costs nothing.
+    """
+
+    def __init__(self, sources: Sequence[Source], weights: Sequence[float], names: Sequence[str] | None = None):
+        wanted = list(names) if names is not None else [source.name for source in sources]
+        if len(set(wanted)) != len(wanted):
+            raise ConfigError(
+                f"two values have the same name ({', '.join(wanted)}); give them names, as in kind=FILE.gguf:0.7"
+            )
+        self.sources = dict(zip(wanted, sources, strict=True))
+        self.weights = dict(zip(wanted, map(float, weights), strict=True))
+        self.spread: float | None = 1.0
+        self.max_candidates = min(source.max_candidates for source in sources)
+
+    @property
+    def name(self) -> str:
+        return " + ".join(f"{weight:g} {name}" for name, weight in self.weights.items())
+
+    @property
+    def engines(self) -> list[Engine]:
+        return [engine for source in self.sources.values() for engine in source.engines]
+
+    def set_weight(self, name: str, weight: float) -> None:
+        """Raises ConfigError for an unknown name or a weight that is not finite."""
+        if name not in self.sources:
+            raise ConfigError(f"no value is named {name!r}; expected one of {', '.join(self.sources)}")
+        check_weight(weight, name)
+        self.weights[name] = float(weight)
+
+    def close(self) -> None:
+        for source in self.sources.values():
+            source.close()
+
+    def begin(self, slot: int, prompt: Prompt) -> None:
+        for source in self.sources.values():
+            source.begin(slot, prompt)
+
+    def room(self, slot: int) -> int:
+        return min(source.room(slot) for source in self.sources.values())
+
+    def accept(self, slot: int, token: int) -> None:
+        for source in self.sources.values():
+            source.accept(slot, token)
+
+    def score(self, requests: Sequence[tuple[int, IntArray]], also: Sequence[int] = ()) -> list[Float64]:
+        total = [np.zeros(len(ids)) for _, ids in requests]
+        for source, scale in self.parts():
+            # Only one source's decode can take the base's other sequences along.
+            for out, values in zip(total, source.score(requests, also), strict=True):
+                out += scale * values
+            also = () if getattr(source, "shares_base", False) else also
+        return total
+
+    def trajectory(self, slot: int, prompt: Prompt, tokens: Sequence[int]) -> Float64:
+        total = np.zeros(len(tokens))
+        for source, scale in self.parts():
+            total += scale * source.trajectory(slot, prompt, tokens)
+        return total
+
+    def parts(self) -> list[tuple[Source, float]]:
+        """Sources that count, each with what its V is multiplied by."""
+        return [
+            (source, self.weights[name] / (source.spread or 1.0))
+            for name, source in self.sources.items()
+            if self.weights[name] != 0
+        ]
+
+
+def read_files(specs: Sequence[Spec]) -> list[ValueFile | None]:
+    """The value files of specs (None for guides), read before any weight is loaded. Raises as ValueFile.read."""
+    return [ValueFile.read(spec.path) if isinstance(spec, ValuePath) else None for spec in specs]
+
+
+def open_sources(
+    specs: Sequence[Spec],
+    files: Sequence[ValueFile | None],
+    base: Model,
+    base_engine: Engine | None,
+    *,
+    slots: int,
+    options: ContextOptions,
+    max_candidates: int,
+    n_gpu_layers: int = 0,
+) -> Source | None:
+    """Loads sources beside their base: one as it is, several (or one with a weight) as MixedValues.
+
+    options.n_ctx is per slot. Without `base_engine` (the base decodes elsewhere) a value-head is refused.
+    """
+    if not specs:
+        return None
+    with GgufMetadata(base.path) as meta:
+        vocabulary = meta.get("tokenizer.ggml.tokens") or []
+    sha256 = vocab_sha256(vocabulary) if vocabulary else None
+    if not any(isinstance(spec, Guides) for spec in specs):
+        vocabulary = []  # 15 MB of short strings, which only guides are compared with
+    with ExitStack() as undo:
+        opened: list[Source] = []
+        for spec, file in zip(specs, files, strict=True):
+            source: Source
+            if isinstance(spec, Guides):
+                source = open_guides(spec, base, vocabulary, slots, options, n_gpu_layers)
+            else:
+                assert file is not None
+                source = open_value(
+                    file,
+                    base,
+                    base_engine,
+                    sha256,
+                    slots=slots,
+                    options=options,
+                    max_candidates=max_candidates,
+                    n_gpu_layers=n_gpu_layers,
+                )
+            undo.callback(source.close)
+            opened.append(source)
+        if len(opened) == 1 and specs[0].weight is None:
+            made: Source = opened[0]
+        else:
+            weights = [1.0 if spec.weight is None else spec.weight for spec in specs]
+            made = MixedValues(opened, weights, _names(specs))
+        undo.pop_all()
+        return made
+
+
+def _names(specs: Sequence[Spec]) -> list[str]:
+    """Names given, or file stems; a second one of the same stem becomes stem-2."""
+    names: list[str] = []
+    for spec in specs:
+        wanted = spec.name or (Path(spec.path).stem if isinstance(spec, ValuePath) else "guides")
+        n = sum(name == wanted or name.startswith(f"{wanted}-") for name in names)
+        names.append(wanted if n == 0 else f"{wanted}-{n + 1}")
+    return names
