@@ -19,8 +19,9 @@ with Nudged.load(base, base, threshold=0.4, n_ctx=512) as nudged:
     for threshold in (0.0, 0.3, 0.6):
         nudged.threshold = threshold
         print(f"--- nudges where the base's best token has less than {threshold:g}; nudged words in [brackets]")
-        for step in nudged.generate(plain, SiaConfig().with_sampling(temperature=0.7), max_tokens=100, seed=2):
+        made = nudged.generate(plain, SiaConfig().with_sampling(temperature=0.7), max_tokens=100, seed=2)
+        for step in made:
             space = step.text[: len(step.text) - len(step.text.lstrip())]
             print(f"{space}[{step.text.strip()}]" if step.steered else step.text, end="")
-        words, tokens = nudged.last_stats.junctions, nudged.last_stats.tokens
+        words, tokens = made.stats.junctions, made.stats.tokens
         print(f"\n({words} words of the small model among {tokens} tokens)\n")

@@ -16,9 +16,9 @@ from contextlib import ExitStack
 import numpy as np
 
 from sia_local import SIA, SiaConfig
-from sia_local.generation.decode import Prompt
 from sia_local.llama.context import Context, ContextOptions
 from sia_local.llama.model import Model
+from sia_local.records import Prompt
 
 ROWS = (1, 2, 3, 4, 6, 8, 10, 12, 16)
 SHARED = 64

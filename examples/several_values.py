@@ -25,5 +25,6 @@ with SIA.load(base, sources, n_ctx=256) as sia:
         sia.value.set_weight("happy", happy)
         sia.value.set_weight("sea", sea)
         config = SiaConfig(gate="rate", rate=0.3)
-        text = "".join(step.text for step in sia.generate(PROMPT, config, max_tokens=100, seed=3))
-        print(f"--- {sia.value.name}: KL of steering {sia.last_stats.kl_steering:.2f} nats\n{text}\n")
+        made = sia.generate(PROMPT, config, max_tokens=100, seed=3)
+        text = "".join(step.text for step in made)
+        print(f"--- {sia.value.name}: KL of steering {made.stats.kl_steering:.2f} nats\n{text}\n")

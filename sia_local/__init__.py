@@ -14,37 +14,78 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .config import SamplingConfig, SiaConfig
-    from .errors import SiaError
-    from .generation.decode import Candidates, Prompt, Stats, Step
-    from .generation.processor import SiaLogitsProcessor
-    from .generation.sia import SIA, Completion
+    from .config import SamplingConfig as SamplingConfig
+    from .config import Setup as Setup
+    from .config import SiaConfig as SiaConfig
+    from .errors import SiaError as SiaError
+    from .evaluation.profile import Profile as Profile
+    from .generation.best_of import BestOf as BestOf
+    from .generation.best_of import best_of as best_of
+    from .generation.nudge import Nudged as Nudged
+    from .generation.processor import SiaLogitsProcessor as SiaLogitsProcessor
+    from .generation.sia import SIA as SIA
+    from .generation.writing import Generation as Generation
+    from .generation.writing import Run as Run
+    from .records import Candidates as Candidates
+    from .records import Completion as Completion
+    from .records import Prompt as Prompt
+    from .records import Request as Request
+    from .records import Stats as Stats
+    from .records import Step as Step
+    from .records import Tally as Tally
+    from .rewards.load import load_reward as load_reward
+    from .values.guides import Guides as Guides
+    from .values.sources import ValuePath as ValuePath
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "SIA": "generation.sia",
-    "Completion": "generation.sia",
+    "Generation": "generation.writing",
+    "Run": "generation.writing",
+    "BestOf": "generation.best_of",
+    "best_of": "generation.best_of",
+    "Nudged": "generation.nudge",
+    "SiaLogitsProcessor": "generation.processor",
     "SiaConfig": "config",
     "SamplingConfig": "config",
-    "Step": "generation.decode",
-    "Stats": "generation.decode",
-    "Candidates": "generation.decode",
-    "Prompt": "generation.decode",
+    "Setup": "config",
+    "Request": "records",
+    "Prompt": "records",
+    "Step": "records",
+    "Stats": "records",
+    "Tally": "records",
+    "Candidates": "records",
+    "Completion": "records",
+    "Guides": "values.guides",
+    "ValuePath": "values.sources",
+    "load_reward": "rewards.load",
+    "Profile": "evaluation.profile",
     "SiaError": "errors",
-    "SiaLogitsProcessor": "generation.processor",
 }
 __all__ = [
     "SIA",
+    "BestOf",
     "Candidates",
     "Completion",
+    "Generation",
+    "Guides",
+    "Nudged",
+    "Profile",
     "Prompt",
+    "Request",
+    "Run",
     "SamplingConfig",
+    "Setup",
     "SiaConfig",
     "SiaError",
     "SiaLogitsProcessor",
     "Stats",
     "Step",
+    "Tally",
+    "ValuePath",
+    "best_of",
+    "load_reward",
 ]
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from .errors import ConfigError
 
-GATES = ("entropy", "rate", "dense", "random", "first-n", "ratio", "varentropy", "off")
+GATES = ("entropy", "rate", "dense", "random", "first-n", "ratio", "varentropy", "gain", "off")
 ENTROPIES = ("topk", "full")
 BETA_UNITS = ("raw", "spread")
+DEFAULT_CANDIDATES = 10
+DEFAULT_HEAD_CANDIDATES = 4
 
 
 def _require(ok: bool, sentence: str) -> None:
@@ -65,12 +67,13 @@ class SamplingConfig:
 
 @dataclass(frozen=True)
 class SiaConfig:
-    """The steering of one generation (DESIGN: candidates, entropy, gate, tilt), plus its sampling.
+    """The steering of one generation (candidates, entropy, gate, tilt), plus its sampling.
 
     k: candidates taken at every step. gate: when to steer (`GATES`); several gates joined by `+` are OR-ed.
     threshold: nats, for the entropy gate. rate: wanted share of steered tokens, for `rate` and `random`.
     first_n: tokens steered by `first-n`. ratio: for the `ratio` gate, entropy over the previous token's.
-    varentropy_threshold: nats², for the `varentropy` gate. entropy: over the top k (`topk`) or the whole
+    varentropy_threshold: nats², for the `varentropy` gate. gain_threshold: nats that steering would change, for the
+    `gain` gate; None lets that gate hold `rate`. entropy: over the top k (`topk`) or the whole
     vocabulary (`full`).
     beta: strength; negative means the opposite of the value model. beta_unit `spread` counts beta in standard
     deviations of V among the candidates of a junction. center subtracts the mean of V over the candidates, clip
@@ -87,6 +90,7 @@ class SiaConfig:
     first_n: int = 20
     ratio: float = 1.5
     varentropy_threshold: float = 2.0
+    gain_threshold: float | None = None
     beta: float = 1.0
     beta_unit: str = "raw"
     center: bool = False
@@ -109,6 +113,10 @@ class SiaConfig:
         )
         _require(not math.isnan(self.threshold), "threshold is nan; expected nats, such as 1.0")
         _require(not math.isnan(self.varentropy_threshold), "varentropy_threshold is nan; expected nats², such as 2.0")
+        _require(
+            self.gain_threshold is None or self.gain_threshold >= 0,
+            f"gain_threshold is {self.gain_threshold}; expected 0 nats or more, or None to hold a rate",
+        )
         _require(0 <= self.rate <= 1, f"rate is {self.rate}; expected a share from 0 to 1, such as 0.2")
         _require(self.first_n >= 0, f"first_n is {self.first_n}; expected 0 or more tokens")
         _require(math.isfinite(self.beta), f"beta is {self.beta}; expected a finite number")
@@ -140,6 +148,52 @@ class SiaConfig:
         fields = dict(PRESETS[name])
         sampling = SamplingConfig(**fields.pop("sampling", {}))
         return cls(**{**fields, "sampling": sampling, **changes})
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How models are loaded: what every text of one SIA shares.
+
+    n_ctx: tokens a sequence may hold. slots: sequences that generate at once. n_threads: of the CPU, 0 for one a core.
+    n_gpu_layers: -1 for all. max_candidates: most candidates a junction can score (None: 10; 4 for a `value-head`,
+    which scores in the base's own decode). type_k, type_v: KV cache formats. flash_attention: `auto`, `on` or `off`.
+    overlap_prompts: the value source reads a prompt while the base does, not at the first junction. hidden_states: the
+    base keeps the hidden state behind each row of logits, which a `value-qhead` asks for by itself.
+    """
+
+    n_ctx: int = 2048
+    slots: int = 1
+    n_threads: int = 0
+    n_gpu_layers: int = 0
+    max_candidates: int | None = None
+    type_k: str = "f16"
+    type_v: str = "f16"
+    flash_attention: str = "auto"
+    overlap_prompts: bool = False
+    hidden_states: bool = False
+
+    def __post_init__(self) -> None:
+        _require(self.n_ctx >= 1, f"n_ctx is {self.n_ctx}; expected at least 1 token")
+        _require(self.slots >= 1, f"slots is {self.slots}; expected at least 1 sequence")
+        _require(self.n_threads >= 0, f"n_threads is {self.n_threads}; expected 0 (one a core) or more")
+        most = self.max_candidates
+        _require(most is None or most >= 1, f"max_candidates is {most}; expected at least 1")
+
+    @property
+    def candidates(self) -> int:
+        return self.max_candidates or DEFAULT_CANDIDATES
+
+    @property
+    def head_candidates(self) -> int:
+        return self.max_candidates or DEFAULT_HEAD_CANDIDATES
+
+    @classmethod
+    def of(cls, setup: Setup | None = None, **changes: Any) -> Setup:
+        """`setup`, or the defaults, with `changes`. Raises ConfigError for a field that does not exist, too."""
+        known = [f.name for f in fields(cls)]
+        if unknown := [name for name in changes if name not in known]:
+            raise ConfigError(f"a set-up has no field {unknown[0]!r}; expected one of {', '.join(known)}")
+        return replace(setup or cls(), **changes)
 
 
 PRESETS: dict[str, dict[str, Any]] = {

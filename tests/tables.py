@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from sia_local.config import SiaConfig
-from sia_local.generation.decode import Job, Prompt, Step, decode
+from sia_local.generation.decode import Job, Loop
+from sia_local.generation.writing import Desk, Run
 from sia_local.prompts import PromptItem
+from sia_local.records import Prompt, Request
 from sia_local.rewards.load import FunctionReward
+from sia_local.values.sources import text_value
 
 WORDS = ("good ", "bad ", "so ", "the ", ".")
 # Two unsure words (after `so` more so than after `the`), two sure ones; 4 ends a text.
@@ -32,6 +35,9 @@ class Base:
 
     def logits(self, slots: Sequence[int]) -> list[np.ndarray]:
         return [LOGITS[self.last[slot]] for slot in slots]
+
+    def read_piece(self, slot: int) -> bool:
+        return False
 
     def accept(self, slot: int, token: int) -> None:
         self.last[slot] = token
@@ -73,12 +79,14 @@ class TableSIA:
         # Prompts begin at one of the two unsure words.
         return Prompt((2 + len(text) % 2,), None, text)
 
-    def job(
-        self, text: str, config: SiaConfig, *, max_tokens: int, seed: int, id: int, trace: bool = False, **_: Any
-    ) -> Job:
-        return Job(self.prompt(text), config, max_tokens, seed, lambda token: token == 4, Words(), trace=trace, id=id)
+    def job(self, text: Any, config: SiaConfig | None = None, *, id: int, **fields: Any) -> Job:
+        request = Request.of(text, config, **fields)
+        return Job(request, self.prompt(request.prompt), lambda token: token == 4, Words(), id=id)
 
-    def run(self, jobs: Iterable[Job]) -> Iterator[Step]:
-        return decode(Base(2), self.value, jobs, 2)
+    def run(self, jobs: Iterable[Job]) -> Run:
+        return Run(Desk(Loop(Base(2), self.value, 2)), jobs)
+
+    def value_of(self, prompt: Prompt, tokens: Sequence[int]) -> float:
+        return text_value(self.value, 0, prompt, tokens)
 
     def close(self) -> None: ...

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,10 +16,11 @@ from click.testing import CliRunner, Result
 from sia_local import SIA, SiaConfig
 from sia_local.cli import main
 from sia_local.errors import ConfigError
-from sia_local.generation.best_of import BestOf, best_of, slots_for, text_value
-from sia_local.generation.decode import Prompt
+from sia_local.generation.best_of import BestOf, best_of, slots_for
+from sia_local.generation.writing import Run
+from sia_local.records import Prompt, Step
 from sia_local.rewards.load import FunctionReward
-from sia_local.values.sources import MixedValues
+from sia_local.values.sources import MixedValues, text_value
 
 EXACT = {"n_ctx": 128, "n_threads": 1, "type_k": "f32", "type_v": "f32", "flash_attention": "off"}
 CONFIG = SiaConfig(threshold=1.2, beta=2.0)
@@ -34,7 +36,8 @@ def test_contenders_are_the_texts_of_their_seeds_and_the_prompt_is_encoded_once(
         length = len(sia.prompt(prompt).tokens)
         assert sia.engine.decoded_tokens <= length + 4 * 9
         assert sia.value.engine.decoded_tokens < 2 * length + 4 * 9 * 12  # type: ignore[union-attr]
-        assert result.kl_steering == pytest.approx(sia.last_stats.kl_steering / 4) and result.kl_steering > 0
+        spent = sum(step.kl_steering for c in result.contenders for step in c.steps)
+        assert result.kl_steering == pytest.approx(spent / 4) and spent > 0
         assert result.by == "value" and result.winner is result.contenders[int(np.argmax(result.scores))]
         assert result.contenders[0].seed == 5 and len({c.seed for c in result.contenders}) == 4
     with SIA.load(base_gguf, value_gguf, **EXACT) as sia:
@@ -85,13 +88,14 @@ def test_a_reward_sees_prompt_and_texts_and_decides(base_gguf: Path) -> None:
 
     with SIA.load(base_gguf, slots=3, **EXACT) as sia:
         best = BestOf(sia, 3, reward=FunctionReward("second", second))
-        steps = list(best.generate("hello", max_tokens=5, trace=True))
-        assert best.result is not None and best.result.best == 1
-        assert steps == list(best.result.contenders[1].steps) and steps[0].candidates is not None
-        assert seen == [(["hello"] * 3, [c.text for c in best.result.contenders])]
-        assert best.last_stats.tokens == 15
-        assert best.result.kl == pytest.approx(best.last_stats.kl / 3)
-        assert best.result.kl_bound == pytest.approx(np.log(3) - 2 / 3)
+        made = best.generate("hello", max_tokens=5, trace=True)
+        steps, result = list(made), made.result
+        assert result is not None and result.best == 1 and made.text == result.winner.text
+        assert steps == list(result.contenders[1].steps) and steps[0].candidates is not None
+        assert seen == [(["hello"] * 3, [c.text for c in result.contenders])]
+        assert made.stats.tokens == 15
+        assert result.kl == pytest.approx(made.stats.kl / 3)
+        assert result.kl_bound == pytest.approx(np.log(3) - 2 / 3)
 
 
 def test_the_value_of_a_text_is_what_its_loss_fixed() -> None:
@@ -113,11 +117,32 @@ def test_the_value_of_a_text_is_what_its_loss_fixed() -> None:
     assert text_value(MixedValues([token, mean], [1.0, -1.0]), *where) == 6 / 2 - 3 / 0.5  # type: ignore[list-item]
 
 
-def test_an_interrupt_takes_the_best_so_far(base_gguf: Path) -> None:
+def stopping_after(n: int, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Stands for terminal.interruptible: Ctrl-C comes with the n-th token that any of the texts hands over."""
+
+    @contextmanager
+    def pressed(stop: Callable[[], None]) -> Iterator[Callable[[], bool]]:
+        made, following = iter(range(1, 1000)), Run.__next__
+
+        def counted(run: Run) -> Step:
+            step = following(run)
+            if next(made) >= n:
+                stop()
+            return step
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Run, "__next__", counted)
+            yield lambda: True
+
+    return pressed
+
+
+def test_an_interrupt_takes_the_best_so_far(base_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with SIA.load(base_gguf, slots=3, **EXACT) as sia:
-        left = iter([False] * 4)
-        result = best_of(sia, "hello", n=3, max_tokens=50, interrupted=lambda: next(left, True))
-        assert [c.completion.steps for c in result.contenders] == [2, 2, 1]
+        made = BestOf(sia, 3).generate("hello", max_tokens=50)
+        with stopping_after(5, monkeypatch)(made.stop):
+            list(made)
+        assert made.result is not None and [c.completion.steps for c in made.result.contenders] == [2, 2, 1]
 
 
 def test_refusals_and_limits(base_gguf: Path) -> None:
@@ -160,19 +185,12 @@ def test_generate_prints_the_winner_and_reports_all(base_gguf: Path, value_gguf:
 
 
 def test_ctrl_c_prints_the_best_so_far_whole(base_gguf: Path, monkeypatch: pytest.MonkeyPatch, make_gguf: Make) -> None:
-    asked = iter(range(1000))
-
-    @contextmanager
-    def pressed_after_ten_tokens() -> Iterator[Callable[[], bool]]:
-        yield lambda: next(asked) >= 10
-
-    monkeypatch.setattr("sia_local.cli.terminal.interruptible", pressed_after_ten_tokens)
+    monkeypatch.setattr("sia_local.cli.terminal.interruptible", stopping_after(11, monkeypatch))
     base = make_gguf("base", ascii=True)
     options = ("-n", 50, "--seed", 7, "--threads", 1, "--ctx", 128, "--best-of", 3)
     result = run("generate", "-m", base, *options, "-p", "hello", "--json")
     whole = json.loads(result.stdout)
-    assert result.exit_code == 130 and len(whole["tokens"]) in (3, 4) and whole["stats"]["tokens"] == 11
-    asked = iter(range(1000))
+    assert result.exit_code == 130 and len(whole["tokens"]) in (3, 4) and whole["stats"]["tokens"] == 12
     told = run("chat", "-m", base, *options, input="hello\n")
     assert told.exit_code == 0 and "[stopped]" in told.stderr and told.stdout == whole["text"] + "\n"
 

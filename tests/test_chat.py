@@ -15,7 +15,8 @@ from sia_local import SIA, SiaConfig
 from sia_local.chat.commands import Commands
 from sia_local.chat.session import Notice, Session
 from sia_local.errors import ConfigError, ContextFullError, DataError, NumericError
-from sia_local.generation.decode import Candidates, Prompt, Stats, Step
+from sia_local.generation.writing import Generation
+from sia_local.records import Candidates, Prompt, Request, Stats, Step
 from sia_local.text import Written
 
 WORDS = ["sad", "happy", "dog", "ran", "the", "."]
@@ -32,7 +33,7 @@ class Scripted:
     value: object = "a value model"
 
     def __init__(self, fail_at: int | None = None) -> None:
-        self.fail_at, self.last_stats = fail_at, Stats()
+        self.fail_at = fail_at
         self.calls: list[tuple[list[dict[str, str]], SiaConfig, int]] = []
 
     def prompt(self, prompt: Any, raw: bool = False) -> Prompt:
@@ -41,17 +42,18 @@ class Scripted:
             raise ContextFullError(f"the prompt is {n} tokens")
         return Prompt((0,) * n, tuple(prompt), prompt[-1]["content"])
 
-    def generate(self, prompt: Any, config: Any = None, *, max_tokens: int = 256, seed: int = 0, **_: Any) -> Any:
-        self.calls.append((list(prompt.messages), config, seed))
-        self.last_stats = stats = Stats()
-        for index, token in enumerate([4, 1, 2, 5][:max_tokens]):
+    def write(self, request: Request) -> Generation:
+        self.calls.append((list(request.prompt.messages), request.config, request.seed))
+        stats = Stats()
+        return Generation(request, self.steps(request, stats), stats)
+
+    def steps(self, request: Request, stats: Stats) -> Iterator[Step]:
+        for index, token in enumerate([4, 1, 2, 5][: request.max_tokens]):
             if index == self.fail_at:
                 raise NumericError("the base model's logits contain NaN")
-            steered = index == 1 and config.gate != "off"
-            stats.tokens += 1
-            stats.junctions += steered
-            stats.flips += steered
-            yield self.step(index, token, steered)
+            step = self.step(index, token, index == 1 and request.config.gate != "off")
+            stats.add(step)
+            yield step
 
     def step(self, index: int, token: int, steered: bool) -> Step:
         ids = np.array([0, 1] if token == 1 else [token, 3], np.int32)
@@ -302,7 +304,7 @@ def test_stats_sum_over_the_session(session: Session) -> None:
     read(session.ask("a"))
     read(session.ask("b"))
     assert run("/stats").text.splitlines()[-1] == (
-        "session: 2 answers, 8 tokens, 25.0 % junctions (2, 2 turned), KL 0.00 nats (steering 0.00, truncation 0.00)"
+        "session: 2 answers, 8 tokens, 25.0 % junctions (2, 2 turned), KL 1.60 nats (steering 0.00, truncation 0.80)"
     )
 
 

@@ -9,7 +9,8 @@ import pytest
 
 from sia_local.config import SamplingConfig, SiaConfig
 from sia_local.errors import NumericError
-from sia_local.generation.decode import Job, Prompt, Stats, Step, decode
+from sia_local.generation.decode import Job, decode
+from sia_local.records import Prompt, Request, Stats, Step
 
 END = 3
 
@@ -29,6 +30,9 @@ class TableBase:
     def logits(self, slots: Sequence[int]) -> list[np.ndarray]:
         self.decodes += 1
         return [self.table[self.held[s][-1]] for s in slots]
+
+    def read_piece(self, slot: int) -> bool:
+        return False
 
     def accept(self, slot: int, token: int) -> None:
         self.held[slot].append(token)
@@ -63,16 +67,9 @@ class Letters:
 
 
 def job(config: SiaConfig, n: int = 6, seed: int = 0, id: int = 0, first: int = 0, trace: bool = True) -> Job:
-    return Job(
-        prompt=Prompt((first,)),
-        config=config,
-        max_tokens=n,
-        seed=seed,
-        ends=lambda t: t == END,
-        sink=Letters(),
-        trace=trace,
-        id=id,
-    )
+    prompt = Prompt((first,))
+    request = Request(prompt, config, max_tokens=n, seed=seed, trace=trace)
+    return Job(request, prompt, ends=lambda t: t == END, sink=Letters(), id=id)
 
 
 # Token 0 is unsure about what follows, token 1 is sure of 0, token 2 is sure of 1.
@@ -179,7 +176,9 @@ def test_several_sequences_score_in_one_call_and_slots_take_the_next_job() -> No
     config = SiaConfig(k=3, threshold=0.5, sampling=GREEDY)
     jobs = [job(config, n=3, id=0), job(config, n=2, id=1), job(config, n=2, id=2)]
     stats = Stats()
-    steps = list(decode(base, values, jobs, slots=2, stats=stats))
+    for one in jobs:
+        one.stats = stats
+    steps = list(decode(base, values, jobs, slots=2))
     alone = [s.token for s in decode(TableBase(TABLE), values, [job(config, n=3)])]
     assert [s.token for s in steps if s.job == 0] == alone
     assert {s.job for s in steps} == {0, 1, 2} and stats.tokens == 7

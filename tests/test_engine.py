@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sia_local import SIA
-from sia_local.generation.decode import Prompt
+from sia_local.records import Prompt
 
 TOLERANCE = 1e-4
 PLACEMENTS = ("merged", "lean", "adapter", "head", "merged without output layer", "adapter without output layer")

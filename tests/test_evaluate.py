@@ -61,7 +61,7 @@ def test_arms_are_filled_and_steer_as_they_say(tmp_path: Path) -> None:
     entropies = [h for s in store.of_arm("off") for h in s.entropies or ()]
     assert outcome.thresholds == {0.25: pytest.approx(np.quantile(entropies, 0.75))}
     for sample in store.samples.values():
-        text = sample.response.split()
+        text = sample.text.split()
         assert sample.reward == text.count("good") - text.count("bad")
         assert (sample.kl_steering > 0) == (sample.junctions > 0)
         assert sample.values_asked == 5 * sample.junctions
@@ -134,11 +134,11 @@ def test_samples_of_two_settings_never_mix(tmp_path: Path) -> None:
 
 def sample(arm: str, prompt: int, number: int = 0, **over: Any) -> Sample:
     fields = {"steps": 10, "kl_truncation": 0.5, "nll": 10 * math.log(4), "reward": 0.0, "seconds": 0.5, **over}
-    return Sample(arm, f"p{prompt}", number, f"prompt {prompt}", **fields)
+    return Sample(arm=arm, prompt_id=f"p{prompt}", sample=number, prompt=f"prompt {prompt}", **fields)
 
 
 def test_the_summary_of_known_samples() -> None:
-    off = [sample("off", i, reward=r, response="a b a b", entropies=[0.5, 1.5]) for i, r in ((1, 0.0), (2, 1.0))]
+    off = [sample("off", i, reward=r, text="a b a b", entropies=[0.5, 1.5]) for i, r in ((1, 0.0), (2, 1.0))]
     soft = [sample("dense-b1", i, reward=r, junctions=10, kl_steering=2.0) for i, r in ((1, 0.5), (2, 1.5))]
     hard = [
         sample("dense-b2", i, reward=r, junctions=10, kl_steering=6.0, flips=4, values_asked=100, judge=0.25)

@@ -11,7 +11,6 @@ from sia_local.errors import ConfigError
 from sia_local.evaluation.metrics import (
     Frontier,
     Interval,
-    bon_kl_bound,
     bootstrap_mean,
     distinct_n,
     lift_share,
@@ -19,6 +18,7 @@ from sia_local.evaluation.metrics import (
     perplexity,
     repetition,
 )
+from sia_local.steering.tilt import bon_kl_bound
 
 
 def test_bootstrap_is_seeded_and_has_the_right_width() -> None:

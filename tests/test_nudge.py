@@ -180,9 +180,10 @@ def test_threshold_zero_is_the_base_and_one_is_the_small_model(make_gguf: Make, 
         with SIA.load(alone, **LOAD) as sia:
             expected = "".join(s.text for s in sia.generate("hello there", config, max_tokens=24, seed=4, raw=raw))
         with Nudged.load(base, small, threshold, **LOAD) as nudged:
-            steps = list(nudged.generate("hello there", config, max_tokens=40, seed=4, raw=True))
+            made = nudged.generate("hello there", config, max_tokens=40, seed=4, raw=True)
+            steps = list(made)
             text = "".join(s.text for s in steps)
-            assert nudged.last_stats.junctions == sum(s.steered for s in steps) == len(steps) * threshold
+            assert made.stats.junctions == sum(s.steered for s in steps) == len(steps) * threshold
         assert text.startswith(expected) or expected.startswith(text)
         assert len(text) > 15
 
@@ -191,16 +192,17 @@ def test_both_models_read_the_whole_text_and_decode_only_what_is_new(make_gguf: 
     base, small = make_gguf("base", ascii=True), make_gguf("base", seed=3, n_vocab=330, ascii=True)
     with Nudged.load(base, small, 0.15, **LOAD) as nudged:
         prompt = "a prompt of some length for both of them"
-        steps = list(nudged.generate(prompt, GREEDY, max_tokens=40, seed=1))
+        written = nudged.generate(prompt, GREEDY, max_tokens=40, seed=1)
+        steps = list(written)
         text = "".join(s.text for s in steps)
         assert {True, False} == {s.steered for s in steps}
-        assert b"".join(map(nudged.model.piece, nudged.tokens)).decode("utf-8", "replace") == text
+        assert b"".join(map(nudged.model.piece, written.tokens)).decode("utf-8", "replace") == text
         made = nudged.prompt(prompt)
         voices = (nudged.sia.engine, made.tokens), (nudged._engine, nudged.small_tokens(made))
         for engine, read in voices:
             assert engine.slots[0].tokens[: len(read)] == list(read)
             # The prompt once, then what is new and the tail that a word may respell; not the whole at every word.
-            assert engine.decoded_tokens < len(read) + len(nudged.tokens) + 16 * nudged.last_stats.junctions
+            assert engine.decoded_tokens < len(read) + len(written.tokens) + 16 * written.stats.junctions
 
 
 def test_refusals(make_gguf: Make, base_gguf: Path) -> None:
@@ -275,6 +277,7 @@ def test_a_sentencepiece_model_writes_and_reads_the_same_text(make_gguf: Make, s
     for base, small in ((make_gguf("base", ascii=True), sentencepiece_gguf), (sentencepiece_gguf, make_gguf("base"))):
         with Nudged.load(base, small, 0.12, **LOAD) as nudged:
             for seed in range(3):
-                steps = list(nudged.generate("the cat", max_tokens=30, seed=seed, raw=True))
+                written = nudged.generate("the cat", max_tokens=30, seed=seed, raw=True)
+                steps = list(written)
                 text = "".join(s.text for s in steps)
-                assert b"".join(map(nudged.model.piece, nudged.tokens)).decode("utf-8", "replace") == text
+                assert b"".join(map(nudged.model.piece, written.tokens)).decode("utf-8", "replace") == text

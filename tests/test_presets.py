@@ -17,17 +17,16 @@ from sia_local import SIA, SiaConfig
 from sia_local.cli import main
 from sia_local.config import PRESETS, SamplingConfig
 from sia_local.llama.gguf import GgufMetadata
-from sia_local.steering.choice import Choice
+from sia_local.steering.choice import Choice, Verdict
 
 Z = np.array([2.0, 1.0, 0.5, 0.0, -1.0, -3.0])
 V = np.array([0.3, -0.2, 1.1, 0.7])
 
 
-def choose(config: SiaConfig) -> Choice:
+def choose(config: SiaConfig) -> Verdict:
     choice = Choice(config, source=SimpleNamespace(spread=None, max_candidates=20))
-    choice.look(Z)
-    choice.weigh(V if choice.steer else None)
-    return choice
+    look = choice.look(Z)
+    return choice.weigh(look, V if look.asks else None)
 
 
 @pytest.mark.parametrize("name", ["paper", "cd"])
@@ -36,14 +35,14 @@ def test_the_papers_tilt_and_controlled_decoding(name: str) -> None:
     golden = [0.5203964221, 0.1161161370, 0.2584212153, 0.1050662256]
     np.testing.assert_allclose(choice.probabilities, golden, atol=1e-10)
     assert choice.kl == pytest.approx(0.1157653556, abs=1e-10)
-    assert choice.entropy == pytest.approx(1.1097670015, abs=1e-10)
+    assert choice.look.entropy == pytest.approx(1.1097670015, abs=1e-10)
     colder = choose(SiaConfig.preset(name, k=4, beta=2.0, sampling=SamplingConfig(temperature=0.7)))
     golden = [0.4182193187, 0.0240194309, 0.4824431663, 0.0753180841]
     np.testing.assert_allclose(colder.probabilities, golden, atol=1e-10)
 
 
 def test_only_the_paper_is_sparse() -> None:
-    steered = {name: choose(SiaConfig.preset(name, k=4, threshold=1.11)).steer for name in PRESETS}
+    steered = {name: choose(SiaConfig.preset(name, k=4, threshold=1.11)).steered for name in PRESETS}
     assert steered == {"paper": False, "args": True, "rad": True, "vas": True, "cd": True}
 
 
@@ -138,7 +137,8 @@ def test_a_run_never_spends_more_than_its_budget(
     options = {"n_ctx": 128, "n_threads": 1}
     with SIA.load(base_gguf, value_gguf, **options) as sia:
         spent, lowered, steps = 0.0, 0, []
-        for step in sia.generate("hello", replace(free, **budget), max_tokens=40, seed=seed, trace=True):
+        made = sia.generate("hello", replace(free, **budget), max_tokens=40, seed=seed, trace=True)
+        for step in made:
             steps.append(step)
             c = step.candidates
             assert c is not None
@@ -147,11 +147,11 @@ def test_a_run_never_spends_more_than_its_budget(
             lowered += step.steered and abs(step.beta) < 3.0
             assert spent <= budget.get("kl_total", math.inf) + 1e-6
             assert spent <= budget.get("kl_per_token", math.inf) * (step.index + 1) + 1e-6
-        assert sia.last_stats.kl_steering == pytest.approx(spent, abs=1e-6)
+        assert made.stats.kl_steering == pytest.approx(spent, abs=1e-6)
         allowed = min(budget.get("kl_total", math.inf), budget.get("kl_per_token", math.inf) * len(steps))
         assert lowered and spent > 0.8 * allowed
-        list(sia.generate("hello", free, max_tokens=40, seed=seed))
-        assert sia.last_stats.kl_steering > allowed
+        unbound = sia.generate("hello", free, max_tokens=40, seed=seed)
+        assert sum(step.kl_steering for step in unbound) > allowed
 
 
 def test_the_closing_line_says_what_was_spent_of_what(base_gguf: Path, value_gguf: Path) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from sia_local import SIA, SiaConfig
 from sia_local.errors import ConfigError, IncompatibleError, ModelFileError
-from sia_local.generation.decode import Prompt
+from sia_local.records import Prompt
 from sia_local.values.sources import Guides, MixedValues, ValuePath, parse_specs
 
 LOAD = {"n_ctx": 128, "n_threads": 1, "type_k": "f32", "type_v": "f32"}

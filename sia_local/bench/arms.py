@@ -13,8 +13,8 @@ import numpy as np
 
 from ..config import SiaConfig
 from ..errors import ConfigError
-from ..generation.decode import Prompt
 from ..generation.sia import SIA
+from ..records import Prompt
 from ..steering.choice import GATE_SEED
 from ..values.model import ValueModel
 from .replay import Recorder
@@ -174,9 +174,10 @@ class Arm:
             jobs.append(job)
         rows = self._value_engine.decoded_tokens if self._value_engine else 0
         started = time.perf_counter()
-        made = sum(1 for _ in self.sia.run(jobs))
+        run = self.sia.run(jobs)
+        made = sum(1 for _ in run)
         seconds = time.perf_counter() - started
-        stats = self.sia.last_stats
+        stats = run.stats
         if self._value_engine:
             rows = self._value_engine.decoded_tokens - rows
         else:

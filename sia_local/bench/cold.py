@@ -18,8 +18,8 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
+from ..config import DEFAULT_CANDIDATES
 from ..errors import SiaError
-from ..generation.sia import DEFAULT_CANDIDATES
 from ..llama.context import KV_TYPES
 from ..llama.gguf import GgufMetadata, row_bytes
 from ..llama.keys import KIND, LAYOUT

@@ -16,15 +16,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from ..config import SiaConfig
+from ..config import DEFAULT_CANDIDATES, DEFAULT_HEAD_CANDIDATES, Setup, SiaConfig
 from ..errors import ConfigError, SiaError
-from ..generation.sia import DEFAULT_CANDIDATES, DEFAULT_HEAD_CANDIDATES, SIA
-from ..llama.context import Context, ContextOptions
-from ..llama.engine import Engine
-from ..llama.gguf import GgufMetadata
+from ..generation.sia import SIA
+from ..llama.context import ContextOptions
 from ..llama.library import default_threads
 from ..llama.model import Model
-from ..values.model import ValueFile, open_value, sequences_for
+from ..values.model import ValueFile
 from .arms import RIVAL, UNSTEERED, Arm, RivalArm, Row, Workload
 
 
@@ -79,6 +77,17 @@ class BenchOptions:
         return max(longest) + 64
 
     @property
+    def setup(self) -> Setup:
+        return Setup(
+            n_ctx=self.n_ctx,
+            n_threads=self.threads,
+            n_gpu_layers=self.n_gpu_layers,
+            type_k=self.type_k,
+            type_v=self.type_v,
+            flash_attention=self.flash_attention,
+        )
+
+    @property
     def threads(self) -> int:
         return self.n_threads or default_threads()
 
@@ -91,8 +100,6 @@ class Bench:
         self.failed: list[str] = []
         self._loaded: list[SIA] = []
         self.model = Model(options.model, n_gpu_layers=options.n_gpu_layers)
-        with GgufMetadata(options.model) as meta:
-            self._sha256 = meta.vocab_sha256()
         self.arms: list[Arm | RivalArm] = []
 
     def __enter__(self) -> Bench:
@@ -103,9 +110,7 @@ class Bench:
 
     def close(self) -> None:
         for sia in self._loaded:
-            if sia.value is not None and hasattr(sia.value, "close"):
-                sia.value.close()
-            sia.engine.context.close()
+            sia.close()
         for arm in self.arms:
             if isinstance(arm, RivalArm):
                 arm.close()
@@ -113,35 +118,8 @@ class Bench:
         self.model.close()
         gc.collect()
 
-    def _load(self, value: ValueFile | None, slots: int, k: int) -> SIA:
-        options = self.options
-        context_options = ContextOptions(
-            n_ctx=options.n_ctx,
-            n_threads=options.threads,
-            type_k=options.type_k,
-            type_v=options.type_v,
-            flash_attention=options.flash_attention,
-        )
-        branches = k if value is not None and value.kind == "value-head" else 0
-        context = Context(self.model, sequences_for(context_options, slots, branches))
-        engine = Engine(context, slots, branches)
-        opened = None
-        try:
-            if value is not None:
-                opened = open_value(
-                    value,
-                    self.model,
-                    engine,
-                    self._sha256,
-                    slots=slots,
-                    options=context_options,
-                    max_candidates=k,
-                    n_gpu_layers=options.n_gpu_layers,
-                )
-        except BaseException:
-            context.close()
-            raise
-        sia = SIA(self.model, engine, opened, options.n_ctx, slots)
+    def _load(self, value: Path | None, slots: int, k: int) -> SIA:
+        sia = SIA.load(self.model, value, self.options.setup, slots=slots, max_candidates=k or None)
         self._loaded.append(sia)
         return sia
 
@@ -177,7 +155,7 @@ class Bench:
         options = self.options
         default = DEFAULT_HEAD_CANDIDATES if file.kind == "value-head" else DEFAULT_CANDIDATES
         ks = options.k or (default,)
-        sia = self._load(file, slots, max(ks))
+        sia = self._load(file.path, slots, max(ks))
         narrow = SiaConfig(min_share=options.min_share, row_group=options.row_group)
         arms = [
             Arm(sia, "sparse", replace(narrow, k=k, gate="random", rate=rate), rate, options.seed)

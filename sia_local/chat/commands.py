@@ -122,12 +122,11 @@ class Commands:
         s, t = self.session, self.session.totals
         lines = [self.settings()]
         if t.answers:
-            texts = getattr(s.sia, "n", 1)
-            lines.append(f"last answer: {trace.closing_line(s.sia.last_stats, s.answered, texts)}")
-            rate = 100 * t.junctions / t.tokens if t.tokens else 0.0
+            if s.written is not None:
+                lines.append(f"last answer: {trace.closing_line(s.written, s.answered)}")
             lines.append(
-                f"session: {t.answers} answer{'s' if t.answers > 1 else ''}, {t.tokens} tokens, "
-                f"{rate:.1f} % junctions ({t.junctions}, {t.flips} turned), "
+                f"session: {t.answers} answer{'s' if t.answers > 1 else ''}, {t.steps} tokens, "
+                f"{100 * t.junction_rate:.1f} % junctions ({t.junctions}, {t.flips} turned), "
                 f"KL {t.kl:.2f} nats (steering {t.kl_steering:.2f}, truncation {t.kl_truncation:.2f})"
             )
         return Reply("\n".join(lines))

@@ -4,43 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ..config import SiaConfig
 from ..errors import ContextFullError, DataError
 from ..files import atomic_write
-from ..generation.decode import Prompt, Stats, Step
+from ..generation.writing import Generation, Writer
+from ..records import Prompt, Request, Step, Tally
 from ..text import Written
 
 Message = dict[str, str]
 _SETTINGS = ("gate", "threshold", "rate", "beta")
-
-
-class Generator(Protocol):
-    """What a session needs of SIA."""
-
-    @property
-    def n_ctx(self) -> int: ...
-    @property
-    def last_stats(self) -> Stats: ...
-    @property
-    def value(self) -> Any: ...
-
-    def prompt(self, prompt: str | Sequence[Message], raw: bool = False) -> Prompt: ...
-    def generate(
-        self,
-        prompt: str | Sequence[Message] | Prompt,
-        config: SiaConfig | None = None,
-        *,
-        max_tokens: int = 256,
-        seed: int = 0,
-        stop: Sequence[str] = (),
-        raw: bool = False,
-        trace: bool = False,
-    ) -> Iterator[Step]: ...
 
 
 @dataclass(frozen=True)
@@ -51,31 +28,23 @@ class Notice:
 
 
 @dataclass
-class Totals:
-    """Sums over a session's answers. KL in nats, times in ms."""
+class Totals(Tally):
+    """Sums over a session's answers."""
 
     answers: int = 0
-    tokens: int = 0
-    junctions: int = 0
-    flips: int = 0
-    kl: float = 0.0
-    kl_truncation: float = 0.0
-    kl_steering: float = 0.0
-    value_ms: float = 0.0
 
-    def add(self, stats: Stats) -> None:
+    def take(self, tally: Tally) -> None:
         self.answers += 1
-        for name in ("tokens", "junctions", "flips", "kl", "kl_truncation", "kl_steering", "value_ms"):
-            setattr(self, name, getattr(self, name) + getattr(stats, name))
+        self.join(tally)
 
 
 @dataclass
 class Session:
     """turns: user and assistant messages in order. steps: the last answer's, with candidates; answered: the
     configuration it was made with. seed: of the first answer; every further one, a retry too, takes the next.
-    steering: `/sia on|off`."""
+    steering: `/sia on|off`. written: the last answer as it was, or is being, written."""
 
-    sia: Generator
+    sia: Writer
     config: SiaConfig = field(default_factory=SiaConfig)
     system: str | None = None
     max_tokens: int = 256
@@ -86,6 +55,7 @@ class Session:
     steps: list[Step] = field(default_factory=list)
     answered: SiaConfig = field(default_factory=SiaConfig)
     totals: Totals = field(default_factory=Totals)
+    written: Generation | None = None
     _drawn: int = 0
 
     @property
@@ -128,27 +98,29 @@ class Session:
         seed = self.seed + self._drawn
         self._drawn += 1
         self.steps, self.answered = [], self.active
-        text = ""
+        self.written = None
         try:
             prompt, dropped = self._fitting_prompt()
             if dropped:
                 yield Notice(_dropped_sentence(dropped))
-            steps = self.sia.generate(
-                prompt, self.answered, max_tokens=self.max_tokens, seed=seed, stop=self.stop, trace=True
-            )
-            for step in steps:
+            written = self.sia.write(Request(prompt, self.answered, self.max_tokens, seed, self.stop, trace=True))
+            self.written = written
+            for step in written:
                 self.steps.append(step)
-                text += step.text
                 yield step
-            if self.steps and self.steps[-1].finish == "context":
+            if written.finish == "context":
                 yield Notice("the answer was cut because the context is full; the oldest turns go when you go on")
         finally:
-            if self.steps:
-                ids = [step.token for step in self.steps if step.finish != "eog"]
-                self.turns.append({"role": "assistant", "content": Written(text, ids)})
-                self.totals.add(self.sia.last_stats)
+            if self.written is not None and self.steps:
+                self.turns.append({"role": "assistant", "content": Written(self.written.text, self.written.tokens)})
+                self.totals.take(self.written.stats)
             else:
                 self.turns = before
+
+    def halt(self) -> None:
+        """Ends the answer that is being written, after the token in hand."""
+        if self.written is not None:
+            self.written.stop()
 
     def _fitting_prompt(self) -> tuple[Prompt, int]:
         """The prompt, and how many of the oldest turns had to go so that an answer fits behind it."""

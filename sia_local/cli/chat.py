@@ -16,13 +16,12 @@ import click
 from ..errors import IncompatibleError, SiaError
 from .options import model_options, sampling_options, steering_options
 from .resolve import BASE_FILE, config_from, seed_from, stops_from
-from .ways import generator_from, short_line, watch, way_options
+from .ways import way_options, writer_from
 
 if TYPE_CHECKING:
     from ..chat.session import Notice, Session
-    from ..generation.decode import Step
+    from ..records import Step
     from .terminal import Style
-    from .ways import Generator
 
 PROMPT, MORE = "> ", ". "
 HISTORY_LINES = 1000
@@ -48,7 +47,7 @@ def chat(**options: Any) -> None:
     from ..views.trace import token_text
     from .terminal import Style, notice, writer
 
-    with generator_from(options, config) as sia:
+    with writer_from(options, config) as sia:
         if sia.model.chat_template is None:
             raise IncompatibleError(
                 f"{sia.model.path.name}: has no chat template, so it cannot hold a chat; use a model that has one, "
@@ -68,7 +67,7 @@ def chat(**options: Any) -> None:
         notice(commands.settings() if steered else "no value model: give one with -v value.gguf to steer")
         if style.on:
             notice(_welcome(style, base, steered))
-        _talk(session, commands.run, Terminal(sia, session, writer(), style))
+        _talk(session, commands.run, Terminal(session, writer(), style))
 
 
 def _welcome(style: Style, base: str, steered: bool) -> str:
@@ -95,18 +94,18 @@ def _columns() -> int:
 class Terminal:
     """Prints answers as they come; Ctrl-C ends one between two tokens, a second Ctrl-C at once."""
 
-    def __init__(self, sia: Generator, session: Session, write: Callable[[str], None], style: Style):
-        self.sia, self.session, self.write, self.style = sia, session, write, style
+    def __init__(self, session: Session, write: Callable[[str], None], style: Style):
+        self.session, self.write, self.style = session, write, style
 
     def answer(self, stream: Iterator[Step | Notice]) -> None:
         from ..chat.session import Notice
+        from ..views.trace import short_line
         from .terminal import Wrapped, interruptible, notice, visible
 
         wrapped = Wrapped(self.write, _columns)
         wrote, stopped = "", False
         try:
-            with interruptible() as interrupted:
-                enough = watch(self.sia, interrupted)
+            with interruptible(self.session.halt) as interrupted:
                 for event in stream:
                     if isinstance(event, Notice):
                         wrapped.flush()
@@ -119,8 +118,6 @@ class Terminal:
                     else:
                         self.write(visible(event.text))
                     wrote += event.text
-                    if enough():
-                        break
                 stopped = interrupted()
         except KeyboardInterrupt:
             stopped = True
@@ -130,10 +127,9 @@ class Terminal:
             self._end_line(wrote)
         if stopped:
             notice("[stopped]")
-        if self.style.on:
-            steps = self.session.steps
-            cut = " · cut there, -n allows more" if steps and steps[-1].finish == "length" else ""
-            self.write(self.style.dim(short_line(self.sia) + cut) + "\n\n")
+        if self.style.on and (written := self.session.written) is not None:
+            cut = " · cut there, -n allows more" if written.finish == "length" else ""
+            self.write(self.style.dim(short_line(written) + cut) + "\n\n")
 
     def _end_line(self, wrote: str) -> str:
         if wrote and not wrote.endswith("\n"):

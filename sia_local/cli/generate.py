@@ -11,7 +11,7 @@ import click
 from ..errors import ConfigError
 from .options import model_options, sampling_options, steering_options
 from .resolve import config_from, read_text, seed_from, stops_from
-from .ways import closing_line, facts, generator_from, nudge_options, watch, way_options
+from .ways import nudge_options, way_options, writer_from
 
 
 @click.command()
@@ -44,12 +44,12 @@ def generate(**options: Any) -> None:
     from .. import __version__
     from ..files import atomic_write
     from ..llama.library import versions
+    from ..records import Request
     from ..views import trace
     from .terminal import interruptible, notice, visible, writer
 
-    records, text, tokens, finish, spent = [], "", [], None, 0.0
     reads = (options["system"] or "") + prompt
-    with ExitStack() as files, generator_from(options, config, reads) as sia, interruptible() as interrupted:
+    with ExitStack() as files, writer_from(options, config, reads) as sia:
         # Opened before the work, so that a path that cannot be written costs none; whole or absent in the end.
         trace_file, report_file = (
             files.enter_context(atomic_write(options[name])) if options[name] else None for name in ("trace", "report")
@@ -59,60 +59,50 @@ def generate(**options: Any) -> None:
         messages = [{"role": "system", "content": options["system"]}] if options["system"] else []
         asked = prompt if options["raw"] or not messages else [*messages, {"role": "user", "content": prompt}]
         label, write = trace.token_text(sia.model), writer()
-        enough = watch(sia, interrupted)
-        steps = sia.generate(
-            asked,
-            config,
-            max_tokens=options["max_tokens"],
-            seed=seed,
-            stop=stop,
-            raw=options["raw"],
-            trace=wants_trace,
-        )
-        try:
-            for step in steps:
-                text, finish = text + step.text, step.finish
-                if step.finish != "eog":
-                    tokens.append(step.token)
-                if wants_trace:
-                    records.append(trace.record(step, label))
-                    spent += step.kl_steering
-                if not options["as_json"]:
-                    write(visible(step.text))
-                if enough():
-                    break
-        finally:
-            if not options["as_json"] and text and not text.endswith("\n"):
-                write("\n")
-        stats = sia.last_stats
+        made = sia.write(Request(asked, config, options["max_tokens"], seed, stop, options["raw"], wants_trace))
+        steps = []
+        with interruptible(made.stop) as interrupted:
+            try:
+                for step in made:
+                    if wants_trace:
+                        steps.append(step)
+                    if not options["as_json"]:
+                        write(visible(step.text))
+            finally:
+                if not options["as_json"] and made.text and not made.text.endswith("\n"):
+                    write("\n")
         models = {
             "model": sia.model.path.name,
             "value": sia.value.name if sia.value is not None else None,
         }
+        records = [trace.record(step, label) for step in steps]
         if trace_file:
             trace.write(trace_file, records)
         if report_file:
             from ..views.answer import answer_report
 
+            spent = sum(step.kl_steering for step in steps)
             meta = {"prompt": prompt, **models, **trace.report_facts(config), "seed": seed, "kl_steering": spent}
             report_file.write(answer_report(records, meta))
-        line, more = closing_line(sia, config), facts(sia, config)
+        line, finish = trace.closing_line(made, config), made.finish
         about = {"sia-local": __version__, **versions()}
-    if options["as_json"]:
-        import json
+        if options["as_json"]:
+            import json
 
-        whole = {
-            "text": text,
-            "finish": finish or "interrupted",
-            "tokens": tokens,
-            "seed": seed,
-            **models,
-            "config": trace.config_dict(config),
-            "stats": trace.stats_dict(stats),
-            **more,
-            "versions": about,
-        }
-        click.echo(json.dumps(whole, ensure_ascii=False))
+            budgets = trace.kl_budgets(made.stats, config, made.texts)
+            whole = {
+                "text": made.text,
+                "finish": finish or "interrupted",
+                "tokens": made.tokens,
+                "seed": seed,
+                **models,
+                "config": trace.config_dict(config),
+                "stats": trace.stats_dict(made.stats),
+                **({"kl_budget": budgets} if budgets and not options["nudge"] else {}),
+                **made.facts,
+                "versions": about,
+            }
+            click.echo(json.dumps(whole, ensure_ascii=False))
     if finish == "context":
         notice("the text ends here because the context is full; raise --ctx for more")
     notice(f"{line} · seed {seed}")

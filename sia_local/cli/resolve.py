@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..config import PRESETS, SamplingConfig, SiaConfig
+from ..config import DEFAULT_CANDIDATES, PRESETS, SamplingConfig, Setup, SiaConfig
 from ..errors import ConfigError
 
 if TYPE_CHECKING:
@@ -148,15 +148,18 @@ def _guides(options: Mapping[str, Any]) -> list[Any]:
 
 def load_from(options: Mapping[str, Any], config: SiaConfig | None = None, slots: int = 1) -> SIA:
     """Loads the models that options name. `config` sizes the value model's candidates."""
-    from ..generation.sia import DEFAULT_CANDIDATES, SIA
+    from ..generation.sia import SIA
 
     base, values = model_paths(options)
+    return SIA.load(base, values or None, setup_from(options, base, config, slots))
+
+
+def setup_from(options: Mapping[str, Any], base: Path, config: SiaConfig | None = None, slots: int = 1) -> Setup:
+    """The set-up that options ask for."""
     both = options.get("kv_type") or "f16"
     k = config.k if config is not None else DEFAULT_CANDIDATES
     asked = options.get("k") is not None or k != DEFAULT_CANDIDATES
-    return SIA.load(
-        base,
-        values or None,
+    return Setup(
         n_ctx=options.get("ctx") or trained_context(base),
         slots=slots,
         n_threads=options.get("threads") or 0,

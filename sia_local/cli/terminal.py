@@ -43,8 +43,9 @@ def notice(text: str) -> None:
 
 
 @contextmanager
-def interruptible() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C sets a flag that the caller looks at between two tokens; the second Ctrl-C interrupts at once.
+def interruptible(stop: Callable[[], None]) -> Iterator[Callable[[], bool]]:
+    """The first Ctrl-C calls `stop`, which ends a text between two tokens; the second interrupts at once. Yields what
+    says whether it was pressed.
 
     An exception in the middle of a decode could leave the KV cache and its bookkeeping apart.
     """
@@ -54,6 +55,7 @@ def interruptible() -> Iterator[Callable[[], bool]]:
         if pressed.is_set():
             raise KeyboardInterrupt
         pressed.set()
+        stop()
 
     if threading.current_thread() is not threading.main_thread():
         yield pressed.is_set

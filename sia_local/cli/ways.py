@@ -1,4 +1,4 @@
-"""Ways to make a text beyond plain steering: the best of several, nudging. Their options, and what they report."""
+"""Ways to make a text beyond plain steering: the best of several, nudging. Their options."""
 
 from __future__ import annotations
 
@@ -13,17 +13,14 @@ from .options import together
 from .resolve import load_from, model_paths, trained_context
 
 if TYPE_CHECKING:
-    from ..generation.best_of import BestOf, BestOfResult
     from ..generation.nudge import Nudged
-    from ..generation.sia import SIA
-
-    Generator = SIA | BestOf | Nudged
+    from ..generation.writing import Writer
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 def way_options(function: F) -> F:
-    """--best-of, --best-of-by and --reward, for generator_from()."""
+    """--best-of, --best-of-by and --reward, for writer_from()."""
     return together(
         click.option(
             "--best-of",
@@ -41,7 +38,7 @@ def way_options(function: F) -> F:
 
 
 def nudge_options(function: F) -> F:
-    """--nudge and --nudge-threshold, for generator_from()."""
+    """--nudge and --nudge-threshold, for writer_from()."""
     return together(
         click.option(
             "--nudge",
@@ -58,8 +55,8 @@ def nudge_options(function: F) -> F:
     )(function)
 
 
-def generator_from(options: Mapping[str, Any], config: SiaConfig, prompt: str | None = None) -> Generator:
-    """What generates as `options` ask: SIA, several texts of which the best is kept, or nudging. Close it.
+def writer_from(options: Mapping[str, Any], config: SiaConfig, prompt: str | None = None) -> Writer:
+    """What writes as `options` ask: SIA, several texts of which the best is kept, or nudging. Close it.
 
     prompt: the only text that will be read, if that is known; the context of every sequence is sized by it.
     """
@@ -116,82 +113,3 @@ def _nudged(options: Mapping[str, Any]) -> Nudged:
     except BaseException:
         sia.close()
         raise
-
-
-def watch(generator: Generator, interrupted: Callable[[], bool]) -> Callable[[], bool]:
-    """What a loop over steps asks whether to stop. Best-of-N asks while it writes; then the winner comes whole."""
-    from ..generation.best_of import BestOf
-
-    if isinstance(generator, BestOf):
-        generator.interrupted = interrupted
-        return lambda: False
-    return interrupted
-
-
-def closing_line(generator: Generator, config: SiaConfig) -> str:
-    """The line behind a text, whichever way it was made."""
-    from ..generation.best_of import BestOf
-    from ..generation.nudge import Nudged
-    from ..views import trace
-
-    stats = generator.last_stats
-    if isinstance(generator, Nudged):
-        return (
-            f"{stats.tokens} tokens · {stats.tokens_per_second:.1f} tokens/s · {stats.junctions} words by "
-            f"{generator.small.path.name}, {stats.value_ms_per_junction:.1f} ms a word"
-        )
-    if not isinstance(generator, BestOf) or generator.result is None:
-        return trace.closing_line(stats, config)
-    result = generator.result
-    line = trace.closing_line(stats, config, result.n)
-    return f"{line} · {_best(result)}; choosing adds at most {result.kl_bound:.2f} nats of KL"
-
-
-def short_line(generator: Generator) -> str:
-    """The line under an answer in a chat, where /stats tells the rest."""
-    from ..generation.best_of import BestOf
-
-    stats = generator.last_stats
-    parts = [f"{stats.tokens} tokens", f"{stats.tokens_per_second:.0f} tokens/s"]
-    if stats.junctions:
-        parts.insert(1, f"{stats.junctions} steered, {stats.flips} turned")
-    if isinstance(generator, BestOf) and generator.result is not None:
-        parts.append(_best(generator.result))
-    return " · ".join(parts)
-
-
-def _best(result: BestOfResult) -> str:
-    scores = result.scores
-    return f"best of {result.n} by {result.by}: {max(scores):.3g}, mean {sum(scores) / result.n:.3g}"
-
-
-def facts(generator: Generator, config: SiaConfig) -> dict[str, Any]:
-    """What a JSON result says beyond a plain text's."""
-    from ..generation.best_of import BestOf
-    from ..generation.nudge import Nudged
-    from ..views import trace
-
-    stats = generator.last_stats
-    if isinstance(generator, Nudged):
-        small, words = generator.small.path.name, stats.junctions
-        return {
-            "tokens": generator.tokens,
-            "nudge": {"model": small, "threshold": generator.threshold, "words": words},
-        }
-    result = generator.result if isinstance(generator, BestOf) else None
-    out: dict[str, Any] = {}
-    if budgets := trace.kl_budgets(stats, config, 1 if result is None else result.n):
-        out["kl_budget"] = budgets
-    if result is not None:
-        out["best_of"] = {
-            "n": result.n,
-            "by": result.by,
-            "winner": result.best,
-            "scores": result.scores,
-            "seeds": [c.seed for c in result.contenders],
-            "texts": [c.text for c in result.contenders],
-            "kl": result.kl,
-            "kl_steering": result.kl_steering,
-            "kl_choosing_bound": result.kl_bound,
-        }
-    return out

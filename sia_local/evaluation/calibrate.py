@@ -14,8 +14,8 @@ import numpy as np
 
 from ..config import SamplingConfig, SiaConfig
 from ..errors import ConfigError, NumericError
-from ..generation.decode import Step
 from ..prompts import PromptItem
+from ..records import Step
 from ..rewards.load import Reward
 from .profile import Profile
 from .run import text_seed
@@ -234,19 +234,18 @@ class _Search:
             for number, item in enumerate(task.prompts)
         )
         texts = [""] * len(task.prompts)
-        tokens = junctions = 0
-        kl = 0.0
-        for step in self.sia.run(jobs):
+        run = self.sia.run(jobs)
+        for step in run:
             each(step)
             texts[step.job] += step.text
-            tokens, junctions, kl = tokens + 1, junctions + step.steered, kl + step.kl_steering
+        sums = run.stats
         rewards = self.reward([item.text for item in task.prompts], texts) if self.reward is not None else None
         return Point(
             beta=config.beta,
-            kl_per_token=kl / tokens,
-            kl_per_text=kl / len(texts),
-            rate=junctions / tokens,
-            tokens=tokens,
+            kl_per_token=sums.kl_steering / sums.steps,
+            kl_per_text=sums.kl_steering / len(texts),
+            rate=sums.junction_rate,
+            tokens=sums.steps,
             reward=float(np.mean(rewards)) if rewards is not None else None,
         )
 

@@ -75,13 +75,6 @@ def perplexity(logprobs: Sequence[float] | Array) -> float:
     return float(np.exp(-x.mean())) if len(x) else math.nan
 
 
-def bon_kl_bound(n: int) -> float:
-    """Upper bound in nats on the KL of Best-of-N from its base: log N − (N − 1)/N (Beirami et al. 2024)."""
-    if n < 1:
-        raise ConfigError(f"Best-of-N with N = {n}; expected 1 or more")
-    return math.log(n) - (n - 1) / n
-
-
 @dataclass(frozen=True)
 class Frontier:
     """One way of steering at rising strength: KL and reward of every prompt at every point.

@@ -159,7 +159,7 @@ def _side_by_side(
                 beta = f", beta {row['beta']:g}" if row["beta"] is not None else ""
                 judged = f", judge {best.judge:+.2f}" if best.judge is not None else ""
                 title = f"{row['series']}{beta} · reward {best.reward:+.2f}{judged}"
-                sides.append({"title": title, "text": best.response.strip()})
+                sides.append({"title": title, "text": best.text.strip()})
         if sides:
             prompt = next(s.prompt for s in samples if s.prompt_id == prompt_id)
             out.append({"prompt": prompt, "sides": sides})

@@ -13,8 +13,8 @@ import numpy as np
 
 from ..config import SiaConfig
 from ..errors import ConfigError, SiaError
-from ..generation.best_of import text_value
 from ..prompts import PromptItem
+from ..records import Request
 from ..rewards.load import Reward
 from ..views.trace import config_dict
 from .arms import Arm
@@ -23,7 +23,6 @@ from .samples import Sample, SampleFile
 if TYPE_CHECKING:
     from ..generation.decode import Job
     from ..generation.sia import SIA
-    from ..values.sources import Source
 
 SCORE_BATCH = 16
 # Whole texts are valued where no text is being written; waiting for that leaves slots idle, so not too often.
@@ -44,6 +43,11 @@ class Plan:
     seed: int = 0
     raw: bool = False
     stop: Sequence[str] = ()
+
+    def request(self, item: PromptItem, sample: int, config: SiaConfig) -> Request:
+        """What one text of the plan asks for."""
+        seed = text_seed(self.seed, item.id, sample)
+        return Request(item.text, config, self.max_tokens, seed, self.stop, self.raw)
 
     def texts_of(self, samples: Iterable[Sample]) -> list[Sample]:
         """Those of a store's samples that belong to this plan: a folder may hold more prompts, arms or samples."""
@@ -157,40 +161,20 @@ def _run(sia: SIA, plan: Plan, arm: Arm, todo: Sequence[tuple[PromptItem, int]],
 
     def jobs() -> Iterator[Job]:
         for number, (item, sample) in enumerate(todo):
-            open_texts[number] = Sample(arm.key, item.id, sample, item.text)
-            yield sia.job(
-                item.text,
-                config,
-                max_tokens=plan.max_tokens,
-                seed=text_seed(plan.seed, item.id, sample),
-                stop=plan.stop,
-                raw=plan.raw,
-                id=number,
-            )
+            open_texts[number] = Sample(arm=arm.key, prompt_id=item.id, sample=sample, prompt=item.text)
+            yield sia.job(plan.request(item, sample, config), id=number)
 
     keep_entropies = arm.family == "off"
     since = time.perf_counter()
     for step in sia.run(jobs()):
         text = open_texts[step.job]
-        text.response += step.text
-        text.steps += 1
-        text.junctions += step.steered
-        text.flips += step.flipped
-        text.values_asked += step.values_asked
-        text.kl += step.kl
-        text.kl_truncation += step.kl_truncation
-        text.kl_steering += step.kl_steering
-        text.nll -= step.logprob
-        if step.finish != "eog":
-            text.tokens.append(step.token)
-        else:
-            text.end = step.token
+        text.add(step)
         if keep_entropies:
             text.entropies = text.entropies or []
             text.entropies.append(round(step.entropy, 4))
         if step.finish:
             now = time.perf_counter()
-            text.finish, text.seconds = step.finish, now - since
+            text.seconds = now - since
             since = now
             yield open_texts.pop(step.job)
 
@@ -199,14 +183,10 @@ def _run_and_value(
     sia: SIA, plan: Plan, arm: Arm, todo: Sequence[tuple[PromptItem, int]], config: SiaConfig
 ) -> Iterator[Sample]:
     """As `_run`, each text with its value as the source of values means it."""
-    source: Source | None = sia.value
-    assert source is not None
     for at in range(0, len(todo), VALUE_BATCH):
         for text in list(_run(sia, plan, arm, todo[at : at + VALUE_BATCH], config)):
             started = time.perf_counter()
-            # The stop token counts: value models are trained with it behind the text.
-            tokens = text.tokens if text.end is None else [*text.tokens, text.end]
-            text.value = text_value(source, 0, sia.prompt(text.prompt, plan.raw), tokens)
+            text.value = sia.value_of(sia.prompt(text.prompt, plan.raw), text.all_tokens)
             text.seconds += time.perf_counter() - started
             yield text
 
@@ -234,7 +214,7 @@ def _collect(
 def _score_and_store(samples: list[Sample], store: SampleFile, reward: Reward, judge: Reward | None) -> None:
     if not samples:
         return
-    prompts, responses = [s.prompt for s in samples], [s.response for s in samples]
+    prompts, responses = [s.prompt for s in samples], [s.text for s in samples]
     for sample, value in zip(samples, reward(prompts, responses), strict=True):
         sample.reward = value
     if judge is not None:

@@ -6,45 +6,43 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import IO, Any
 
 from ..errors import ConfigError, DataError
+from ..records import Completion
 
 
-@dataclass
-class Sample:
-    """One text of one arm. KL and nll (under the base) in nats, summed over the steps.
+@dataclass(kw_only=True)
+class Sample(Completion):
+    """One text of one arm, with its sums.
 
-    sample counts the texts of a prompt from 0. end: the stop token that ended it, which `tokens` leaves out. kl: from
-    the base; kl_truncation: its part due to cutting to the candidates; kl_steering: from the same text's steps without
-    values. flips: junctions where steering changed the likeliest token; values_asked: candidates scored; seconds: wall
-    time since the text that finished before. value: of the whole text, reward units, in arms that keep the best by
-    value. entropies (nats) are kept for the unsteered arm only.
+    sample counts the texts of a prompt from 0. seconds: wall time since the text that finished before. value: of the
+    whole text, reward units, in arms that keep the best by value. entropies (nats) are kept for the unsteered arm only.
     """
 
     arm: str
     prompt_id: str
     sample: int
     prompt: str
-    response: str = ""
-    tokens: list[int] = field(default_factory=list)
-    end: int | None = None
-    finish: str | None = None
-    steps: int = 0
-    junctions: int = 0
-    flips: int = 0
-    values_asked: int = 0
-    kl: float = 0.0
-    kl_truncation: float = 0.0
-    kl_steering: float = 0.0
-    nll: float = 0.0
     seconds: float = 0.0
     reward: float | None = None
     judge: float | None = None
     value: float | None = None
     entropies: list[float] | None = None
+
+    def record(self) -> dict[str, Any]:
+        """The sample as a line of the file has it: its text under `response`."""
+        whole = {name: value for name, value in asdict(self).items() if value is not None and name != "job"}
+        return {"response": whole.pop("text"), **whole}
+
+    @classmethod
+    def of_record(cls, record: Mapping[str, Any]) -> Sample:
+        """Raises TypeError for a record that lacks a field; what it has beyond is left out."""
+        known = {f.name for f in fields(cls)}
+        whole = {"text": record.get("response", ""), **record}
+        return cls(**{name: value for name, value in whole.items() if name in known})
 
     @property
     def place(self) -> tuple[str, str, int]:
@@ -96,7 +94,7 @@ class SampleFile:
 
     def add(self, samples: Iterable[Sample]) -> None:
         for sample in samples:
-            record = {key: value for key, value in asdict(sample).items() if value is not None}
+            record = sample.record()
             self._handle.write(json.dumps(record, ensure_ascii=False) + "\n")
             self.samples[sample.place] = sample
         self._handle.flush()
@@ -118,7 +116,6 @@ def _difference(stored: Any, now: Any) -> str:
 
 def parse_samples(text: str, source: str) -> tuple[dict[str, Any], dict[str, Any], list[Sample]]:
     """Settings, decisions and samples of a samples file's text; DataError names a line that is none of them."""
-    known = {f.name for f in fields(Sample)}
     settings: dict[str, Any] = {}
     fixed: dict[str, Any] = {}
     samples = []
@@ -132,7 +129,7 @@ def parse_samples(text: str, source: str) -> tuple[dict[str, Any], dict[str, Any
             elif "fixed" in record:
                 fixed |= record["fixed"]
             else:
-                samples.append(Sample(**{key: value for key, value in record.items() if key in known}))
+                samples.append(Sample.of_record(record))
         except (json.JSONDecodeError, TypeError, KeyError) as error:
             raise DataError(
                 f"line {number} of '{source}' is no evaluation sample ({error}); remove it, or start over with --fresh"

@@ -14,12 +14,12 @@ import numpy as np
 
 from ..files import atomic_write
 from ..prompts import PromptItem
+from ..steering.tilt import bon_kl_bound
 from .arms import Arm
 from .cost import USUAL_KINDS, equal_compute, rows_of
 from .metrics import (
     Frontier,
     Interval,
-    bon_kl_bound,
     bootstrap_mean,
     distinct_n,
     lift_share,
@@ -115,7 +115,7 @@ def _row(
     bound: float,
 ) -> dict[str, Any]:
     flat = [s for group in texts.values() for s in group]
-    words = [_WORD.findall(s.response.lower()) for s in flat]
+    words = [_WORD.findall(s.text.lower()) for s in flat]
     steps = sum(s.steps for s in flat)
     junctions = sum(s.junctions for s in flat)
     seconds = sum(s.seconds for s in everything)
@@ -213,7 +213,7 @@ def _warnings(common: int, asked: int) -> list[str]:
 def write_alpaca(path: str | os.PathLike[str], samples: Sequence[Sample], arm: Arm, generator: str) -> None:
     """AlpacaEval's `model_outputs.json`: one object a prompt with `instruction`, `output` and `generator`."""
     outputs = [
-        {"instruction": group[0].prompt, "output": group[0].response, "generator": generator}
+        {"instruction": group[0].prompt, "output": group[0].text, "generator": generator}
         for group in winners([s for s in samples if s.arm == arm.key], arm).values()
     ]
     with atomic_write(path) as handle:

@@ -11,22 +11,22 @@ the texts cost.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from ..config import SiaConfig
 from ..errors import ConfigError
-from ..evaluation.metrics import bon_kl_bound
-from ..llama.keys import TRAIN_LOSS
 from ..llama.library import MAX_SEQUENCES
 from ..llama.model import Model
+from ..records import Completion, Messages, Prompt, Request, Step
 from ..rewards.load import Reward
-from ..values.sources import MixedValues, Source
-from .decode import Prompt, Stats, Step
-from .sia import SIA, Completion, Messages
+from ..steering.tilt import bon_kl_bound
+from ..values.sources import Source
+from .sia import SIA
+from .writing import Generation, Run
 
 CRITERIA = ("value", "reward", "likelihood")
 
@@ -77,7 +77,7 @@ class BestOfResult:
     @property
     def kl_steering(self) -> float:
         """The part of `kl` that steering caused, nats a text: KL from the same steps without values."""
-        return float(np.mean([sum(step.kl_steering for step in c.steps) for c in self.contenders]))
+        return float(np.mean([c.completion.kl_steering for c in self.contenders]))
 
     @property
     def kl_bound(self) -> float:
@@ -85,109 +85,81 @@ class BestOfResult:
         return bon_kl_bound(self.n)
 
 
-def best_of(
-    sia: SIA,
-    prompt: str | Messages | Prompt,
-    config: SiaConfig | None = None,
-    *,
-    n: int,
-    by: str | None = None,
-    reward: Reward | None = None,
-    max_tokens: int = 256,
-    seed: int = 0,
-    stop: Sequence[str] = (),
-    raw: bool = False,
-    trace: bool = False,
-    interrupted: Callable[[], bool] = lambda: False,
-) -> BestOfResult:
-    """Generates n texts and scores them.
+class BestOfGeneration(Generation):
+    """The winner's steps, once all texts are there. result: all of them. stop() compares what there is so far."""
 
-    by: `value` (the value model's estimate for the whole text; default where one is loaded), `reward` (needs
-    `reward`, see rewards.load_reward), `likelihood` (mean log-probability a token under the unsteered base, nats;
-    default otherwise). `sia` should be loaded with slots=n; with fewer, texts wait for a slot. The first text is
-    that of `seed` itself. Once `interrupted` says so, what is there is compared. `sia.last_stats` sums over all.
-    """
-    by = check_criterion(sia.value, n, by, reward)
-    made = prompt if isinstance(prompt, Prompt) else sia.prompt(prompt, raw)
-    seeds = [seed if i == 0 else _derived(seed, i) for i in range(n)]
-    jobs = [
-        sia.job(made, config, max_tokens=max_tokens, seed=s, stop=stop, trace=trace, id=i) for i, s in enumerate(seeds)
-    ]
-    completions = [Completion(i) for i in range(n)]
-    steps: list[list[Step]] = [[] for _ in range(n)]
-    for step in sia.run(jobs):
-        completions[step.job].add(step)
-        steps[step.job].append(step)
-        if interrupted():
-            break
-    begun = [i for i in range(n) if steps[i]]
-    if by == "reward":
-        assert reward is not None
-        scores = reward([made.text] * len(begun), [completions[i].text for i in begun])
-    elif by == "value":
-        assert sia.value is not None
-        # The stop token counts: value models are trained with it behind the text.
-        ids = [[s.token for s in steps[i]] for i in begun]
-        scores = [text_value(sia.value, 0, made, tokens) for tokens in ids]
-    else:
-        scores = [-completions[i].nll / completions[i].steps for i in begun]
-    return BestOfResult(
-        tuple(Contender(completions[i], tuple(steps[i]), seeds[i], s) for i, s in zip(begun, scores, strict=True)), by
-    )
+    def __init__(self, best: BestOf, request: Request):
+        sia, self.texts = best.sia, best.n
+        made = request.prompt if isinstance(request.prompt, Prompt) else sia.prompt(request.prompt, request.raw)
+        self.seeds = [request.seed if i == 0 else _derived(request.seed, i) for i in range(best.n)]
+        jobs = [sia.job(replace(request, prompt=made, seed=seed), id=i) for i, seed in enumerate(self.seeds)]
+        run = sia.run(jobs)
+        super().__init__(request, self._write(best, made, run), run.stats)
+        self.result: BestOfResult | None = None
 
+    def __next__(self) -> Step:
+        # Stopped or not, the winner comes whole.
+        step = next(self._steps)
+        self.completion.add(step)
+        return step
 
-def check_criterion(value: Source | None, n: int, by: str | None, reward: Reward | None) -> str:
-    """The criterion that holds, by default `value` or `likelihood`. Raises ConfigError with a sentence."""
-    if n < 1:
-        raise ConfigError(f"best of {n} texts was asked for; expected at least 1")
-    by = by or ("reward" if reward is not None else "likelihood" if value is None else "value")
-    if by not in CRITERIA:
-        raise ConfigError(f"the best text cannot be chosen by {by!r}; expected one of {', '.join(CRITERIA)}")
-    if by == "value" and value is None:
-        raise ConfigError(
-            "the best text was to be chosen by value, but no value model is loaded; give one (-v value.gguf) or "
-            "choose by likelihood"
+    def _write(self, best: BestOf, prompt: Prompt, run: Run) -> Iterator[Step]:
+        completions = [Completion(job=i) for i in range(best.n)]
+        steps: list[list[Step]] = [[] for _ in range(best.n)]
+        for step in run:
+            completions[step.job].add(step)
+            steps[step.job].append(step)
+            if self.stopped:
+                run.close()
+        begun = [i for i in range(best.n) if steps[i]]
+        scores = best.scores(prompt, [completions[i] for i in begun])
+        contenders = tuple(
+            Contender(completions[i], tuple(steps[i]), self.seeds[i], s) for i, s in zip(begun, scores, strict=True)
         )
-    if by == "reward" and reward is None:
-        raise ConfigError("the best text was to be chosen by reward, but no reward is named; name one, such as vader")
-    return by
+        self.result = BestOfResult(contenders, best.by)
+        yield from self.result.winner.steps
 
+    @property
+    def remark(self) -> str:  # type: ignore[override]
+        if (result := self.result) is None:
+            return ""
+        mean = sum(result.scores) / result.n
+        return (
+            f"best of {result.n} by {result.by}: {max(result.scores):.3g}, mean {mean:.3g}; "
+            f"choosing adds at most {result.kl_bound:.2f} nats of KL"
+        )
 
-def text_value(source: Source, slot: int, prompt: Prompt, tokens: Sequence[int]) -> float:
-    """The value of a whole text (non-empty) as its source means it, reward units; the slot's content is replaced.
-
-    The value after the last token; of a model trained with the trajectory-mean loss, which fixes only the mean
-    over the tokens, that mean. Of guides it is the log ratio of the whole text, nats.
-    """
-    if isinstance(source, MixedValues):
-        return sum(scale * text_value(part, slot, prompt, tokens) for part, scale in source.parts())
-    values = source.trajectory(slot, prompt, tokens)
-    file = getattr(source, "file", None)
-    means = file is not None and file.about.get(TRAIN_LOSS) == "trajectory-mean"
-    return float(values.mean() if means else values[-1])
-
-
-def slots_for(n: int, candidates: int) -> int:
-    """How many of n texts can run at once when each may open `candidates` branches."""
-    return max(1, min(n, MAX_SEQUENCES // (1 + candidates)))
-
-
-def _derived(seed: int, i: int) -> int:
-    # seed + i would make the texts of neighbouring seeds overlap.
-    return int(np.random.SeedSequence([seed, i]).generate_state(1)[0])
+    @property
+    def facts(self) -> dict[str, Any]:
+        if (result := self.result) is None:
+            return {}
+        return {
+            "best_of": {
+                "n": result.n,
+                "by": result.by,
+                "winner": result.best,
+                "scores": result.scores,
+                "seeds": [c.seed for c in result.contenders],
+                "texts": [c.text for c in result.contenders],
+                "kl": result.kl,
+                "kl_steering": result.kl_steering,
+                "kl_choosing_bound": result.kl_bound,
+            }
+        }
 
 
 class BestOf:
-    """Generates like SIA, each text the best of n: what a chat session and `generate` take in SIA's place.
+    """Writes like SIA, each text the best of n.
 
-    result: of the last generation. interrupted: asked between two tokens; once true, the best so far is taken.
+    by: `value` (the value model's estimate for the whole text; default where one is loaded), `reward` (needs `reward`,
+    see rewards.load_reward), `likelihood` (mean log-probability a token under the unsteered base, nats; default
+    otherwise). `sia` should be loaded with slots=n; with fewer, texts wait for a slot. The first text is that of the
+    request's own seed. close() closes the SIA.
     """
 
     def __init__(self, sia: SIA, n: int, by: str | None = None, reward: Reward | None = None):
         self.by = check_criterion(sia.value, n, by, reward)
         self.sia, self.n, self.reward = sia, n, reward
-        self.result: BestOfResult | None = None
-        self.interrupted: Callable[[], bool] = lambda: False
 
     def __enter__(self) -> BestOf:
         return self
@@ -210,34 +182,68 @@ class BestOf:
     def value(self) -> Source | None:
         return self.sia.value
 
-    @property
-    def last_stats(self) -> Stats:
-        return self.sia.last_stats
-
     def prompt(self, prompt: str | Messages, raw: bool = False) -> Prompt:
         return self.sia.prompt(prompt, raw)
 
     def generate(
-        self,
-        prompt: str | Messages | Prompt,
-        config: SiaConfig | None = None,
-        *,
-        max_tokens: int = 256,
-        seed: int = 0,
-        stop: Sequence[str] = (),
-        raw: bool = False,
-        trace: bool = False,
-    ) -> Iterator[Step]:
-        """The winner's steps, once all texts are there."""
-        options: dict[str, Any] = {"max_tokens": max_tokens, "seed": seed, "stop": stop, "raw": raw, "trace": trace}
-        self.result = best_of(
-            self.sia,
-            prompt,
-            config,
-            n=self.n,
-            by=self.by,
-            reward=self.reward,
-            interrupted=self.interrupted,
-            **options,
+        self, prompt: str | Messages | Prompt | Request, config: SiaConfig | None = None, **changes: Any
+    ) -> BestOfGeneration:
+        """As SIA.generate."""
+        return self.write(Request.of(prompt, config, **changes))
+
+    def write(self, request: Request) -> BestOfGeneration:
+        return BestOfGeneration(self, request)
+
+    def scores(self, prompt: Prompt, texts: Sequence[Completion]) -> list[float]:
+        """What finished texts of one prompt are compared by."""
+        if self.by == "reward":
+            assert self.reward is not None
+            return self.reward([prompt.text] * len(texts), [text.text for text in texts])
+        if self.by == "value":
+            return [self.sia.value_of(prompt, text.all_tokens) for text in texts]
+        return [-text.nll / text.steps for text in texts]
+
+
+def best_of(
+    sia: SIA,
+    prompt: str | Messages | Prompt | Request,
+    config: SiaConfig | None = None,
+    *,
+    n: int,
+    by: str | None = None,
+    reward: Reward | None = None,
+    **changes: Any,
+) -> BestOfResult:
+    """Writes n texts and scores them; n, by and reward as BestOf takes them, changes: fields of Request."""
+    generation = BestOf(sia, n, by, reward).generate(prompt, config, **changes)
+    for _ in generation:
+        pass
+    assert generation.result is not None
+    return generation.result
+
+
+def check_criterion(value: Source | None, n: int, by: str | None, reward: Reward | None) -> str:
+    """The criterion that holds, by default `value` or `likelihood`. Raises ConfigError with a sentence."""
+    if n < 1:
+        raise ConfigError(f"best of {n} texts was asked for; expected at least 1")
+    by = by or ("reward" if reward is not None else "likelihood" if value is None else "value")
+    if by not in CRITERIA:
+        raise ConfigError(f"the best text cannot be chosen by {by!r}; expected one of {', '.join(CRITERIA)}")
+    if by == "value" and value is None:
+        raise ConfigError(
+            "the best text was to be chosen by value, but no value model is loaded; give one (-v value.gguf) or "
+            "choose by likelihood"
         )
-        yield from self.result.winner.steps
+    if by == "reward" and reward is None:
+        raise ConfigError("the best text was to be chosen by reward, but no reward is named; name one, such as vader")
+    return by
+
+
+def slots_for(n: int, candidates: int) -> int:
+    """How many of n texts can run at once when each may open `candidates` branches."""
+    return max(1, min(n, MAX_SEQUENCES // (1 + candidates)))
+
+
+def _derived(seed: int, i: int) -> int:
+    # seed + i would make the texts of neighbouring seeds overlap.
+    return int(np.random.SeedSequence([seed, i]).generate_state(1)[0])

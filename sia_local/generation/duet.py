@@ -16,7 +16,7 @@ import numpy as np
 
 from ..config import SiaConfig
 from ..errors import IncompatibleError
-from ..steering.choice import Choice, Filter
+from ..steering.choice import Choice, Filter, Verdict
 from ..steering.tilt import draw
 
 LONGEST_WORD = 16
@@ -58,7 +58,7 @@ class Voice:
     ):
         self.engine, self.tokenizer, self.prompt, self.filter = engine, tokenizer, list(prompt), filter
         self.ids: list[int] = []
-        self.choice = Choice(replace(config or SiaConfig(), gate="off"), filter=filter)
+        self._choice = Choice(replace(config or SiaConfig(), gate="off"), filter=filter)
         self.n_ctx, self.name = n_ctx, name
         self.foreseen: int | None = None
         engine.begin(0, self.prompt)
@@ -68,17 +68,14 @@ class Voice:
         """Tokens that still fit its context."""
         return self.n_ctx - len(self.prompt) - len(self.ids)
 
-    def look(self) -> Choice:
-        """Its next-token choice after the text so far; one decode of whatever it has not read yet."""
-        self.choice.look(self.engine.logits([0])[0])
-        self.choice.weigh(None)
-        return self.choice
+    def look(self) -> Verdict:
+        """Its next-token distribution after the text so far; one decode of whatever it has not read yet."""
+        self.verdict = self._choice.weigh(self._choice.look(self.engine.logits([0])[0]), None)
+        return self.verdict
 
     def draw(self, rng: np.random.Generator) -> int:
-        """A token of the choice looked at last, by the sampling both models share."""
-        token = int(self.choice.ids[draw(self.choice.probabilities, float(rng.random()))])
-        self.choice.advance()
-        return token
+        """A token of the distribution looked at last, by the sampling both models share."""
+        return int(self.verdict.look.ids[draw(self.verdict.probabilities, float(rng.random()))])
 
     def say(self, token: int) -> None:
         """Its own token joins the text."""
@@ -179,10 +176,10 @@ def next_word(small: Voice, rng: np.random.Generator) -> tuple[str, bool]:
 
 @dataclass(frozen=True)
 class Turn:
-    """What one turn wrote. choice: the base's; token: the base's last id, -1 without one; finish: None, `eog` or
+    """What one turn wrote. verdict: the base's; token: the base's last id, -1 without one; finish: None, `eog` or
     `context`; nudged: it was the small model's."""
 
-    choice: Choice
+    verdict: Verdict
     token: int = -1
     data: bytes = b""
     finish: str | None = None
@@ -206,28 +203,27 @@ class Duet:
     def turn(self) -> Turn:
         """One token of the base, or one word of the small model where the base is unsure."""
         base, small = self.base, self.small
-        choice = base.look()
-        unsure = float(np.exp(choice.base_logprobs.max())) < self.threshold
+        verdict = base.look()
+        unsure = float(np.exp(verdict.look.base_logprobs.max())) < self.threshold
         # Half a character cannot be shown to a model of another vocabulary.
         if unsure and not self._decoder.getstate()[0]:
             if small.room <= len(self.heard.encode()) + LONGEST_WORD:
-                return Turn(choice, finish="context", nudged=True)
+                return Turn(verdict, finish="context", nudged=True)
             word, ended = self._ask()
             if ended:
-                return Turn(choice, finish="eog", nudged=True)
+                return Turn(verdict, finish="eog", nudged=True)
             if word and base.room <= len(word.encode()):
-                return Turn(choice, finish="context", nudged=True)
+                return Turn(verdict, finish="context", nudged=True)
             if word:
-                choice.advance()
                 base.hear(word)
-                return Turn(choice, base.ids[-1], word.encode(), None, True)
+                return Turn(verdict, base.ids[-1], word.encode(), None, True)
         token = base.draw(self.rng)
         if base.tokenizer.is_eog(token):
-            return Turn(choice, token, finish="eog")
+            return Turn(verdict, token, finish="eog")
         base.say(token)
         data = base.tokenizer.piece(token)
         self.heard += self._decoder.decode(data)
-        return Turn(choice, token, data, "context" if base.room <= 0 else None)
+        return Turn(verdict, token, data, "context" if base.room <= 0 else None)
 
     def _ask(self) -> tuple[str, bool]:
         """The small model's next word, after it has read what the base wrote."""

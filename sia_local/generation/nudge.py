@@ -13,33 +13,35 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from ..config import SiaConfig
-from ..errors import ConfigError, ContextFullError, IncompatibleError
+from ..errors import ConfigError, ContextFullError, IncompatibleError, SiaError
 from ..llama.chat import TEMPLATE_ROOM, tokenize_chat
 from ..llama.context import Context
 from ..llama.engine import Engine
 from ..llama.model import Model
-from ..steering.choice import Choice
+from ..records import Messages, Prompt, Request, Stats, Step
+from ..steering.choice import Verdict
 from ..text import TextStream
-from .decode import Prompt, Stats, Step
+from .decode import make_step
 from .duet import Duet, Voice
 from .filters import LogitFilter
-from .sia import SIA, Messages
+from .sia import SIA
+from .writing import Generation
 
 DEFAULT_THRESHOLD = 0.4
 
 
 class Nudged:
-    """Generates like SIA: a Step a token of the base (steered False) or a nudged word (True; token: its last id).
+    """Writes like SIA: a Step a token of the base (steered False) or a nudged word (True; token: its last id).
 
-    tokens: of the last text, as the base reads it. A nudge's KL from the base is not known and counts as 0.
-    Use as a context manager, or call close().
+    A nudge's KL from the base is not known: NaN. Use as a context manager, or call close().
     """
 
     value = None
@@ -49,8 +51,7 @@ class Nudged:
         self.sia, self.small, self.threshold = sia, small, threshold
         self._context = context
         self._engine = Engine(context, 1)
-        self.last_stats = Stats()
-        self.tokens: list[int] = []
+        self._writing: Callable[[], NudgedGeneration | None] = lambda: None
 
     @classmethod
     def load(
@@ -127,74 +128,103 @@ class Nudged:
         return tokens
 
     def generate(
-        self,
-        prompt: str | Messages | Prompt,
-        config: SiaConfig | None = None,
-        *,
-        max_tokens: int = 256,
-        seed: int = 0,
-        stop: Sequence[str] = (),
-        raw: bool = False,
-        trace: bool = False,
-    ) -> Iterator[Step]:
-        """config: k and sampling hold for both models (a grammar is refused); its gate and beta do not apply.
-
-        raw: the base reads plain text; an instruct model reads the same text in its chat template all the same.
+        self, prompt: str | Messages | Prompt | Request, config: SiaConfig | None = None, **changes: Any
+    ) -> NudgedGeneration:
+        """As SIA.generate. config: k and sampling hold for both models (a grammar is refused); its gate and beta do not
+        apply. raw: the base reads plain text; an instruct model reads the same text in its chat template all the same.
         """
-        config = config or SiaConfig()
-        if max_tokens < 1:
-            raise ConfigError(f"max_tokens is {max_tokens}; expected at least 1")
-        if config.sampling.grammar:
-            raise ConfigError("nudging and a grammar were asked for; nudged words follow no grammar, drop one of them")
-        made = prompt if isinstance(prompt, Prompt) else self.prompt(prompt, raw)
-        small_prompt = self.small_tokens(made)
-        voices = [
-            Voice(engine, model, read, config, _filter(model, config, read), n_ctx, model.path.name)
-            for engine, model, read, n_ctx in (
-                (self.sia.engine, self.model, made.tokens, self.n_ctx),
-                (self._engine, self.small, small_prompt, self._context.n_ctx),
-            )
-        ]
-        duet = Duet(voices[0], voices[1], self.threshold, np.random.default_rng(seed))
-        yield from self._run(duet, max_tokens, stop, trace)
+        return self.write(Request.of(prompt, config, **changes))
 
-    def _run(self, duet: Duet, max_tokens: int, stop: Sequence[str], trace: bool) -> Iterator[Step]:
-        stats = self.last_stats = Stats(prompt_tokens=len(duet.base.prompt))
-        self.tokens = duet.base.ids
+    def write(self, request: Request) -> NudgedGeneration:
+        """One text at a time: raises SiaError while another is being written."""
+        if request.config.sampling.grammar:
+            raise ConfigError("nudging and a grammar were asked for; nudged words follow no grammar, drop one of them")
+        if (writing := self._writing()) is not None and not writing.over:
+            raise SiaError("another text is being nudged; read it to its end, or close() it, before the next")
+        made = request.prompt if isinstance(request.prompt, Prompt) else self.prompt(request.prompt, request.raw)
+        duet = self._duet(made, request)
+        generation = NudgedGeneration(self, request, duet)
+        self._writing = weakref.ref(generation)
+        return generation
+
+    def _duet(self, prompt: Prompt, request: Request) -> Duet:
+        sides = (
+            (self.sia.engine, self.model, prompt.tokens, self.n_ctx),
+            (self._engine, self.small, self.small_tokens(prompt), self._context.n_ctx),
+        )
+        base, small = (
+            Voice(engine, model, read, request.config, _filter(model, request.config, read), n_ctx, model.path.name)
+            for engine, model, read, n_ctx in sides
+        )
+        return Duet(base, small, self.threshold, np.random.default_rng(request.seed))
+
+
+class NudgedGeneration(Generation):
+    """A text of two models. all_tokens: the text so far as the base reads it, nudged words in its own spelling."""
+
+    def __init__(self, nudged: Nudged, request: Request, duet: Duet):
+        stats = Stats(prompt_tokens=len(duet.base.prompt))
+        super().__init__(request, self._write(nudged.sia.engine, request, duet, stats), stats)
+        self._duet, self._small, self._threshold = duet, nudged.small.path.name, nudged.threshold
+        self.over = False
+
+    def close(self) -> None:
+        super().close()
+        self.over = True
+
+    @property
+    def tokens(self) -> list[int]:
+        return self._duet.base.ids
+
+    @property
+    def remark(self) -> str:  # type: ignore[override]
+        stats = self.stats
+        return f"{stats.junctions} words by {self._small}, {stats.value_ms_per_junction:.1f} ms a word"
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        words = self.stats.junctions
+        return {
+            "tokens": self.tokens,
+            "nudge": {"model": self._small, "threshold": self._threshold, "words": words},
+        }
+
+    def _write(self, engine: Engine, request: Request, duet: Duet, stats: Stats) -> Iterator[Step]:
         written: list[bytes] = []
-        stream = TextStream(written.__getitem__, stop)
+        stream = TextStream(written.__getitem__, request.stop)
         started = time.perf_counter()
-        self.sia.engine.logits([0])
+        engine.logits([0])
         stats.prefill_ms = (time.perf_counter() - started) * 1e3
         finish = None
         while finish is None:
             before = len(duet.base.ids)
             turn = duet.turn()
-            finish, self.tokens = turn.finish, duet.base.ids
-            if finish is None and len(self.tokens) >= max_tokens:
+            finish = turn.finish
+            if finish is None and len(duet.base.ids) >= request.max_tokens:
                 finish = "length"
             written.append(turn.data)
             text, stopped = stream.push(len(written) - 1, finish is not None)
             if stopped and finish is None:
                 finish = "stop"
-            stats.tokens = len(self.tokens) + (finish == "eog")
-            stats.junctions += turn.nudged
-            stats.wall_ms = (time.perf_counter() - started) * 1e3
-            stats.value_ms, stats.base_ms = duet.small_ms, stats.wall_ms - duet.small_ms
-            yield Step(
-                job=0,
-                index=before,
+            step = make_step(
+                turn.verdict,
                 token=turn.token,
                 text=text,
-                entropy=turn.choice.entropy,
-                steered=turn.nudged,
-                kl=0.0 if turn.nudged else turn.choice.kl,
-                kl_truncation=0.0 if turn.nudged else turn.choice.kl_truncation,
-                logprob=math.nan if turn.nudged else _logprob(turn.choice, turn.token),
-                beta=0.0,
+                logprob=math.nan if turn.nudged else _logprob(turn.verdict, turn.token),
                 finish=finish,
-                candidates=turn.choice.candidates() if trace else None,
+                k=request.config.k if request.trace else 0,
             )
+            step = replace(step, index=before)
+            if turn.nudged:
+                # How likely the base would have written the small model's word, nobody asked it.
+                step = replace(step, steered=True, kl=math.nan, kl_truncation=math.nan, kl_steering=math.nan)
+            stats.add(step)
+            # A word may be several tokens of the base; the one that ends a text counts, too.
+            stats.steps = len(duet.base.ids) + (finish == "eog")
+            stats.wall_ms = (time.perf_counter() - started) * 1e3
+            stats.value_ms, stats.base_ms = duet.small_ms, stats.wall_ms - duet.small_ms
+            self.over = finish is not None
+            yield step
 
 
 def check_threshold(threshold: float) -> None:
@@ -208,5 +238,5 @@ def _filter(model: Model, config: SiaConfig, prompt: Sequence[int]) -> LogitFilt
     return LogitFilter(model, sampling, list(prompt)) if sampling.filters else None
 
 
-def _logprob(choice: Choice, token: int) -> float:
-    return float(choice.base_logprobs[int(np.flatnonzero(choice.ids == token)[0])])
+def _logprob(verdict: Verdict, token: int) -> float:
+    return float(verdict.look.base_logprobs[int(np.flatnonzero(verdict.look.ids == token)[0])])

@@ -29,6 +29,9 @@ class SideBySide:
         self._unread.append(slot)
         return self._base.begin(slot, tokens)
 
+    def read_piece(self, slot: int) -> bool:
+        return self._base.read_piece(slot)
+
     def accept(self, slot: int, token: int) -> None:
         self._base.accept(slot, token)
 

@@ -14,6 +14,7 @@ what the values chose, so leave it at 1.0. For the same candidates at steered an
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Sequence
@@ -25,16 +26,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..config import SamplingConfig, SiaConfig
+from ..config import DEFAULT_CANDIDATES, SamplingConfig, Setup, SiaConfig
 from ..errors import ConfigError, SiaError
-from ..llama.context import ContextOptions
 from ..llama.model import Model
+from ..records import Prompt, Stats, Step
 from ..steering.choice import Choice
 from ..text import TextStream
 from ..values.model import ValueFile
 from ..values.sources import Guides, Spec, Specs, open_sources, parse_specs, read_files
-from .decode import Prompt, Stats, Step
-from .sia import DEFAULT_CANDIDATES
+from .decode import make_step
 
 Ids = npt.NDArray[np.intc]
 Scores = npt.NDArray[np.single]
@@ -59,17 +59,13 @@ class SiaLogitsProcessor:
         value: Specs,
         config: SiaConfig | None = None,
         *,
-        n_ctx: int | None = None,
-        n_threads: int | None = None,
-        n_gpu_layers: int | None = None,
-        type_k: str = "f16",
-        type_v: str = "f16",
         seed: int = 0,
         trace: bool = True,
+        **changes: Any,
     ):
-        """llm: the `llama_cpp.Llama` to steer, or the path of its GGUF; the defaults of n_ctx, n_threads and
-        n_gpu_layers are its own. value: as SIA.load takes it (a value-head needs the base's own decode and is
-        refused). seed: of `gate="random"` alone. trace: whether steps keep their candidates.
+        """llm: the `llama_cpp.Llama` to steer, or the path of its GGUF. value: as SIA.load takes it (a value-head and a
+        value-qhead need the base's own decode and are refused). seed: of `gate="random"` alone. trace: whether steps
+        keep their candidates. changes: fields of Setup; n_ctx, n_threads and n_gpu_layers are otherwise the Llama's.
 
         config.sampling.temperature should be the call's, if there is a KL budget or the steps' KL is read; nothing
         else of config.sampling applies here. Raises ConfigError, ModelFileError or IncompatibleError.
@@ -79,27 +75,16 @@ class SiaLogitsProcessor:
         base_path = Path(getattr(llm, "model_path", llm))
         specs = parse_specs(value)
         files = read_files(specs)
-        params = getattr(llm, "model_params", None)
-        layers = getattr(params, "n_gpu_layers", 0) if n_gpu_layers is None else n_gpu_layers
-        options = ContextOptions(
-            n_ctx=n_ctx or (llm.n_ctx() if hasattr(llm, "n_ctx") else 2048),
-            n_threads=getattr(llm, "n_threads", 0) if n_threads is None else n_threads,
-            type_k=type_k,
-            type_v=type_v,
-        )
+        own: dict[str, Any] = {"n_gpu_layers": getattr(getattr(llm, "model_params", None), "n_gpu_layers", 0)}
+        if hasattr(llm, "n_ctx"):
+            own |= {"n_ctx": llm.n_ctx(), "n_threads": llm.n_threads}
+        own["max_candidates"] = max(self.config.k, DEFAULT_CANDIDATES)
+        setup = Setup.of(**{**own, **changes})
         with ExitStack() as undo:
-            base = Model(base_path, n_gpu_layers=layers, vocab_only=not _runs_on_base(specs, files, base_path))
+            words_alone = not _runs_on_base(specs, files, base_path)
+            base = Model(base_path, n_gpu_layers=setup.n_gpu_layers, vocab_only=words_alone)
             undo.callback(base.close)
-            source = open_sources(
-                specs,
-                files,
-                base,
-                None,
-                slots=1,
-                options=options,
-                max_candidates=max(self.config.k, DEFAULT_CANDIDATES),
-                n_gpu_layers=layers,
-            )
+            source = open_sources(specs, files, base, None, setup)
             if source is None:
                 raise ConfigError("no value source was given; expected a value GGUF or Guides(plus, minus)")
             undo.callback(source.close)
@@ -168,44 +153,30 @@ class SiaLogitsProcessor:
         choice, stats, clock = self._choice, self.last_stats, time.perf_counter
         # llama-cpp-python hands over a strided view of llama.cpp's own candidate array.
         row = np.array(scores, np.single)
-        choice.look(row)
+        look = choice.look(row)
         values = None
-        if choice.steer:
+        if look.asks:
             t0 = clock()
-            (values,) = self.value.score([(0, choice.asked)], ())
+            (values,) = self.value.score([(0, look.asked)], ())
             stats.value_ms += (clock() - t0) * 1e3
-        choice.weigh(values)
-        touched = choice.beta != 0
-        self._row = row
-        step = Step(
-            job=0,
-            index=choice.index,
-            token=-1,
-            text="",
-            entropy=choice.entropy,
-            steered=choice.steer,
-            kl=choice.kl if touched else 0.0,
-            kl_truncation=choice.kl_truncation if touched else 0.0,
-            logprob=float("nan"),
-            beta=choice.beta,
-            finish=None,
-            candidates=choice.candidates() if self.trace else None,
-            kl_steering=choice.kl_steering,
-            flipped=choice.flipped,
-            values_asked=len(choice.asked),
+        verdict = choice.weigh(look, values)
+        step = make_step(
+            verdict, token=-1, text="", logprob=math.nan, finish=None, k=self.config.k if self.trace else 0
         )
+        if verdict.beta == 0:
+            step = replace(step, kl=0.0, kl_truncation=0.0)
+        self._row, self._log_z = row, look.log_z
         self.steps.append(step)
         stats.add(step)
         stats.wall_ms = (clock() - self._started) * 1e3
-        choice.advance()
-        if not touched:
+        if verdict.beta == 0:
             return scores
         out = np.full(len(row), -np.inf, np.single)
-        out[choice.ids] = choice.scores
+        out[look.ids] = verdict.scores
         return out
 
     def _logprob(self, token: int) -> float:
-        return float(self._row[token]) - self._choice.log_z
+        return float(self._row[token]) - self._log_z
 
 
 def _runs_on_base(specs: Sequence[Spec], files: Sequence[ValueFile | None], base: Path) -> bool:

@@ -1,137 +1,76 @@
-"""SIA: a base model and a value source, loaded together, generating."""
+"""SIA: a base model and a value source, loaded together, writing."""
 
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from typing import Any
 
-from ..config import SiaConfig
+from ..config import Setup, SiaConfig
 from ..errors import ConfigError, ContextFullError, IncompatibleError
-from ..llama.context import Context, ContextOptions
+from ..llama.chat import tokenize_chat
+from ..llama.context import Context, options_for
 from ..llama.engine import Engine
 from ..llama.model import Model
+from ..records import Completion, Messages, Prompt, Request
 from ..text import TextStream
-from ..values.model import sequences_for, tokenize_chat
-from ..values.sources import Source, Specs, open_sources, parse_specs, read_files
-from .decode import Base, Job, Prompt, Stats, Step, decode
+from ..values.sources import Source, Specs, open_sources, parse_specs, read_files, text_value
+from .decode import Base, Job, Loop
 from .filters import LogitFilter
 from .overlap import SideBySide
-
-Messages = Sequence[dict[str, str]]
-
-DEFAULT_CANDIDATES = 10
-DEFAULT_HEAD_CANDIDATES = 4
-
-
-@dataclass
-class Completion:
-    """One finished text: its steps' sums. kl, kl_truncation and nll (of the base) in nats."""
-
-    job: int
-    text: str = ""
-    tokens: list[int] = field(default_factory=list)
-    finish: str | None = None
-    steps: int = 0
-    junctions: int = 0
-    kl: float = 0.0
-    kl_truncation: float = 0.0
-    nll: float = 0.0
-
-    def add(self, step: Step) -> None:
-        self.text += step.text
-        self.steps += 1
-        self.junctions += step.steered
-        self.kl += step.kl
-        self.kl_truncation += step.kl_truncation
-        self.nll -= step.logprob
-        self.finish = step.finish
-        if step.finish != "eog":
-            self.tokens.append(step.token)
+from .writing import Desk, Generation, Run
 
 
 class SIA:
-    """Use as a context manager, or call close(). Not thread safe: one generation at a time."""
+    """Use as a context manager, or call close(); what is dropped without frees itself.
+
+    Several texts may be read in turns or by several threads: see writing.Desk.
+    """
 
     def __init__(
-        self,
-        model: Model,
-        engine: Engine,
-        value: Source | None,
-        n_ctx: int,
-        slots: int,
-        overlap_prompts: bool = False,
+        self, model: Model, engine: Engine, value: Source | None, setup: Setup, owned: ExitStack | None = None
     ):
-        self.model = model
-        self.engine = engine
-        self.value = value
-        self.n_ctx = n_ctx
-        self.slots = slots
-        self.last_stats = Stats()
-        others = value.engines if overlap_prompts and value is not None else []
-        self._base: Base = SideBySide(engine, others) if others else engine
+        self.model, self.engine, self.value, self.setup = model, engine, value, setup
+        others = value.engines if setup.overlap_prompts and value is not None else []
+        base: Base = SideBySide(engine, others) if others else engine
+        self.desk = Desk(Loop(base, value, setup.slots, setup.n_ctx))
+        # The desk lives as long as anything that still reads from it.
+        self._free = weakref.finalize(self.desk, (owned or ExitStack()).close)
 
     @classmethod
     def load(
         cls,
-        model: str | os.PathLike[str],
+        model: str | os.PathLike[str] | Model,
         value: Specs | None = None,
-        *,
-        n_ctx: int = 2048,
-        slots: int = 1,
-        n_threads: int = 0,
-        n_gpu_layers: int = 0,
-        max_candidates: int | None = None,
-        type_k: str = "f16",
-        type_v: str = "f16",
-        flash_attention: str = "auto",
-        overlap_prompts: bool = False,
+        setup: Setup | None = None,
+        **changes: Any,
     ) -> SIA:
         """Loads a base GGUF and, beside it, a value GGUF of any placement.
 
-        value: a path, `Guides(plus, minus)`, or several sources with weights ("a.gguf:0.7", (path, weight), ValuePath,
-        Guides): then `sia.value` is a MixedValues, whose weights can change. n_ctx: tokens a sequence may hold.
-        slots: sequences that generate at once. max_candidates: most candidates a junction can score (default 10; 4
-        for a `value-head`, which scores in the base's own decode). overlap_prompts: the value source reads a prompt
-        while the base does, not at the first junction. Raises ModelFileError and IncompatibleError with a
-        sentence each.
+        model: a path, or a Model that is loaded already and stays its owner's. value: a path, `Guides(plus, minus)`, or
+        several sources with weights ("a.gguf:0.7", (path, weight), ValuePath, Guides): then `sia.value` is a
+        MixedValues, whose weights can change. changes: fields of Setup. Raises ConfigError, ModelFileError and
+        IncompatibleError with a sentence each.
         """
-        if slots < 1:
-            raise ConfigError(f"slots is {slots}; expected at least 1 sequence")
+        setup = Setup.of(setup, **changes)
         specs = parse_specs(value)
         files = read_files(specs)
-        branches = max_candidates or DEFAULT_CANDIDATES
-        base_branches = 0
-        if any(file is not None and file.kind == "value-head" for file in files):
-            base_branches = max_candidates or DEFAULT_HEAD_CANDIDATES
-        options = ContextOptions(
-            n_ctx=n_ctx,
-            n_threads=n_threads,
-            type_k=type_k,
-            type_v=type_v,
-            flash_attention=flash_attention,
-        )
-        base = Model(model, n_gpu_layers=n_gpu_layers)
-        context = None
-        try:
-            context = Context(base, sequences_for(options, slots, base_branches))
-            engine = Engine(context, slots, base_branches)
-            opened = open_sources(
-                specs,
-                files,
-                base,
-                engine,
-                slots=slots,
-                options=options,
-                max_candidates=branches,
-                n_gpu_layers=n_gpu_layers,
-            )
-        except BaseException:
-            if context is not None:
-                context.close()
-            base.close()
-            raise
-        return cls(base, engine, opened, n_ctx, slots, overlap_prompts)
+        kinds = {file.kind for file in files if file is not None}
+        branches = setup.head_candidates if "value-head" in kinds else 0
+        with ExitStack() as undo:
+            if not isinstance(model, Model):
+                model = Model(model, n_gpu_layers=setup.n_gpu_layers)
+                undo.callback(model.close)
+            context = Context(model, options_for(setup, branches))
+            undo.callback(context.close)
+            hidden = setup.hidden_states or "value-qhead" in kinds
+            engine = Engine(context, setup.slots, branches, keeps_hidden=hidden)
+            opened = open_sources(specs, files, model, engine, setup)
+            if opened is not None:
+                undo.callback(opened.close)
+            return cls(model, engine, opened, setup, undo.pop_all())
 
     def __enter__(self) -> SIA:
         return self
@@ -140,10 +79,16 @@ class SIA:
         self.close()
 
     def close(self) -> None:
-        if self.value is not None:
-            self.value.close()
-        self.engine.context.close()
-        self.model.close()
+        self._free()
+
+    @property
+    def n_ctx(self) -> int:
+        """Tokens a sequence may hold."""
+        return self.setup.n_ctx
+
+    @property
+    def slots(self) -> int:
+        return self.setup.slots
 
     def prompt(self, prompt: str | Messages, raw: bool = False) -> Prompt:
         """A prompt as both models will read it.
@@ -177,70 +122,59 @@ class SIA:
         return made
 
     def generate(
-        self,
-        prompt: str | Messages | Prompt,
-        config: SiaConfig | None = None,
-        *,
-        max_tokens: int = 256,
-        seed: int = 0,
-        stop: Sequence[str] = (),
-        raw: bool = False,
-        trace: bool = False,
-    ) -> Iterator[Step]:
-        """Streams one Step a token; `trace` keeps each step's candidates. `last_stats` fills as it runs."""
-        yield from self.run(
-            [self.job(prompt, config, max_tokens=max_tokens, seed=seed, stop=stop, raw=raw, trace=trace)]
-        )
+        self, prompt: str | Messages | Prompt | Request, config: SiaConfig | None = None, **changes: Any
+    ) -> Generation:
+        """Streams one Step a token. changes: fields of Request (max_tokens, seed, stop, raw, trace)."""
+        return self.write(Request.of(prompt, config, **changes))
+
+    def write(self, request: Request) -> Generation:
+        """One text, as it is read. What cannot be generated raises here, not at the first step."""
+        job = self.job(request)
+        return Generation(request, self.desk.steps([job]), job.stats)
 
     def job(
         self,
-        prompt: str | Messages | Prompt,
+        prompt: str | Messages | Prompt | Request,
         config: SiaConfig | None = None,
         *,
-        max_tokens: int = 256,
-        seed: int = 0,
-        stop: Sequence[str] = (),
-        raw: bool = False,
-        trace: bool = False,
         id: int = 0,
+        **changes: Any,
     ) -> Job:
-        """A text to generate, for run()."""
-        config = config or SiaConfig()
-        if max_tokens < 1:
-            raise ConfigError(f"max_tokens is {max_tokens}; expected at least 1")
-        if seed < 0:
-            raise ConfigError(f"the seed is {seed}; expected a whole number of 0 or more")
-        made = prompt if isinstance(prompt, Prompt) else self.prompt(prompt, raw)
-        self._check(config)
-        sampling = config.sampling
+        """A text to generate, for run(); arguments as for generate()."""
+        request = Request.of(prompt, config, **changes)
+        made = request.prompt if isinstance(request.prompt, Prompt) else self.prompt(request.prompt, request.raw)
+        self._check(request.config)
+        sampling = request.config.sampling
         return Job(
+            request=request,
             prompt=made,
-            config=config,
-            max_tokens=max_tokens,
-            seed=seed,
             ends=self.model.is_eog,
-            sink=TextStream(self.model.piece, stop),
+            sink=TextStream(self.model.piece, request.stop),
             filter=LogitFilter(self.model, sampling, list(made.tokens)) if sampling.filters else None,
-            trace=trace,
             id=id,
         )
 
-    def run(self, jobs: Iterable[Job]) -> Iterator[Step]:
+    def run(self, jobs: Iterable[Job]) -> Run:
         """Runs many jobs over the slots this SIA was loaded with; steps of different jobs interleave."""
-        self.last_stats = Stats()
-        yield from decode(self._base, self.value, jobs, self.slots, self.n_ctx, self.last_stats)
+        return Run(self.desk, jobs)
 
     def complete(self, jobs: Iterable[Job]) -> Iterator[Completion]:
         """Runs jobs and yields each finished text, in the order they finish."""
         open_jobs: dict[int, Completion] = {}
         for step in self.run(jobs):
-            completion = open_jobs.setdefault(step.job, Completion(step.job))
+            completion = open_jobs.setdefault(step.job, Completion(job=step.job))
             completion.add(step)
             if step.finish:
                 yield open_jobs.pop(step.job)
 
+    def value_of(self, prompt: Prompt, tokens: Sequence[int]) -> float:
+        """The value of a whole text (non-empty), as its source means it; see values.sources.text_value."""
+        assert self.value is not None
+        with self.desk.slot() as slot:
+            return text_value(self.value, slot, prompt, tokens)
+
     def _check(self, config: SiaConfig) -> None:
-        limit = getattr(self.value, "max_candidates", None)
+        limit = self.value.max_candidates if self.value is not None else None
         shares = bool(self.engine.branches)
         if limit is not None and config.gate != "off" and config.k > limit and not shares:
             raise ConfigError(

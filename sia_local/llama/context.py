@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ..config import Setup
 from ..errors import ConfigError, IncompatibleError, SiaError
 from .gguf import ggml_base
 from .library import MAX_SEQUENCES, C, FloatArray, IntArray, default_threads, reason
@@ -55,6 +56,19 @@ class ContextOptions:
                 f"unknown flash attention setting {self.flash_attention!r}; expected one of "
                 f"{', '.join(FLASH_ATTENTION)}"
             )
+
+
+def options_for(setup: Setup, branches: int = 0, *, extra: int = 0) -> ContextOptions:
+    """Context options for the slots of a set-up, each with room for `branches` open candidates; extra: tokens a slot
+    holds beyond setup.n_ctx, where a model reads a longer prompt."""
+    return ContextOptions(
+        n_ctx=setup.slots * (setup.n_ctx + extra + branches),
+        n_seq_max=setup.slots * (1 + branches),
+        n_threads=setup.n_threads,
+        type_k=setup.type_k,
+        type_v=setup.type_v,
+        flash_attention=setup.flash_attention,
+    )
 
 
 class _FinalNorm:

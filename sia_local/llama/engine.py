@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ConfigError, ContextFullError
+from ..errors import ConfigError, ContextFullError, SiaError
 from .context import Context
 from .embeddings import EmbeddingRows
 from .library import FloatArray
@@ -32,20 +32,25 @@ SHORTEST_SHARED_PREFIX = 4
 @dataclass
 class Slot:
     """tokens: everything accepted; n_past: how many of them the KV cache holds; row: the output row that
-    belongs to the last token, if the latest decode computed it; open: candidates of an open branch and the
-    output row of the first."""
+    belongs to the last token, if the latest decode computed it; hidden: the hidden state behind the row after
+    `hidden_at` tokens, in an engine that keeps them; open: candidates of an open branch, then their output rows and
+    hidden states."""
 
     tokens: list[int] = field(default_factory=list)
     n_past: int = 0
     row: FloatArray | None = None
+    hidden: FloatArray | None = None
+    hidden_at: int = -1
     open: list[int] | None = None
     open_rows: FloatArray | None = None
+    open_hidden: FloatArray | None = None
 
 
 class Engine:
     """S slots in one context. `branches` is the most candidates a slot can open at once (0 for none).
 
-    capacity: tokens a slot can hold. rows: embeddings to feed a model without a vocabulary with.
+    capacity: tokens a slot can hold. rows: embeddings to feed a model without a vocabulary with. keeps_hidden: the
+    decodes of logits() leave the hidden state behind each row, too; all but the last token of a prompt go without.
     """
 
     def __init__(
@@ -54,6 +59,7 @@ class Engine:
         slots: int,
         branches: int = 0,
         rows: EmbeddingRows | None = None,
+        keeps_hidden: bool = False,
     ):
         if context.n_seq_max < slots * (1 + branches):
             raise ConfigError(
@@ -63,6 +69,7 @@ class Engine:
         self.context = context
         self.branches = branches
         self.slots = [Slot() for _ in range(slots)]
+        self.keeps_hidden = keeps_hidden
         self.decodes = 0
         self.decoded_tokens = 0
         self._n_outputs = 0
@@ -140,11 +147,28 @@ class Engine:
         state.tokens.append(token)
         state.n_past += 1
         state.row = None if state.open_rows is None else state.open_rows[winner]
-        state.open = state.open_rows = None
+        if state.open_hidden is not None:
+            state.hidden, state.hidden_at = state.open_hidden[winner].copy(), len(state.tokens)
+        state.open = state.open_rows = state.open_hidden = None
 
     def read_ahead(self, slot: int) -> None:
         """Decodes what is queued in a slot but for the last token, without outputs."""
         self._run_queue(slot, len(self.slots[slot].tokens) - 1)
+
+    def read_piece(self, slot: int) -> bool:
+        """Decodes a batch of a queue that is longer than one; whether what is left still is."""
+        piece = self.context.batch.capacity
+        if self.queue_length(slot) > piece:
+            self._save_rows({slot})
+            self._run_queue(slot, self.slots[slot].n_past + piece)
+        return self.queue_length(slot) > piece
+
+    def hidden(self, slot: int) -> FloatArray:
+        """The final normed hidden state [n_embd] behind a slot's row of logits(), in an engine that keeps them."""
+        state = self.slots[slot]
+        if state.hidden is None or state.hidden_at != len(state.tokens):
+            raise SiaError(f"slot {slot} holds no hidden state of its last token; ask for its logits first")
+        return state.hidden
 
     def logits(self, slots: Sequence[int]) -> list[FloatArray]:
         """Next-token output row [n_vocab] of each slot, by one decode of whatever is queued in them.
@@ -183,6 +207,8 @@ class Engine:
             logits = self.context.logits(n_outputs)
             for (slot, candidates), at in zip(requests, first, strict=True):
                 self.slots[slot].open_rows = logits[at : at + len(candidates)]
+                if self.keeps_hidden:
+                    self.slots[slot].open_hidden = self.context.hidden(n_outputs)[at : at + len(candidates)]
         rows = self.context.hidden(n_outputs) if hidden else self.context.logits(n_outputs)
         return [rows[at : at + len(c)] for (_, c), at in zip(requests, first, strict=True)]
 
@@ -230,7 +256,7 @@ class Engine:
             # All of the slot's: an interrupted accept() may have given the winner's position to some.
             for seq in self._sequences[slot]:
                 self.context.seq_rm(int(seq), state.n_past)
-            state.open = state.open_rows = None
+            state.open = state.open_rows = state.open_hidden = None
 
     def _make_room(self, also: Sequence[int], requests: Sequence[tuple[int, Ids]], hidden: bool) -> None:
         """Runs queues that do not belong into the coming batch beforehand, without outputs."""
@@ -259,6 +285,7 @@ class Engine:
 
         Returns the output row of every request's first candidate; the rows of `also` go into their slots.
         """
+        hidden = hidden or self.keeps_hidden
         self._make_room(also, requests, hidden)
         self._save_rows({*also, *(slot for slot, _ in requests)})
         batch = self.context.batch
@@ -280,7 +307,11 @@ class Engine:
         if also:
             logits = self.context.logits(self._n_outputs)
             for slot, at in last.items():
-                self.slots[slot].row = logits[row[at]]
+                state = self.slots[slot]
+                state.row = logits[row[at]]
+                if self.keeps_hidden:
+                    states = self.context.hidden(self._n_outputs)
+                    state.hidden, state.hidden_at = states[row[at]].copy(), len(state.tokens)
         return [int(row[at]) for at in first]
 
     def _fill(self, slot: int, count: int) -> None:
@@ -325,7 +356,7 @@ class Engine:
         except BaseException:
             self.context.batch.n = 0
             for slot, state in enumerate(self.slots):
-                state.open = state.open_rows = state.row = None
+                state.open = state.open_rows = state.open_hidden = state.row = None
                 self._forget(slot, state.n_past)
             raise
         for slot, count in filled:

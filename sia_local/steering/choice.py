@@ -7,21 +7,18 @@ all decide through it, so that they share gates, budgets and traces.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from ..config import SiaConfig
 from ..errors import ConfigError, NumericError
+from ..records import Candidates, Float64, Floats, IntArray
 from .entropy import entropy, log_partition, top_candidates, varentropy
 from .gates import Moment, make_gate
-from .tilt import beta_for_kl, is_sane, kl, shape_values, softmax, truncation_kl
+from .tilt import beta_for_kl, gain, is_sane, kl, shape_values, softmax, truncation_kl
 
-Floats = npt.NDArray[np.floating[Any]]
-Float64 = npt.NDArray[np.float64]
-IntArray = npt.NDArray[np.int32]
 # What a gate draws is apart from what the sampling draws with the same seed.
 GATE_SEED = 0x5EED
 
@@ -40,33 +37,74 @@ class Filter(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Candidates:
-    """The candidates of a step, best base logit first. values are NaN where no value was asked for.
+class Look:
+    """What a row of logits shows. Nothing of the row is kept.
 
-    ids int32[k]; logits, values, p_base, p_steered float64[k]; p_base is over the whole vocabulary.
+    index: position of the token. ids, logits, base_logprobs: the candidates C, best first, int32[n] and float64[n];
+    base_logprobs and log_z are over the whole row. entropy, varentropy in nats, nats². asked: the ids whose values are
+    wanted, none where the gate stays shut.
     """
 
+    index: int
     ids: IntArray
     logits: Float64
-    values: Float64
-    p_base: Float64
-    p_steered: Float64
+    base_logprobs: Float64
+    log_z: float
+    entropy: float
+    moment: Moment
+    asked: IntArray
+
+    @property
+    def asks(self) -> bool:
+        return len(self.asked) > 0
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A distribution over the candidates of a look, and what it cost.
+
+    probabilities float64[n] and scores z + beta V of C; steered: the tilt acted; beta: strength used; kl: from the
+    base, nats, of which kl_truncation is due to cutting to C; kl_steering: from the same step without values; flipped:
+    the likeliest candidate changed.
+    """
+
+    look: Look
+    values: Floats | None
+    scores: Float64
+    probabilities: Float64
+    steered: bool
+    beta: float
+    kl: float
+    kl_truncation: float
+    kl_steering: float
+    flipped: bool
+
+    def candidates(self, k: int) -> Candidates:
+        """The k candidates for a trace, copied; a kept tail is left out."""
+        look, n = self.look, min(len(self.look.ids), k)
+        values = np.full(n, np.nan)
+        if self.values is not None:
+            values[: len(self.values)] = self.values
+        return Candidates(
+            look.ids[:n].copy(),
+            look.logits[:n].copy(),
+            values,
+            np.exp(look.base_logprobs[:n]),
+            self.probabilities[:n].copy(),
+        )
 
 
 class Choice:
-    """look() at a row of logits, weigh() the candidates, then advance(); state: gate, position, KL spent.
+    """One sequence's decisions: look() at each row of logits, then weigh() its candidates.
 
-    After look(): ids and logits of the candidates C, log_z of the whole row, entropy (nats), steer (whether the gate
-    opened) and asked, the ids to score. After weigh(): scores z + beta V and probabilities over C, beta used, kl from
-    the base (nats), kl_truncation (the part of it due to cutting to C), kl_steering (from the same step without
-    values) and flipped.
+    State: position, previous entropy, the gate's own, and what was spent of the KL budgets (nats).
     """
 
     def __init__(self, config: SiaConfig, seed: int = 0, source: Source | None = None, filter: Filter | None = None):
         self.config = config
-        self.source = source
         self.uses_value = source is not None and config.gate != "off"
         self._beta = config.beta
+        self._most = source.max_candidates if source is not None else 0
         if source is not None and self.uses_value and config.beta_unit == "spread":
             if not source.spread:
                 raise ConfigError(
@@ -74,115 +112,115 @@ class Choice:
                     "(--beta-unit raw), or measure the spread with `sia-convert spread` and export again"
                 )
             self._beta /= source.spread
-        self.index = 0
+        self.index = -1
         self.spent = 0.0
         self._filter = filter
         self._gate = make_gate(config, seed=seed ^ GATE_SEED)
         self._wants_varentropy = "varentropy" in config.gate
+        self._judges_values = "gain" in config.gate.split("+")
         self._previous: float | None = None
 
-    def look(self, row: Floats) -> None:
-        """Candidates, entropy and gate of one row of logits [n_vocab]; nothing of the row is kept."""
+    def look(self, row: Floats) -> Look:
+        """Candidates, entropy and gate of one row of logits [n_vocab]. Raises NumericError for NaN or infinity."""
         config = self.config
-        self.log_z = log_z = log_partition(row)
+        self.index += 1
+        log_z = log_partition(row)
         if not math.isfinite(log_z):
             raise NumericError(
                 f"the base model's logits at token {self.index} contain NaN or infinity; the model file is "
                 "damaged or its quantization broke it, try another quantization"
             )
         if self._filter is None:
-            self.ids = top_candidates(row, config.k)
-            self.logits = row[self.ids].astype(np.float64)
+            ids = top_candidates(row, config.k)
+            logits = row[ids].astype(np.float64)
         else:
-            self.ids, self.logits = self._filter.candidates(row, config.k)
-        self.entropy = entropy(self.logits) if config.entropy == "topk" else entropy(row)
+            ids, logits = self._filter.candidates(row, config.k)
+        surprise = entropy(logits) if config.entropy == "topk" else entropy(row)
         if self._filter is not None:
-            self.ids, self.logits = self._filter.narrow(self.ids, self.logits)
-        varied = varentropy(self.logits) if self._wants_varentropy else 0.0
-        # Every gate sees every step; with one candidate there is nothing to tilt.
-        opens = self._gate.opens(Moment(self.index, self.entropy, self._previous, varied))
-        self.steer = opens and self.uses_value and len(self.ids) > 1
-        self.asked = self.ids[: self._worth_scoring()] if self.steer else self.ids[:0]
+            ids, logits = self._filter.narrow(ids, logits)
+        varied = varentropy(logits) if self._wants_varentropy else 0.0
+        moment = Moment(self.index, surprise, self._previous, varied)
+        self._previous = surprise
+        # Every gate sees every step; one that judges values sees it in weigh(). One candidate leaves nothing to tilt.
+        opens = self._judges_values or self._gate.opens(moment)
+        asks = opens and self.uses_value and len(ids) > 1
+        asked = ids[: self._worth_scoring(logits)] if asks else ids[:0]
         if config.tail:
-            order, rest = self.ids, np.ones(len(row), bool)
+            order, rest = ids, np.ones(len(row), bool)
             rest[order] = False
-            self.ids = np.concatenate([order, np.flatnonzero(rest).astype(np.int32)])
-            self.logits = row[self.ids].astype(np.float64)
+            ids = np.concatenate([order, np.flatnonzero(rest).astype(np.int32)])
+            logits = row[ids].astype(np.float64)
         # Taken now: scoring may decode in the base's context, which overwrites the row.
-        self.base_logprobs = row[self.ids].astype(np.float64) - log_z
+        base_logprobs = row[ids].astype(np.float64) - log_z
+        return Look(self.index, ids, logits, base_logprobs, log_z, surprise, moment, asked)
 
-    def weigh(self, values: Floats | None) -> Float64:
-        """Probabilities of the candidates, tilted by the values of the asked ones (None: not steered)."""
-        temperature = self.config.sampling.temperature
-        self.beta, self.kl_steering, self._values = 0.0, 0.0, None
-        plain = softmax(self.logits, temperature)
-        if values is None:
-            self.scores, self.probabilities = self.logits, plain
-        else:
+    def weigh(self, look: Look, values: Floats | None) -> Verdict:
+        """Probabilities of the candidates, tilted by the values of the asked ones (None: not steered).
+
+        Raises NumericError for NaN or infinite values.
+        """
+        config, temperature = self.config, self.config.sampling.temperature
+        plain = softmax(look.logits, temperature)
+        scores, probabilities = look.logits, plain
+        beta, changed, steered = 0.0, 0.0, False
+        if values is not None:
             if not is_sane(values):
                 raise NumericError(
-                    f"the value model returned NaN or infinity at token {self.index}; export or quantize it again"
+                    f"the value model returned NaN or infinity at token {look.index}; export or quantize it again"
                 )
-            self._values = values
-            shaped = shape_values(values, self.config.center, self.config.clip)
+            shaped = shape_values(values, config.center, config.clip)
             # Candidates nobody scored are treated as average ones; a kept tail stays at its base logits.
-            effective = np.full(len(self.ids), 0.0 if self.config.tail else shaped.mean())
+            effective = np.full(len(look.ids), 0.0 if config.tail else shaped.mean())
             effective[: len(values)] = shaped
-            self.beta = self._affordable(self._beta, effective)
-            self.scores = self.logits + self.beta * effective
-            self.probabilities = softmax(self.scores, temperature)
-            self.kl_steering = self._changed(plain)
-        self.kl_truncation = truncation_kl(self.base_logprobs)
-        self.kl = kl(self.probabilities, self.base_logprobs)
-        self.spent += self.kl_steering
-        self.flipped = values is not None and int(np.argmax(self.probabilities)) != int(np.argmax(self.logits))
-        return self.probabilities
-
-    def advance(self) -> None:
-        """The step is over; the next look() is at the next position."""
-        self._previous = self.entropy
-        self.index += 1
-
-    def candidates(self) -> Candidates:
-        """The k candidates for a trace, copied; a kept tail is left out."""
-        n = min(len(self.ids), self.config.k)
-        values = np.full(n, np.nan)
-        if self._values is not None:
-            values[: len(self._values)] = self._values
-        return Candidates(
-            self.ids[:n].copy(),
-            self.logits[:n].copy(),
-            values,
-            np.exp(self.base_logprobs[:n]),
-            self.probabilities[:n].copy(),
+            steered = not self._judges_values or self._gate.opens(
+                replace(look.moment, gain=gain(look.logits, self._beta * effective))
+            )
+            if steered:
+                beta = self._affordable(look, effective)
+                scores = look.logits + beta * effective
+                probabilities = softmax(scores, temperature)
+                changed = self._changed(look, probabilities, plain)
+                self.spent += changed
+        elif self._judges_values:
+            self._gate.opens(look.moment)
+        return Verdict(
+            look=look,
+            values=values,
+            scores=scores,
+            probabilities=probabilities,
+            steered=steered,
+            beta=beta,
+            kl=kl(probabilities, look.base_logprobs),
+            kl_truncation=truncation_kl(look.base_logprobs),
+            kl_steering=changed,
+            flipped=steered and int(np.argmax(probabilities)) != int(np.argmax(look.logits)),
         )
 
-    def _worth_scoring(self) -> int:
+    def _worth_scoring(self, logits: Float64) -> int:
         """How many candidates are scored: the likely ones, filled up to the row group, within the source's limit."""
-        config, n = self.config, len(self.ids)
-        assert self.source is not None
+        config, n = self.config, len(logits)
         if config.min_share > 0:
-            n = int(np.count_nonzero(self.logits >= self.logits[0] + math.log(config.min_share)))
+            n = int(np.count_nonzero(logits >= logits[0] + math.log(config.min_share)))
         n = max(2, n)
         n = math.ceil(n / config.row_group) * config.row_group
-        return min(n, len(self.ids), self.source.max_candidates)
+        return min(n, len(logits), self._most)
 
-    def _changed(self, plain: Float64) -> float:
+    def _changed(self, look: Look, tilted: Float64, plain: Float64) -> float:
         """KL of the tilted from the plain probabilities, nats. At temperature 0 that of two points is infinite; T · KL
         has a limit, the favourite's logit less that of the token taken, which takes its place."""
         if self.config.sampling.temperature == 0:
-            return float(self.logits[int(np.argmax(plain))] - self.logits[int(np.argmax(self.probabilities))])
+            return float(look.logits[int(np.argmax(plain))] - look.logits[int(np.argmax(tilted))])
         with np.errstate(divide="ignore"):
-            return max(0.0, kl(self.probabilities, np.log(plain)))
+            return max(0.0, kl(tilted, np.log(plain)))
 
-    def _affordable(self, beta: float, values: Float64) -> float:
+    def _affordable(self, look: Look, values: Float64) -> float:
         """beta, lowered so that what steering spent so far plus this step stays within the KL budgets."""
         config = self.config
         budgets = []
         if config.kl_per_token is not None:
-            budgets.append(config.kl_per_token * (self.index + 1) - self.spent)
+            budgets.append(config.kl_per_token * (look.index + 1) - self.spent)
         if config.kl_total is not None:
             budgets.append(config.kl_total - self.spent)
         if not budgets:
-            return beta
-        return beta_for_kl(self.logits, values, beta, config.sampling.temperature, max(0.0, min(budgets)))
+            return self._beta
+        return beta_for_kl(look.logits, values, self._beta, config.sampling.temperature, max(0.0, min(budgets)))

@@ -5,21 +5,27 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections import deque
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Protocol
 
 import numpy as np
 
 from ..config import SiaConfig
 
+# Nats: what a junction's tilt of one or two spreads usually changes; holds until a rate gate has seen a few steps.
+GAIN_START = 0.05
+
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """What a gate sees of a step: position, entropy (nats), the previous token's entropy, varentropy (nats²)."""
+    """What a gate sees of a step: position, entropy (nats), the previous token's entropy, varentropy (nats²), and what
+    steering would change (nats, tilt.gain), for a gate that judges values."""
 
     index: int
     entropy: float
     previous: float | None = None
     varentropy: float = 0.0
+    gain: float = 0.0
 
 
 class Gate(Protocol):
@@ -39,16 +45,26 @@ class EntropyGate:
 class RateGate:
     """Holds a wanted share of steered tokens by moving the threshold online.
 
-    The threshold is a quantile of the last `window` entropies. Which quantile follows the debt: the steered
-    tokens owed so far (rate * n - steered) are to be repaid over the next `horizon` tokens. Until `warmup`
-    entropies are known, `start` decides, so a calibrated threshold is right from the first token.
+    The threshold is a quantile of the last `window` entropies, or of another number of the moment: `signal`. Which
+    quantile follows the debt: the steered tokens owed so far (rate * n - steered) are to be repaid over the next
+    `horizon` tokens. Until `warmup` numbers are known, `start` decides, so a calibrated threshold is right from the
+    first token.
     """
 
-    def __init__(self, rate: float, start: float = 1.0, window: int = 256, horizon: int = 32, warmup: int = 8):
+    def __init__(
+        self,
+        rate: float,
+        start: float = 1.0,
+        window: int = 256,
+        horizon: int = 32,
+        warmup: int = 8,
+        signal: str = "entropy",
+    ):
         self.rate = rate
         self.threshold = start
         self.horizon = horizon
         self.warmup = warmup
+        self._read = attrgetter(signal)
         self._recent: deque[float] = deque(maxlen=window)
         self._sorted: list[float] = []
         self._seen = 0
@@ -63,8 +79,9 @@ class RateGate:
                 self.threshold = float("inf")
             else:
                 self.threshold = self._sorted[place]
-        steer = self.rate > 0 and (self.rate >= 1 or moment.entropy >= self.threshold)
-        self._remember(moment.entropy)
+        level = self._read(moment)
+        steer = self.rate > 0 and (self.rate >= 1 or level >= self.threshold)
+        self._remember(level)
         self._seen += 1
         self._steered += steer
         return steer
@@ -125,6 +142,16 @@ class VarentropyGate:
         return moment.varentropy >= self.threshold
 
 
+class GainGate:
+    """Steers where that changes at least `threshold` nats: where it pays."""
+
+    def __init__(self, threshold: float):
+        self.threshold = threshold
+
+    def opens(self, moment: Moment) -> bool:
+        return moment.gain >= self.threshold
+
+
 class AnyGate:
     """Several gates, OR-ed; every one sees every step, so that gates with state stay informed."""
 
@@ -154,6 +181,9 @@ def make_gate(config: SiaConfig, seed: int = 0) -> Gate:
                 return RatioGate(config.ratio)
             case "varentropy":
                 return VarentropyGate(config.varentropy_threshold)
+            case "gain":
+                wanted = config.gain_threshold
+                return RateGate(config.rate, GAIN_START, signal="gain") if wanted is None else GainGate(wanted)
             case _:
                 return OffGate()
 

@@ -7,13 +7,11 @@ sampler (ARGS, RAD, Value Augmented Sampling) are other choices of `shape_values
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-Floats = npt.NDArray[np.floating[Any]]
-Float64 = npt.NDArray[np.float64]
+from ..errors import ConfigError
+from ..records import Float64, Floats
 
 
 def softmax(scores: Floats, temperature: float = 1.0) -> Float64:
@@ -55,6 +53,14 @@ def truncation_kl(base_logprobs: Float64) -> float:
     return max(0.0, -float(top + np.log(np.exp(base_logprobs - top).sum())))
 
 
+def gain(logits: Floats, tilts: Floats) -> float:
+    """What steering would change here, nats: log Σ p e^t − Σ p t with p = softmax(logits) and t = beta V, both
+    float[k]. It is KL(p || tilted) and never negative."""
+    p = softmax(logits)
+    top = float(tilts.max())
+    return max(0.0, top + math.log(float(p @ np.exp(tilts - top))) - float(p @ tilts))
+
+
 def beta_for_kl(
     logits: Floats, values: Floats, beta: float, temperature: float, budget: float, tolerance: float = 1e-4
 ) -> float:
@@ -82,6 +88,13 @@ def beta_for_kl(
         else:
             high = middle
     return beta * low
+
+
+def bon_kl_bound(n: int) -> float:
+    """Upper bound in nats on the KL of Best-of-N from its base: log N − (N − 1)/N (Beirami et al. 2024)."""
+    if n < 1:
+        raise ConfigError(f"Best-of-N with N = {n}; expected 1 or more")
+    return math.log(n) - (n - 1) / n
 
 
 def draw(probabilities: Float64, uniform: float) -> int:

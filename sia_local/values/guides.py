@@ -11,26 +11,24 @@ import os
 import re
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ..config import Setup
 from ..errors import ConfigError, IncompatibleError
-from ..generation.decode import Prompt
 from ..llama.chat import TEMPLATE_ROOM, tokenize_chat
-from ..llama.context import Context, ContextOptions
+from ..llama.context import Context, options_for
 from ..llama.engine import Engine
 from ..llama.gguf import GgufMetadata
 from ..llama.library import FloatArray
 from ..llama.model import Model
+from ..records import Float64, IntArray, Prompt
 from ..steering.entropy import log_partition
-from .model import sequences_for
 
-Float64 = npt.NDArray[np.float64]
-IntArray = npt.NDArray[np.int32]
 PathLike = str | os.PathLike[str]
 
 _PADDING = re.compile(rb"\[PAD\d*\]|<pad\d*>|<unused\d+>", re.IGNORECASE)
@@ -176,14 +174,7 @@ class GuidePair:
         return np.cumsum(values)
 
 
-def open_guides(
-    spec: Guides,
-    base: Model,
-    vocabulary: Sequence[bytes],
-    slots: int,
-    options: ContextOptions,
-    n_gpu_layers: int,
-) -> GuidePair:
+def open_guides(spec: Guides, base: Model, vocabulary: Sequence[bytes], setup: Setup) -> GuidePair:
     with ExitStack() as undo:
         guides = []
         shared: dict[Path, Model] = {Path(base.path).resolve(): base}
@@ -195,12 +186,12 @@ def open_guides(
             model = shared.get(Path(path).resolve())
             owned: list[Any] = []
             if model is None:
-                model = shared[Path(path).resolve()] = Model(path, n_gpu_layers=n_gpu_layers)
+                model = shared[Path(path).resolve()] = Model(path, n_gpu_layers=setup.n_gpu_layers)
                 owned.append(model)
                 undo.callback(model.close)
-            context = Context(model, sequences_for(replace(options, n_ctx=options.n_ctx + TEMPLATE_ROOM), slots, 0))
+            context = Context(model, options_for(setup, extra=TEMPLATE_ROOM))
             undo.callback(context.close)
-            guides.append(Guide(model, Engine(context, slots), rewording, [context, *owned]))
+            guides.append(Guide(model, Engine(context, setup.slots), rewording, [context, *owned]))
         undo.pop_all()
     # The pair closes plus first; weights that both use must outlive the second context.
     if len(guides) == 2 and guides[1].model is guides[0].model:

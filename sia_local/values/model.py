@@ -1,4 +1,4 @@
-"""Value models: a head over hidden states in three placements behind one protocol, `decode.Values`.
+"""Value models: a head over hidden states in three placements behind one protocol, `records.Values`.
 
 separate: own GGUF (`merged` or `lean`) in its own engine. adapter: a LoRA over the base's own weights, in a
 second context of the same model. head: on the base's own hidden states, in the base's engine, where the winner's
@@ -10,25 +10,23 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from ..config import Setup
 from ..errors import IncompatibleError
-from ..generation.decode import Prompt
 from ..llama import keys
 from ..llama.chat import tokenize_chat
-from ..llama.context import Context, ContextOptions
+from ..llama.context import Context, options_for
 from ..llama.embeddings import EmbeddingRows
 from ..llama.engine import Engine
 from ..llama.gguf import GgufMetadata
 from ..llama.library import FloatArray
 from ..llama.model import LoraAdapter, Model
-
-Float64 = npt.NDArray[np.float64]
+from ..records import Float64, Prompt
 
 # Weights of an output layer from which on leaving it out saves more than the callback for it costs.
 LARGE_OUTPUT_LAYER = 1 << 24
@@ -167,7 +165,7 @@ class ValueFile:
 
 
 class ValueModel:
-    """A value file at work. Protocol of `decode.Values`; close() frees what it loaded."""
+    """A value file at work. Protocol of `records.Values`; close() frees what it loaded."""
 
     def __init__(
         self,
@@ -246,17 +244,9 @@ class ValueModel:
 
 
 def open_value(
-    file: ValueFile,
-    base: Model,
-    base_engine: Engine | None,
-    base_sha256: str | None,
-    *,
-    slots: int,
-    options: ContextOptions,
-    max_candidates: int,
-    n_gpu_layers: int = 0,
+    file: ValueFile, base: Model, base_engine: Engine | None, base_sha256: str | None, setup: Setup
 ) -> ValueModel:
-    """Loads a value file beside its base. `options.n_ctx` is per slot. Only a value-head needs `base_engine`."""
+    """Loads a value file beside its base. Only a value-head needs `base_engine`."""
     file.check_fits(base, base_sha256)
     if file.kind != "value" and not base.rolls_back:
         raise IncompatibleError(
@@ -270,14 +260,13 @@ def open_value(
                 "to another program here; use a value model of its own (kind value) or a value-adapter"
             )
         return ValueModel(file, base, base_engine, shares_base=True)
-    options = sequences_for(options, slots, max_candidates)
+    slots, candidates = setup.slots, setup.candidates
+    options = options_for(setup, candidates)
     if file.kind == "value-adapter":
         adapter = LoraAdapter(base, file.path)
         context = Context(base, options, adapter, hidden_only=_skips_output_layer(base, file))
-        return ValueModel(
-            file, base, Engine(context, slots, max_candidates), shares_base=False, owned=(context, adapter)
-        )
-    model = Model(file.path, n_gpu_layers=n_gpu_layers)
+        return ValueModel(file, base, Engine(context, slots, candidates), shares_base=False, owned=(context, adapter))
+    model = Model(file.path, n_gpu_layers=setup.n_gpu_layers)
     try:
         if not model.rolls_back:
             raise IncompatibleError(
@@ -305,17 +294,10 @@ def open_value(
     except BaseException:
         model.close()
         raise
-    return ValueModel(
-        file, base, Engine(context, slots, max_candidates, rows), shares_base=False, owned=(context, model)
-    )
+    return ValueModel(file, base, Engine(context, slots, candidates, rows), shares_base=False, owned=(context, model))
 
 
 def _skips_output_layer(model: Model, file: ValueFile) -> bool:
     """Whether leaving out an output layer that no value needs is worth the asking, which on a GPU it is not."""
     large = model.n_vocab * model.n_embd >= LARGE_OUTPUT_LAYER
     return large and model.n_gpu_layers == 0 and file.architecture in READABLE_GRAPHS
-
-
-def sequences_for(options: ContextOptions, slots: int, branches: int) -> ContextOptions:
-    """Context options for `slots` sequences of options.n_ctx tokens each, with room for open candidates."""
-    return replace(options, n_ctx=slots * (options.n_ctx + branches), n_seq_max=max(1, slots * (1 + branches)))

@@ -1,6 +1,6 @@
 """Where V comes from: value models, guides, or several of them with weights.
 
-Everything here follows `decode.Values`, has a `name`, and gives `trajectory()`, the value after every token of a
+Everything here follows `records.Values`, has a `name`, and gives `trajectory()`, the value after every token of a
 finished text.
 """
 
@@ -15,14 +15,14 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ..config import Setup
 from ..errors import ConfigError
-from ..generation.decode import Prompt, Values
-from ..llama.context import ContextOptions
 from ..llama.engine import Engine
 from ..llama.gguf import GgufMetadata
-from ..llama.keys import vocab_sha256
+from ..llama.keys import TRAIN_LOSS, vocab_sha256
 from ..llama.model import Model
-from .guides import Float64, Guides, IntArray, PathLike, check_weight, open_guides
+from ..records import Float64, IntArray, Prompt, Values
+from .guides import Guides, PathLike, check_weight, open_guides
 from .model import ValueFile, open_value
 
 
@@ -78,7 +78,7 @@ def _parse_path(text: str) -> ValuePath:
 
 
 class Source(Values, Protocol):
-    """`decode.Values` with what lies around the loop."""
+    """`records.Values` with what lies around the loop."""
 
     @property
     def name(self) -> str: ...
@@ -171,15 +171,11 @@ def open_sources(
     files: Sequence[ValueFile | None],
     base: Model,
     base_engine: Engine | None,
-    *,
-    slots: int,
-    options: ContextOptions,
-    max_candidates: int,
-    n_gpu_layers: int = 0,
+    setup: Setup,
 ) -> Source | None:
     """Loads sources beside their base: one as it is, several (or one with a weight) as MixedValues.
 
-    options.n_ctx is per slot. Without `base_engine` (the base decodes elsewhere) a value-head is refused.
+    Without `base_engine` (the base decodes elsewhere) a value-head is refused.
     """
     if not specs:
         return None
@@ -193,19 +189,10 @@ def open_sources(
         for spec, file in zip(specs, files, strict=True):
             source: Source
             if isinstance(spec, Guides):
-                source = open_guides(spec, base, vocabulary, slots, options, n_gpu_layers)
+                source = open_guides(spec, base, vocabulary, setup)
             else:
                 assert file is not None
-                source = open_value(
-                    file,
-                    base,
-                    base_engine,
-                    sha256,
-                    slots=slots,
-                    options=options,
-                    max_candidates=max_candidates,
-                    n_gpu_layers=n_gpu_layers,
-                )
+                source = open_value(file, base, base_engine, sha256, setup)
             undo.callback(source.close)
             opened.append(source)
         if len(opened) == 1 and specs[0].weight is None:
@@ -225,3 +212,17 @@ def _names(specs: Sequence[Spec]) -> list[str]:
         n = sum(name == wanted or name.startswith(f"{wanted}-") for name in names)
         names.append(wanted if n == 0 else f"{wanted}-{n + 1}")
     return names
+
+
+def text_value(source: Source, slot: int, prompt: Prompt, tokens: Sequence[int]) -> float:
+    """The value of a whole text (non-empty) as its source means it, reward units; the slot's content is replaced.
+
+    The value after the last token; of a model trained with the trajectory-mean loss, which fixes only the mean
+    over the tokens, that mean. Of guides it is the log ratio of the whole text, nats.
+    """
+    if isinstance(source, MixedValues):
+        return sum(scale * text_value(part, slot, prompt, tokens) for part, scale in source.parts())
+    values = source.trajectory(slot, prompt, tokens)
+    file = getattr(source, "file", None)
+    means = file is not None and file.about.get(TRAIN_LOSS) == "trajectory-mean"
+    return float(values.mean() if means else values[-1])

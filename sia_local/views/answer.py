@@ -47,11 +47,12 @@ def answer_report(trace_records: Sequence[Record], meta: Mapping[str, Any]) -> s
             junctions.append(view.row(number, written))
         written += record["text"]
     turned = sum(view["turned"] for view in tokens)
-    kl = math.fsum(r["kl"] for r in records)
+    known = all(r["kl"] is not None for r in records)
     spent = f", {meta['kl_steering']:.2f} of them by steering" if meta.get("kl_steering") is not None else ""
+    kl = f"{math.fsum(r['kl'] for r in records):.2f} nats in all{spent}" if known else "not known"
     summary = (
         f"{len(records)} tokens, {number} of them junctions ({_share(number, len(records))}); steering changed the "
-        f"likeliest word at {turned}. KL from the base: {kl:.2f} nats in all{spent}."
+        f"likeliest word at {turned}. KL from the base: {kl}."
         if number
         else f"{len(records)} tokens, no junction: nothing was steered."
     )
@@ -75,6 +76,8 @@ class _Junction:
 
     def __init__(self, record: Record):
         self.record = record
+        self.kl = "not known" if record["kl"] is None else f"{record['kl']:.3f}"
+        self.nats = self.kl if record["kl"] is None else f"{self.kl} nats"
         self.candidates: list[Record] = list(record.get("candidates") or [])
         self.steered = bool(record["steered"])
         self.chosen = next((c for c in self.candidates if c["token"] == record["token"]), None)
@@ -108,7 +111,7 @@ class _Junction:
             "title": f"{title}: {_visible(self.record['text']) or '(no text)'}",
             "story": self.story(),
             "steered": self.steered,
-            "cost": f"Entropy {self.record['entropy']:.2f} nats, KL of this step {self.record['kl']:.3f} nats.",
+            "cost": f"Entropy {self.record['entropy']:.2f} nats, KL of this step {self.nats}.",
             "candidates": [
                 {
                     "text": _visible(c["text"]),
@@ -134,7 +137,7 @@ class _Junction:
             "p_base": _percent(self.chosen["p_base"]) if self.chosen is not None else "–",
             "p_steered": _percent(self.chosen["p_steered"]) if self.chosen is not None else "–",
             "entropy": self.record["entropy"],
-            "kl": self.record["kl"],
+            "kl": self.kl,
             "turned": self.turned,
         }
 

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import IO, Any, Protocol
 
 from ..config import SiaConfig
-from ..generation.decode import Stats, Step
+from ..records import Stats, Step
 
 TokenText = Callable[[int], str]
 
@@ -50,7 +50,7 @@ def record(step: Step, text: TokenText) -> dict[str, Any]:
         "text": step.text,
         "entropy": step.entropy,
         "steered": step.steered,
-        "kl": step.kl,
+        "kl": None if math.isnan(step.kl) else step.kl,
         "candidates": candidates,
     }
 
@@ -61,33 +61,58 @@ def write(out: IO[str], records: Iterable[dict[str, Any]]) -> None:
         out.write(json.dumps(one, ensure_ascii=False) + "\n")
 
 
-def stats_dict(stats: Stats) -> dict[str, float]:
-    """Stats with the figures derived from them. Times in ms, KL in nats."""
-    return asdict(stats) | {
+def stats_dict(stats: Stats) -> dict[str, float | None]:
+    """Stats with the figures derived from them. Times in ms, KL in nats; what is not known is null."""
+    whole = asdict(stats)
+    del whole["began"]
+    whole = {"tokens": whole.pop("steps"), **whole} | {
         "junction_rate": stats.junction_rate,
         "tokens_per_second": stats.tokens_per_second,
         "value_ms_per_junction": stats.value_ms_per_junction,
     }
+    return {name: None if math.isnan(value) else value for name, value in whole.items()}
 
 
-def closing_line(stats: Stats, config: SiaConfig | None = None, texts: int = 1) -> str:
-    """Speed, junctions, value cost and KL of a run in one line; of several texts, the KL of one on average.
+class Written(Protocol):
+    """What the line behind a text reads of its Generation."""
 
-    With the `config` it was made with, what was spent of its KL budget, too.
+    @property
+    def stats(self) -> Stats: ...
+    @property
+    def texts(self) -> int: ...
+    @property
+    def remark(self) -> str: ...
+
+
+def closing_line(written: Written, config: SiaConfig | None = None) -> str:
+    """Speed, junctions, value cost and KL of a text in one line; of several texts, the KL of one on average.
+
+    With the `config` it was made with, what was spent of its KL budget, too. Of nudging, whose KL nobody knows, the
+    speed and its own remark.
     """
+    stats, texts = written.stats, written.texts
     parts = [f"{texts} texts" if texts > 1 else "", f"{stats.tokens} tokens", f"{stats.tokens_per_second:.1f} tokens/s"]
-    parts.append(f"{100 * stats.junction_rate:.1f} % junctions ({stats.junctions}, {stats.flips} turned)")
-    if stats.junctions:
-        parts.append(f"value {stats.value_ms_per_junction:.1f} ms/junction")
-    kl, spent, cut = stats.kl / texts, stats.kl_steering / texts, stats.kl_truncation / texts
-    unit = "nats a text" if texts > 1 else "nats"
-    parts.append(f"KL {kl:.2f} {unit} (steering {spent:.2f}, truncation {cut:.2f})")
-    if config is not None:
+    if not math.isnan(stats.kl):
+        parts.append(f"{100 * stats.junction_rate:.1f} % junctions ({stats.junctions}, {stats.flips} turned)")
+        if stats.junctions:
+            parts.append(f"value {stats.value_ms_per_junction:.1f} ms/junction")
+        kl, spent, cut = stats.kl / texts, stats.kl_steering / texts, stats.kl_truncation / texts
+        unit = "nats a text" if texts > 1 else "nats"
+        parts.append(f"KL {kl:.2f} {unit} (steering {spent:.2f}, truncation {cut:.2f})")
         parts += [
             f"KL budget: {one['spent']:.3g} of {one['allowed']:.3g} {'nats' if name == 'total' else 'nats a token'}"
-            for name, one in kl_budgets(stats, config, texts).items()
+            for name, one in (kl_budgets(stats, config, texts) if config is not None else {}).items()
         ]
-    return " · ".join(filter(None, parts))
+    return " · ".join(filter(None, [*parts, written.remark]))
+
+
+def short_line(written: Written) -> str:
+    """The line under an answer in a chat, where /stats tells the rest."""
+    stats = written.stats
+    parts = [f"{stats.tokens} tokens", f"{stats.tokens_per_second:.0f} tokens/s"]
+    if stats.junctions and not math.isnan(stats.kl):
+        parts.insert(1, f"{stats.junctions} steered, {stats.flips} turned")
+    return " · ".join([*parts, *filter(None, [written.remark.partition(";")[0]])])
 
 
 def kl_budgets(stats: Stats, config: SiaConfig, texts: int = 1) -> dict[str, dict[str, float]]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..config import SiaConfig
-from ..generation.decode import Candidates, Step
+from ..records import Candidates, Step
 from ..steering.tilt import softmax
 from .trace import TokenText
 
