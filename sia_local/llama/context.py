@@ -28,7 +28,8 @@ class ContextOptions:
     n_seq_max × n_vocab floats). n_batch: most tokens a decode takes. type_k / type_v: KV cache types
     (KV_TYPES). flash_attention: `on`, `off`, or `auto`: llama.cpp decides on a GPU; on the CPU it stays off
     unless the V cache is quantized, since there it rounds by batch shape and a token's logits would depend on
-    which rows shared its decode.
+    which rows shared its decode. unified: all sequences share the cells, which branches need; otherwise each has its
+    own stream of n_ctx / n_seq_max cells and attends over nothing else.
     """
 
     n_ctx: int = 4096
@@ -39,6 +40,7 @@ class ContextOptions:
     type_v: str = "f16"
     flash_attention: str = "auto"
     offload_kqv: bool = True
+    unified: bool = True
 
     def __post_init__(self) -> None:
         if self.n_ctx < 1:
@@ -68,6 +70,7 @@ def options_for(setup: Setup, branches: int = 0, *, extra: int = 0) -> ContextOp
         type_k=setup.type_k,
         type_v=setup.type_v,
         flash_attention=setup.flash_attention,
+        unified=branches > 0 or setup.slots == 1,
     )
 
 
@@ -122,7 +125,7 @@ class Context:
         params.flash_attn_type = FLASH_ATTENTION[flash]
         params.offload_kqv = options.offload_kqv
         params.pooling_type = C.LLAMA_POOLING_TYPE_NONE
-        params.kv_unified = True
+        params.kv_unified = options.unified
         params.no_perf = True
         self.hidden_only = hidden_only
         self._final_norm = _FinalNorm(model.n_embd) if hidden_only else None
@@ -214,6 +217,14 @@ class Context:
 
     def seq_cp(self, src: int, dst: int, p0: int = 0, p1: int = -1) -> None:
         C.llama_memory_seq_cp(self._memory, src, dst, p0, p1)
+
+    def seq_share(self, src: int, dst: int, p1: int) -> None:
+        """Gives an empty sequence the positions [0, p1) of another; between streams that copies a whole one."""
+        if self.options.unified:
+            self.seq_cp(src, dst, 0, p1)
+        else:
+            self.seq_cp(src, dst)
+            self.seq_rm(dst, p1)
 
 
 class Batch:
