@@ -66,7 +66,7 @@ def _hparams(writer: gguf.GGUFWriter) -> None:
     writer.add_layer_norm_rms_eps(1e-6)
 
 
-def _tokenizer(writer: gguf.GGUFWriter, n_vocab: int, template: str | None) -> None:
+def _tokenizer(writer: gguf.GGUFWriter, n_vocab: int, over: dict[str, Any]) -> None:
     words, types, merges, special = vocabulary(n_vocab)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("qwen2")
@@ -74,9 +74,11 @@ def _tokenizer(writer: gguf.GGUFWriter, n_vocab: int, template: str | None) -> N
     writer.add_token_types(types)
     writer.add_token_merges(merges)
     writer.add_eos_token_id(special["<|im_end|>"])
-    writer.add_bos_token_id(special["<|endoftext|>"])
-    writer.add_add_bos_token(False)
-    if template:
+    if over.get("bos", True):
+        writer.add_bos_token_id(special["<|endoftext|>"])
+    writer.add_add_bos_token(over.get("add_bos", False))
+    writer.add_add_eos_token(over.get("add_eos", False))
+    if template := over.get("template", TEMPLATE):
         writer.add_chat_template(template)
 
 
@@ -98,7 +100,7 @@ def _contract(writer: gguf.GGUFWriter, kind: str, n_vocab: int, over: dict[str, 
 def write(path: Path, arch: str = "qwen3", kind: str = "base", seed: int = 0, **over: Any) -> Path:
     """kind: base, merged, lean, adapter or head.
 
-    over: n_vocab, template, version, sha256, head, hidden, spread, nan, ascii, layout.
+    over: n_vocab, template, bos, add_bos, add_eos, version, sha256, head, hidden, spread, nan, ascii, layout.
     ascii: the likeliest tokens are plain text, no halves of characters and no end.
     """
     rng = np.random.default_rng(seed)
@@ -115,7 +117,7 @@ def write(path: Path, arch: str = "qwen3", kind: str = "base", seed: int = 0, **
     if kind in ("base", "merged"):
         _hparams(writer)
         writer.add_vocab_size(n_vocab)
-        _tokenizer(writer, n_vocab, over.get("template", TEMPLATE))
+        _tokenizer(writer, n_vocab, over)
         weights = {"token_embd.weight": embeddings, "output.weight": output, **layers}
         if over.get("nan"):
             weights["output_norm.weight"] = np.full(N_EMBD, np.nan, np.float32)

@@ -40,7 +40,7 @@ def tokenize_chat(model: Model, template: str, messages: Sequence[dict[str, str]
         marked.append(message)
     if held:
         tokens = _with_ids(model, render_chat(template, marked, bos, eos), held, text, plain)
-    return tokens[1:] if len(tokens) > 1 and tokens[0] == tokens[1] == model.bos else tokens
+    return tokens
 
 
 def _own_ids(model: Model, content: object) -> Sequence[int] | None:

@@ -13,7 +13,7 @@ import numpy as np
 from ..config import Setup
 from ..errors import ConfigError, IncompatibleError, SiaError
 from .gguf import ggml_base
-from .library import MAX_SEQUENCES, C, FloatArray, IntArray, default_threads, reason
+from .library import MAX_SEQUENCES, C, FloatArray, IntArray, default_threads, quietly, reason
 from .model import LoraAdapter, Model
 
 KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8, "q5_1": 7, "q5_0": 6, "q4_1": 3, "q4_0": 2}
@@ -131,7 +131,8 @@ class Context:
         self._final_norm = _FinalNorm(model.n_embd) if hidden_only else None
         if self._final_norm is not None:
             params.cb_eval = self._final_norm.callback
-        self._ptr = C.llama_init_from_model(model._ptr, params)
+        with quietly():
+            self._ptr = C.llama_init_from_model(model._ptr, params)
         if not self._ptr:
             raise SiaError(
                 f"llama.cpp could not make a context of {options.n_ctx} tokens for {model.path.name}; lower the "
@@ -150,7 +151,9 @@ class Context:
         if adapter is not None:
             adapters = (C.llama_adapter_lora_p_ctypes * 1)(adapter._ptr)
             scales = (ctypes.c_float * 1)(1.0)
-            if C.llama_set_adapters_lora(self._ptr, adapters, 1, scales) != 0:
+            with quietly():
+                status = C.llama_set_adapters_lora(self._ptr, adapters, 1, scales)
+            if status != 0:
                 self.close()
                 raise IncompatibleError(f"{adapter.path}: llama.cpp refused this adapter{reason()}")
 
@@ -182,7 +185,8 @@ class Context:
         batch.n = 0
         if self._final_norm is not None:
             self._final_norm.rows = self._final_norm.rows[:0]  # those of an earlier decode must not pass for this one's
-        status = C.llama_decode(self._ptr, batch.struct)
+        with quietly():
+            status = C.llama_decode(self._ptr, batch.struct)
         if status == 1:
             raise SiaError(
                 f"the KV cache of {self.n_ctx} cells is full; use a longer context (--ctx) or fewer sequences"
