@@ -36,8 +36,7 @@ from ..llama.model import Model
 from ..records import Prompt, Stats, Step
 from ..steering.choice import Choice
 from ..text import TextStream
-from ..values.model import ValueFile
-from ..values.sources import Guides, Spec, Specs, open_sources, parse_specs, read_files
+from ..values.sources import AnyFile, Guides, Spec, Specs, open_sources, parse_specs, read_files
 from .decode import make_step
 
 Ids = npt.NDArray[np.intc]
@@ -195,7 +194,7 @@ class SiaLogitsProcessor:
         return float(self._row[token]) - self._log_z
 
 
-def _runs_on_base(specs: Sequence[Spec], files: Sequence[ValueFile | None], base: Path) -> bool:
+def _runs_on_base(specs: Sequence[Spec], files: Sequence[AnyFile | None], base: Path) -> bool:
     """Whether a source needs the base's weights; otherwise its vocabulary is enough."""
     guides = [path for spec in specs if isinstance(spec, Guides) for path in (spec.plus, spec.minus)]
     same = any(path is not None and Path(path).resolve() == base.resolve() for path in guides)

@@ -130,6 +130,7 @@ class GuidePair:
     """V = log p+ − log p− of two guides, or log p+ of one."""
 
     max_candidates = 255
+    shares_base = False
 
     def __init__(self, plus: Guide, minus: Guide | None = None, name: str = "guides", spread: float = 1.0):
         self.plus = plus
