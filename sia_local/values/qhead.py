@@ -191,15 +191,6 @@ class QHeadFile:
     path: Path
     qhead: QHead
     meta: QHeadMeta = field(default_factory=QHeadMeta)
-    kind = keys.QHEAD_KIND
-
-    @property
-    def spread(self) -> float | None:
-        return self.qhead.spread
-
-    @property
-    def about(self) -> dict[str, Any]:
-        return self.meta.about
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> QHeadFile:
