@@ -97,13 +97,37 @@ def _contract(writer: gguf.GGUFWriter, kind: str, n_vocab: int, over: dict[str, 
     writer.add_string(keys.VOCAB_SHA256, over.get("sha256", digest))
 
 
+def _qhead(path: Path, rng: np.random.Generator, over: dict[str, Any]) -> Path:
+    from sia_local.values.qhead import QHead, QHeadMeta, write_qhead
+
+    def matrix(*shape: int) -> np.ndarray:
+        return (rng.standard_normal(shape) / np.sqrt(shape[-1])).astype(np.float32)
+
+    qhead = QHead(
+        weight=matrix(8, 24),
+        bias=matrix(8),
+        token_weight=matrix(8, N_EMBD),
+        token_bias=matrix(N_EMBD),
+        hidden_weight=matrix(24, N_EMBD),
+        hidden_bias=matrix(24),
+        spread=over.get("spread", 0.5),
+        level_weight=matrix(N_EMBD) if over.get("level", True) else None,
+        level_bias=0.25,
+    )
+    vocab = keys.vocab_sha256(t.encode() for t in tokens(over.get("n_vocab", N_VOCAB)))
+    write_qhead(path, qhead, QHeadMeta(vocab_sha256=over.get("sha256", vocab)), dtype="f32")
+    return path
+
+
 def write(path: Path, arch: str = "qwen3", kind: str = "base", seed: int = 0, **over: Any) -> Path:
-    """kind: base, merged, lean, adapter or head.
+    """kind: base, merged, lean, adapter, head or qhead.
 
     over: n_vocab, template, bos, add_bos, add_eos, version, sha256, head, hidden, spread, nan, ascii, layout.
     ascii: the likeliest tokens are plain text, no halves of characters and no end.
     """
     rng = np.random.default_rng(seed)
+    if kind == "qhead":
+        return _qhead(path, rng, over)
     n_vocab = over.get("n_vocab", N_VOCAB)
     writer = gguf.GGUFWriter(str(path), arch)
     writer.add_name(path.stem)

@@ -192,6 +192,18 @@ class QHeadFile:
     qhead: QHead
     meta: QHeadMeta = field(default_factory=QHeadMeta)
 
+    @property
+    def kind(self) -> str:
+        return keys.QHEAD_KIND
+
+    @property
+    def spread(self) -> float | None:
+        return self.qhead.spread
+
+    @property
+    def about(self) -> dict[str, Any]:
+        return self.meta.about
+
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> QHeadFile:
         """Raises ModelFileError (not a readable GGUF), IncompatibleError or NumericError with one sentence."""
