@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-GROUND = {"config", "errors", "files", "records", "prompts", "text"}
+GROUND = {"config", "errors", "files", "records", "prompts", "seeds", "text"}
 # Package -> packages (and modules) of sia_local that its own modules may import, beside the ground and itself.
 MAY = {
     "llama": set(),
@@ -16,6 +16,7 @@ MAY = {
     "values": {"llama", "steering"},
     "rewards": set(),
     "generation": {"llama", "steering", "values", "rewards"},
+    "learning": {"generation", "llama", "values"},
     "views": {"steering"},
     "evaluation": {"generation", "steering", "views", "rewards", "values"},
     "chat": {"generation", "views"},

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -44,17 +44,19 @@ class FitConfig:
     warm-up of a twentieth of the steps; decay: weight decay, decoupled, of matrices; level: fit V(s) too, by ridge.
     """
 
-    rank: int = 64
-    hidden: int = 512
-    activation: str = "silu"
-    weighting: str = "uniform"
-    epochs: int = 20
-    patience: int = 4
-    batch: int = 256
-    rate: float = 2e-3
-    decay: float = 0.01
-    level: bool = True
-    seed: int = 0
+    rank: int = field(default=64, metadata={"help": "Rank of the map: a bigger one holds more."})
+    hidden: int = field(default=512, metadata={"help": "Units of the hidden layer, 0 for a linear map."})
+    activation: str = field(default="silu", metadata={"help": "Of the hidden layer.", "choices": tuple(ACTIVATIONS)})
+    weighting: str = field(
+        default="uniform", metadata={"help": "Weight of a candidate's squared error.", "choices": WEIGHTINGS}
+    )
+    epochs: int = field(default=20, metadata={"help": "Passes over the junctions, at most."})
+    patience: int = field(default=4, metadata={"help": "Stop after so many passes without a better held-out loss."})
+    batch: int = field(default=256, metadata={"cli": False})
+    rate: float = field(default=2e-3, metadata={"option": "--learning-rate", "help": "Peak learning rate."})
+    decay: float = field(default=0.01, metadata={"help": "Weight decay."})
+    level: bool = field(default=True, metadata={"cli": False})
+    seed: int = field(default=0, metadata={"cli": False})
 
     def __post_init__(self) -> None:
         for name, least in (("rank", 1), ("hidden", 0), ("epochs", 1), ("patience", 1), ("batch", 1), ("seed", 0)):

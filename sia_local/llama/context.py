@@ -165,13 +165,15 @@ class Context:
 
     def close(self) -> None:
         if self._ptr:
-            C.llama_free(self._ptr)
+            with quietly():
+                C.llama_free(self._ptr)
             self._ptr = None
 
     def set_embeddings(self, on: bool) -> None:
         """While on, every token of a batch is an output with logits and hidden state: only for such batches."""
         if on != self._embeddings:
-            C.llama_set_embeddings(self._ptr, on)
+            with quietly():
+                C.llama_set_embeddings(self._ptr, on)
             self._embeddings = on
 
     def set_threads(self, n: int) -> None:

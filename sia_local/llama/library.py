@@ -30,6 +30,7 @@ if _installed_version("llama-cpp-python") != PINNED:
 import llama_cpp  # noqa: E402
 from llama_cpp import llama_cpp as C  # noqa: E402
 from llama_cpp._logger import llama_log_callback as _their_log  # noqa: E402
+from llama_cpp._logger import logger as _their_logger  # noqa: E402
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int32]
@@ -63,7 +64,9 @@ def quietly() -> Iterator[None]:
 @C.llama_log_callback
 def _on_log(level: int, text: bytes, data: Any) -> None:
     if not _calls.depth:
-        _their_log(level, text, data)
+        # Until a Llama is made, llama-cpp-python has no level and would print everything.
+        if _their_logger.level:
+            _their_log(level, text, data)
     elif level == _LOG_ERROR:
         _last_errors.append(text.decode("utf-8", "replace").strip())
         del _last_errors[:-8]

@@ -41,7 +41,8 @@ class Model:
 
     def close(self) -> None:
         if self._ptr:
-            C.llama_model_free(self._ptr)
+            with quietly():
+                C.llama_model_free(self._ptr)
             self._ptr = None
 
     @property
@@ -154,5 +155,6 @@ class LoraAdapter:
 
     def close(self) -> None:
         if self._ptr:
-            C.llama_adapter_lora_free(self._ptr)
+            with quietly():
+                C.llama_adapter_lora_free(self._ptr)
             self._ptr = None
