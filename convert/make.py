@@ -227,8 +227,8 @@ class Chain:
         value = self.work / "first.gguf"
 
         def export() -> None:
+            from .formats.checkpoint import ValueCheckpoint
             from .formats.export import export_value
-            from .train.head import ValueCheckpoint
 
             export_value(ValueCheckpoint.open(first), value, "merged", base, "f32")
 
@@ -271,8 +271,8 @@ class Chain:
         reward = self.plan["reward"].get("name") or (f"{kind}:{Path(argument).name}" if argument else kind)
 
         def run() -> None:
-            from .train.loop import TrainConfig, train
-            from .train.model import LoraSettings
+            from .train.config import LoraSettings, TrainConfig
+            from .train.loop import train
 
             chosen = dict(settings)
             lora = dict(chosen.pop("lora", {}))
@@ -327,8 +327,8 @@ class Chain:
         junctions = {key: check[key] for key in ("k", "threshold", "limit")}
 
         def spread() -> None:
+            from .formats.checkpoint import ValueCheckpoint
             from .proof.spread import measure_spread, store_spread
-            from .train.head import ValueCheckpoint
 
             found, runtime = ValueCheckpoint.open(checkpoint), self._runtime(check["n_ctx"])
             value, count = measure_spread(found, base, [unseen], runtime=runtime, **junctions)
@@ -349,17 +349,17 @@ class Chain:
         junctions = {key: check[key] for key in ("k", "threshold", "limit")}
 
         def export() -> None:
+            from .formats.checkpoint import ValueCheckpoint
             from .formats.export import export_value
-            from .train.head import ValueCheckpoint
 
             found = ValueCheckpoint.open(checkpoint)
             rows, name, pre = (settings.get(key) for key in ("rows", "name", "pre"))
             export_value(found, full, layout, base, dtype, rows, name, pre)
 
         def verify() -> None:
+            from .formats.checkpoint import ValueCheckpoint
             from .proof.verify import table, write_report
             from .proof.verify import verify as run
-            from .train.head import ValueCheckpoint
 
             found, files = ValueCheckpoint.open(checkpoint), [full, *finished]
             asked = {**junctions, "per_trajectory": check["per_trajectory"]}

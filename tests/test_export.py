@@ -23,12 +23,12 @@ import tiny
 import torch
 import transformers
 from sia_convert.formats.arch import Hparams
+from sia_convert.formats.checkpoint import ValueCheckpoint
 from sia_convert.formats.export import LAYOUTS, default_layout, export_base, export_value
 from sia_convert.formats.hf import read_json
 from sia_convert.formats.quantize import quantize_gguf
 from sia_convert.proof.junctions import Runtime
 from sia_convert.proof.verify import verify
-from sia_convert.train.head import ValueCheckpoint
 
 LLAMA3 = {
     "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,

@@ -19,9 +19,9 @@ import tiny
 import torch
 import transformers
 from sia_convert.cli import main
+from sia_convert.formats.checkpoint import ValueCheckpoint
 from sia_convert.proof.junctions import Runtime
 from sia_convert.proof.verify import verify
-from sia_convert.train.head import ValueCheckpoint
 
 from sia_local import SIA
 

@@ -106,7 +106,7 @@ def test_shipped_judge_hears_the_tone_and_does_not_saturate() -> None:
 
 def test_no_heavy_import() -> None:
     code = (
-        "import sys, sia_local.rewards as r; r.load_reward('polarity'); print({'torch', 'sklearn'} & set(sys.modules))"
+        "import sys, sia_local.rewards.load as r; r.load_reward('polarity'); print({'torch', 'sklearn'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"

@@ -21,13 +21,15 @@ pytest.importorskip("transformers")
 import tiny
 import torch
 from sia_convert.cli import main
-from sia_convert.data.examples import Reader, load_split, load_tokenizer
+from sia_convert.data.examples import Reader, load_split
 from sia_convert.data.trajectories import Trajectory
+from sia_convert.formats.checkpoint import ValueCheckpoint
 from sia_convert.formats.export import export_value
-from sia_convert.train.head import ValueCheckpoint
-from sia_convert.train.loop import TrainConfig, Trainer, train
+from sia_convert.formats.hf import load_tokenizer
+from sia_convert.train.config import LoraSettings, TrainConfig
+from sia_convert.train.loop import Trainer, train
 from sia_convert.train.metrics import pairwise_accuracy, r2, spearman
-from sia_convert.train.model import LoraSettings, value_loss
+from sia_convert.train.model import value_loss
 
 VALUES = torch.tensor([[9.0, 2.0, 3.0, 9.0], [0.5, 1.0, 4.0, 6.0]])
 MASK = torch.tensor([[0.0, 1.0, 1.0, 0.0], [0.0, 1.0, 1.0, 1.0]])

@@ -233,8 +233,9 @@ def tiny_checkpoint(
 ) -> Any:
     """A value model with random changes and head over `backbone`, as `train` would leave it in `folder`."""
     import torch
-    from sia_convert.train.head import ValueCheckpoint, ValueMeta
-    from sia_convert.train.model import LoraSettings, build, save_changes
+    from sia_convert.formats.checkpoint import ValueCheckpoint, ValueMeta
+    from sia_convert.train.config import LoraSettings
+    from sia_convert.train.model import build, save_changes
 
     torch.manual_seed(11)
     model = build(backbone, tune, LoraSettings(r=4, alpha=8), layers, n_hidden)

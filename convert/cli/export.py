@@ -44,8 +44,8 @@ def export(
     """Write the value model trained into the folder CHECKPOINT as the GGUF file OUT (or into the folder OUT)."""
     import dataclasses
 
+    from ..formats.checkpoint import ValueCheckpoint
     from ..formats.export import export_value
-    from ..train.head import ValueCheckpoint
 
     found = ValueCheckpoint.open(checkpoint, backbone)
     if spread is not None:

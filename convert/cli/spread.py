@@ -34,9 +34,9 @@ def spread(
 
     CHECKPOINT is a trained value model, DATA trajectories that it was not trained on.
     """
+    from ..formats.checkpoint import ValueCheckpoint
     from ..proof.junctions import Runtime
     from ..proof.spread import measure_spread, store_spread
-    from ..train.head import ValueCheckpoint
 
     found = ValueCheckpoint.open(checkpoint, backbone)
     value, count = measure_spread(found, base, data, k, threshold, limit, Runtime(ctx, threads, gpu_layers))

@@ -55,7 +55,6 @@ def train(backbone: str, data: tuple[Path, ...], out: Path, threads: int | None,
     """Train a value model: BACKBONE (a Hugging Face folder) on the scored trajectories DATA.
 
     The defaults are the paper's recipe. An interrupted run of the same settings continues where it stopped.
-    Also runs under `accelerate launch -m sia_convert train …`.
     """
     # Before torch is imported: waiting threads that spin slow everything down once cores are shared.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -45,10 +45,10 @@ def verify(
     The GGUF runs as in use: queue, candidates, commits. Exits with 1 when a file is beyond its tolerance
     (float32: max |dV| 1e-3; Q8_0: the same best candidate at 95 % of junctions; Q4_K_M: at 90 %).
     """
+    from ..formats.checkpoint import ValueCheckpoint
     from ..proof.junctions import Runtime
     from ..proof.verify import table, write_report
     from ..proof.verify import verify as run
-    from ..train.head import ValueCheckpoint
 
     rows = run(
         ValueCheckpoint.open(checkpoint, backbone),

@@ -336,9 +336,3 @@ def pretrain(config: PretrainConfig) -> Progress:
     save_hf(model, tokenizer, config.out)
     _append(log, {**asdict(progress), "held_out_loss": round(measure(), 4), "finished": True})
     return progress
-
-
-if __name__ == "__main__":
-    from ..cli.pretrain import pretrain as command
-
-    command()

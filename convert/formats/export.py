@@ -13,8 +13,8 @@ from sia_local.llama import keys
 from sia_local.llama.embeddings import write_trailer
 
 from ..aside import aside, provenance_json
-from ..train.head import Head, ValueCheckpoint
 from .arch import block_of, gguf_name, reorder_rows
+from .checkpoint import Head, ValueCheckpoint
 from .gguf_io import KV, Tensor, encode, f32, read_gguf, text, u32, write_gguf
 from .hf import Backbone
 from .vocab import Vocab

@@ -31,6 +31,17 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     return loaded
 
 
+def load_tokenizer(folder: str | os.PathLike[str]) -> Any:
+    """The tokenizer of a Hugging Face folder or name."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(folder))
+    except (OSError, ValueError) as error:
+        name = Path(folder).name
+        raise DataError(f"{name} has no tokenizer that transformers can read ({str(error)[:120]})") from error
+
+
 def load_torch_file(path: str | os.PathLike[str]) -> Any:
     """`torch.load` that runs no code of the file; ModelFileError for a file with anything but tensors."""
     import pickle

@@ -8,10 +8,11 @@ from collections.abc import Iterable, Sequence
 
 from sia_local.errors import NumericError
 
-from ..data.examples import Reader, load_tokenizer
+from ..data.examples import Reader
 from ..data.trajectories import Trajectory, read_trajectories
+from ..formats.checkpoint import ValueCheckpoint
+from ..formats.hf import load_tokenizer
 from ..progress import Progress
-from ..train.head import ValueCheckpoint
 from .junctions import Runtime, find_cases, spread_of, torch_values
 
 

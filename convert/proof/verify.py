@@ -16,8 +16,8 @@ from sia_local.files import atomic_write
 from sia_local.llama import keys
 
 from ..aside import provenance
+from ..formats.checkpoint import ValueCheckpoint
 from ..progress import Progress
-from ..train.head import ValueCheckpoint
 from ..train.metrics import spearman
 from .junctions import Case, Runtime, find_cases, gguf_values, spread_of, torch_values
 from .spread import reader_for, take

@@ -10,10 +10,24 @@ from pathlib import Path
 
 from sia_local.errors import ConfigError, DataError
 
-from .model import LOSSES, LoraSettings
-
+DEFAULT_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
+LOSSES = ("trajectory-mean", "per-token", "td-lambda")
 PLACEMENTS = ("separate", "adapter", "head")
 SCHEDULES = ("constant", "linear", "cosine")
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """LoRA as PEFT takes it; `targets` may be the single word `all-linear`."""
+
+    r: int = 16
+    alpha: int = 32
+    dropout: float = 0.1
+    targets: tuple[str, ...] = DEFAULT_TARGETS
+
+    def __post_init__(self) -> None:
+        if self.r < 1 or not 0.0 <= self.dropout < 1.0 or not self.targets:
+            raise ConfigError(f"LoRA of rank {self.r}, dropout {self.dropout}: expected r >= 1, 0 <= dropout < 1")
 
 
 @dataclass(frozen=True)

@@ -34,8 +34,8 @@ def launch(config: Any, processes: int, job: Path) -> None:
 
 def main(job: str) -> int:
     """What every process runs; returns the exit code."""
-    from .loop import TrainConfig, train
-    from .model import LoraSettings
+    from .config import LoraSettings, TrainConfig
+    from .loop import train
 
     settings = read_json(job)
     settings["lora"]["targets"] = tuple(settings["lora"]["targets"])

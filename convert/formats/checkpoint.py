@@ -15,8 +15,8 @@ from sia_local.errors import IncompatibleError, ModelFileError
 from sia_local.files import atomic_write
 from sia_local.llama import keys
 
-from ..formats.gguf_io import KV, f32, f32_array, text, u32, u64
-from ..formats.hf import Backbone, Lora, TensorFolder, read_json
+from .gguf_io import KV, f32, f32_array, text, u32, u64
+from .hf import Backbone, Lora, TensorFolder, read_json
 
 FORMAT = "sia-value-1"
 # What `messages` looks like to a model without a chat template: the user's text and nothing else.
