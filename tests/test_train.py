@@ -229,7 +229,7 @@ def test_an_empty_file_and_wrong_settings_are_one_sentence(
         dataclasses.replace(config, placement="adapter", layers=1)
     with pytest.raises(ConfigError, match=r"--layers 3: .* has 2 blocks"):
         train(dataclasses.replace(config, layers=3))
-    with pytest.raises(ConfigError, match="--lora-targets up, down"):
+    with pytest.raises(ConfigError, match="LoRA target 'up, down': expected all-linear alone, or some of q_proj"):
         train(dataclasses.replace(config, lora=LoraSettings(targets=("up, down",))))
     other = tmp_path / "gpt"
     tiny.tiny_tokenizer(other)
@@ -242,7 +242,7 @@ def test_a_missing_lora_is_one_sentence(config: TrainConfig, tiny_base: Path, tm
     checkpoint = tiny.tiny_checkpoint(tmp_path / "value", Path(config.backbone))
     (tmp_path / "value/lora_weights/adapter_config.json").unlink()
     with pytest.raises(ModelFileError, match="no LoRA at"):
-        export_value(checkpoint, tmp_path / "value.gguf", "merged", tiny_base)
+        export_value(checkpoint, tmp_path / "value.gguf", tiny_base)
 
 
 def _full(*_: object) -> None:

@@ -256,6 +256,18 @@ def tiny_checkpoint(
     return ValueCheckpoint.open(folder)
 
 
+def prove(checkpoint: Any, path: Path, base: Path, data: Path, **junctions: Any) -> Any:
+    """`verify`'s row of one GGUF, at junctions of any entropy."""
+    from sia_convert.proof.junctions import JunctionConfig
+    from sia_convert.proof.verify import verify
+    from sia_convert.proof.walk import walk
+    from sia_convert.settings import Machine
+
+    config = JunctionConfig(**{"threshold": 0.0, "per_trajectory": 4, "n_ctx": 256, **junctions})
+    machine = Machine(threads=1)
+    return verify(walk(checkpoint, base, [data], config, machine), [path], base, machine=machine)[0]
+
+
 def tiny_gguf(arch: str, path: str | Path, dtype: str = "f32", **over: Any) -> Path:
     """The GGUF of `tiny_hf(arch)`; the Hugging Face folder stays beside it as `<stem>-hf`."""
     from sia_convert.formats.export import export_base

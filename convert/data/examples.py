@@ -60,8 +60,7 @@ class Reader:
     def prompt_ids(self, trajectory: Trajectory) -> tuple[int, ...]:
         """Token ids of the rendered prompt, begin-of-sequence once where the tokenizer adds one."""
         # A base without a template, or asked for raw text, hands its value model the same plain text.
-        plain = trajectory.rendered == trajectory.prompt
-        given = plain or bool(self.as_base and trajectory.rendered)
+        given = trajectory.raw or bool(self.as_base and trajectory.rendered)
         key = trajectory.rendered if given else f"\0{trajectory.prompt}"
         if key not in self._prompts:
             rendered = key

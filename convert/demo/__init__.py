@@ -1,1 +1,1 @@
-"""The story demo alone: corpus, pretraining, prompts, judge. Imports no other room; only cli and make's steps know it."""
+"""The story demo alone: corpus, pretraining, prompts, judge. Imports no other room; cli and make's steps know it."""

@@ -137,7 +137,7 @@ def build(
         try:
             backbone = get_peft_model(backbone, config)
         except ValueError as error:
-            raise ConfigError(f"--lora-targets {','.join(lora.targets)}: {error}") from error
+            raise ConfigError(f"LoRA targets {', '.join(lora.targets)}: {error}") from error
     return ValueModel(backbone, head)
 
 
