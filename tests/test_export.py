@@ -26,8 +26,8 @@ import transformers
 from sia_convert.formats.arch import Hparams
 from sia_convert.formats.checkpoint import ValueCheckpoint
 from sia_convert.formats.export import LAYOUTS, ExportConfig, default_layout, export_base, export_value
-from sia_convert.formats.hf import read_json
 from sia_convert.formats.quantize import quantize_gguf
+from sia_convert.formats.tensors import read_json
 from sia_convert.proof.junctions import JunctionConfig
 from sia_convert.proof.walk import store_spread, walk
 from sia_convert.settings import Machine

@@ -18,7 +18,9 @@ from sia_local.llama import keys
 
 from ..aside import file_mark, provenance
 from .gguf_io import KV, f32, f32_array, text, u32, u64
-from .hf import Backbone, Lora, TensorFolder, read_json
+from .hf import Backbone
+from .lora import Lora
+from .tensors import TensorFolder, read_json
 
 FORMAT = "sia-value-1"
 SPREAD_FILE = "spread.json"

@@ -288,7 +288,8 @@ def _adapter(
     # llama.cpp scales by alpha / rank; rank-stabilised LoRA divides by its root.
     fields |= {"adapter.type": text("lora"), "adapter.lora.alpha": f32(lora.scale * lora.rank)}
     tensors = []
-    for module, (a, b) in sorted(lora.pairs.items()):
+    for module in sorted(lora.pairs):
+        a, b = lora.for_one_alpha(module)
         target = gguf_name(f"{module}.weight")
         if target is None:
             raise IncompatibleError(f"the LoRA touches {module}, which has no place in an adapter file")

@@ -13,7 +13,9 @@ from sia_local.files import atomic_write
 
 from ..aside import provenance
 from .checkpoint import RAW_TEMPLATE, Head, ValueCheckpoint, ValueMeta
-from .hf import Backbone, Lora, TensorFolder, load_tokenizer, load_torch_file, read_json
+from .hf import Backbone, load_tokenizer
+from .lora import Lora
+from .tensors import TensorFolder, load_torch_file, read_json
 
 EXPECTED = "expected lora_weights/, token_reward_head.pt and model_config.json"
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from sia_local.errors import SiaError
 from sia_local.files import atomic_write
 
-from ..formats.hf import read_json
+from ..formats.tensors import read_json
 from .config import LoraSettings, TrainConfig
 
 

@@ -20,7 +20,8 @@ from sia_local.files import atomic_write
 from ..aside import provenance
 from ..data.examples import Example, Reader, Split, batches, load_split
 from ..formats.checkpoint import ValueCheckpoint, ValueMeta
-from ..formats.hf import load_tokenizer, load_torch_file
+from ..formats.hf import load_tokenizer
+from ..formats.tensors import load_torch_file
 from ..progress import Progress, duration
 from .config import Place, TrainConfig
 from .metrics import pairwise_accuracy, r2, spearman

@@ -16,7 +16,7 @@ from sia_local.errors import ConfigError, DataError, IncompatibleError
 
 from ..formats.arch import Hparams
 from ..formats.checkpoint import Head, ValueCheckpoint
-from ..formats.hf import read_json
+from ..formats.tensors import read_json
 from .config import LOSSES, LoraSettings
 
 
