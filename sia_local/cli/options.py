@@ -109,6 +109,11 @@ def steering_options(function: F) -> F:
             help=f"Steer where the variance of -log p has so many nats².  [default: {d.varentropy_threshold}]",
         ),
         click.option(
+            "--gain",
+            type=float,
+            help="Steer where that changes so many nats, for --gate gain; without it that gate holds --rate.",
+        ),
+        click.option(
             "--beta", type=float, help=f"Strength of steering; 0 is none, below 0 the opposite.  [default: {d.beta}]"
         ),
         click.option(

@@ -20,7 +20,13 @@ if TYPE_CHECKING:
 BASE_FILE, VALUE_FILE, SHIPPED_PROFILE = "demo-base.gguf", "demo-value.gguf", "demo-value.profile.toml"
 DEFAULT_CONTEXT = 4096
 # A gate's own parameter, given without --gate, means that gate.
-_IMPLIED = {"rate": "rate", "first-n": "first_n", "ratio": "ratio", "varentropy": "varentropy_threshold"}
+_IMPLIED = {
+    "rate": "rate",
+    "first-n": "first_n",
+    "ratio": "ratio",
+    "varentropy": "varentropy_threshold",
+    "gain": "gain_threshold",
+}
 
 
 def config_from(options: Mapping[str, Any], start: Mapping[str, Any] | None = None) -> SiaConfig:
@@ -42,6 +48,8 @@ def config_from(options: Mapping[str, Any], start: Mapping[str, Any] | None = No
     given = {name: options[name] for name in names if options.get(name) is not None}
     if options.get("varentropy") is not None:
         given["varentropy_threshold"] = options["varentropy"]
+    if options.get("gain") is not None:
+        given["gain_threshold"] = options["gain"]
     fields |= given
     if options.get("gate"):
         fields["gate"] = "+".join(options["gate"])

@@ -88,7 +88,7 @@ def writer_from(options: Mapping[str, Any], config: SiaConfig, prompt: str | Non
 
 
 # What has no meaning beside --nudge: it asks no value model and has a gate of its own.
-_STEERING = ("gate", "threshold", "rate", "first_n", "ratio", "varentropy", "beta", "kl_per_token", "kl_total")
+_STEERING = ("gate", "threshold", "rate", "first_n", "ratio", "varentropy", "gain", "beta", "kl_per_token", "kl_total")
 _APART = ("guide_plus", "guide_minus", "best_of", *_STEERING)
 
 
