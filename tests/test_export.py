@@ -26,7 +26,7 @@ import transformers
 from sia_convert.formats.arch import Hparams
 from sia_convert.formats.checkpoint import ValueCheckpoint
 from sia_convert.formats.export import LAYOUTS, ExportConfig, default_layout, export_base, export_value
-from sia_convert.formats.quantize import quantize_gguf
+from sia_convert.formats.quantize import quantize_gguf, rows_hint
 from sia_convert.formats.tensors import read_json
 from sia_convert.proof.junctions import JunctionConfig
 from sia_convert.proof.walk import store_spread, walk
@@ -284,6 +284,9 @@ def test_quantizing_leaves_the_head_and_a_lean_files_rows(chain: dict[str, Any])
         assert np.array_equal(a.get(keys.HEAD_WEIGHT), chain["lora"].head.weight * np.float32(1.5))
     tail = 400 * 64 * 4 + keys.TRAILER_FOOTER.size
     assert source.read_bytes()[-tail:] == path.read_bytes()[-tail:]
+    assert "are embedding rows in float32; in f16 they are half that" in str(rows_hint(path))
+    halved = quantize_gguf(source, chain["root"] / "halved.gguf", "Q8_0", "f16", n_threads=1)
+    assert rows_hint(halved) is None and halved.stat().st_size == path.stat().st_size - 400 * 64 * 2
     row = prove(chain["lora"], path, chain["base"], chain["data"], limit=6)
     assert row.type == "Q8_0" and row.failures == () and 0 < row.mean_in_spreads < 0.1
 
