@@ -170,9 +170,11 @@ class Plan:
             if not b.gguf.is_file():
                 raise DataError(f"[base] gguf: nothing at {b.gguf}")
             return
-        if b.maker is not None:
+        if b.hf is None or (b.hf / "config.json").is_file():
+            pass
+        elif b.maker is not None:
             b.maker.check()
-        elif b.hf is not None and not (b.hf / "config.json").is_file():
+        else:
             raise DataError(f"[base] hf: no Hugging Face folder at {b.hf}: expected one with config.json")
         for kind in b.quantize:
             _check_type("base", "quantize", kind)

@@ -96,9 +96,9 @@ def test_configurations_of_transformers_4_and_5_say_the_same() -> None:
     new = Hparams.from_hf({**shape, "rope_parameters": {**scaling, "rope_type": "llama3", "rope_theta": 5e5}})
     assert (old.rope.theta, old.rope.kind) == (new.rope.theta, new.rope.kind) == (5e5, "llama3")
     assert old.fields() == new.fields()
-    factors = old.rope_factors()
+    factors, same = old.rope_factors(), new.rope_factors()
     # Frequencies faster than 8192 / 4 positions a turn stay, those slower than 8192 are divided by 32.
-    assert factors is not None and np.array_equal(factors, new.rope_factors())
+    assert factors is not None and same is not None and np.array_equal(factors, same)
     assert factors[0] == 1.0 and factors[-1] == 32.0 and (np.diff(factors) >= 0).all()
 
 
@@ -239,7 +239,7 @@ def test_a_backbone_without_a_tokenizer_takes_the_bases(
     (tmp_path / "hf").mkdir()
     for name in ("config.json", "model.safetensors"):
         (tmp_path / "hf" / name).write_bytes((make_hf() / name).read_bytes())
-    paths = []
+    paths: list[Path] = []
     for folder in (make_hf(), tmp_path / "hf"):
         checkpoint = tiny.tiny_checkpoint(tmp_path / f"value-{len(paths)}", folder)
         target = tmp_path / f"{len(paths)}.gguf"
