@@ -11,7 +11,7 @@ from typing import Any
 from sia_local.errors import SiaError
 
 from .formats.export import ExportConfig
-from .paths import Artefact, Files, Round
+from .paths import Artefact, Round
 from .plan import Plan, RolloutSection, SteeredSection, read_plan
 from .progress import duration
 from .steps import State, Step, preview, run_steps
@@ -46,7 +46,7 @@ class Chain:
     """The steps of one plan."""
 
     def __init__(self, plan: Plan, echo: Callable[[str], None] = print):
-        self.plan, self.echo, self.files = plan, echo, Files.of(plan)
+        self.plan, self.echo, self.files = plan, echo, plan.files
         self.base = self.files.base.last if self.files.base else plan.base.gguf or Path()
 
     def steps(self) -> list[Step]:

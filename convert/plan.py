@@ -14,7 +14,7 @@ from sia_local.errors import ConfigError, DataError
 
 from .data.rollouts import RolloutConfig, Steering
 from .formats.export import DTYPES, ROW_TYPES, ExportConfig, check_trained, layout_for
-from .paths import Files
+from .paths import Artefact, Files, rounds_in
 from .proof.junctions import JunctionConfig
 from .registry import Maker, find_maker
 from .settings import Machine, check_choice, from_table, setting, settings_of
@@ -131,6 +131,13 @@ class Plan:
         return self.export.layout or layout_for(self.value.placement, bool(self.value.head_hidden))
 
     @property
+    def files(self) -> Files:
+        """Where everything of it lies."""
+        b, e, w = self.base, self.export, self.work
+        base = None if b.gguf is not None or b.out is None else Artefact(b.out, b.dtype, b.quantize, w)
+        return Files(w, base, Artefact(e.out, e.dtype, e.quantize, w), rounds_in(w, 1 + len(self.steered)))
+
+    @property
     def reward_path(self) -> Path | None:
         """The folder or file beside the plan that the reward names."""
         argument = self.reward.source.partition(":")[2]
@@ -156,7 +163,7 @@ class Plan:
             raise ConfigError("[steered] samples texts, but [rollouts] takes pairs: name prompts, or drop [steered]")
         self._check_reward()
         made = {self.base.hf} if self.base.maker else set()
-        if (artefact := Files.of(self).base) is not None:
+        if (artefact := self.files.base) is not None:
             made |= set(artefact.finished)
         place = self.backbone if self.backbone.suffix == ".gguf" else self.backbone / "config.json"
         if self.backbone not in made and not place.is_file():
