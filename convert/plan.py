@@ -13,7 +13,8 @@ from typing import Any
 from sia_local.errors import ConfigError, DataError
 
 from .data.rollouts import RolloutConfig, Steering
-from .formats.export import DTYPES, ROW_TYPES, ExportConfig, check_trained, layout_for
+from .data.score import ScoreConfig
+from .formats.export import ROW_TYPES, BaseConfig, ExportConfig, check_trained, layout_for
 from .paths import Artefact, Files, rounds_in
 from .proof.junctions import JunctionConfig
 from .registry import Maker, find_maker
@@ -21,21 +22,18 @@ from .settings import Machine, check_choice, from_table, setting, settings_of
 from .train.config import TrainSettings, read_template
 
 
-@dataclass(frozen=True)
-class BaseSection:
+@dataclass(frozen=True, kw_only=True)
+class BaseSection(BaseConfig):
     """The base: a GGUF that exists, or a Hugging Face folder and what becomes of it."""
 
     gguf: Path | None = None
     hf: Path | None = None
     out: Path | None = None
-    dtype: str = "f16"
     quantize: tuple[str, ...] = ()
-    name: str | None = None
-    pre: str | None = None
     maker: Maker | None = None  # what makes `hf` where it is not there
 
     def __post_init__(self) -> None:
-        check_choice("dtype", self.dtype, DTYPES)
+        super().__post_init__()
         if self.gguf is None and (self.hf is None or self.out is None):
             raise ConfigError(f"lacks the setting {'hf' if self.hf is None else 'out'!r}, or gguf, one made already")
 
@@ -49,11 +47,10 @@ class RolloutSection(RolloutConfig):
     pairs: bool = False
 
 
-@dataclass(frozen=True)
-class RewardSection:
+@dataclass(frozen=True, kw_only=True)
+class RewardSection(ScoreConfig):
     source: str
     name: str | None = None
-    batch: int = 64
 
 
 @dataclass(frozen=True, kw_only=True)
