@@ -114,6 +114,8 @@ def provenance_json() -> str:
 def file_mark(path: str | os.PathLike[str]) -> str:
     """Tells large files apart without reading them: size, and a hash of the first and last MiB."""
     source, part = Path(path), 1 << 20
+    if not source.is_file():
+        raise ModelFileError(f"no file at {source}; check the path")
     size = source.stat().st_size
     with source.open("rb") as handle:
         digest = hashlib.sha256(handle.read(part))

@@ -10,10 +10,11 @@ from typing import Any
 
 from sia_local.errors import SiaError
 
-from .formats.export import ExportConfig
-from .paths import Artefact, Files, Round
+from .formats.export import BaseConfig, ExportConfig
+from .paths import Artefact, Round
 from .plan import Plan, RolloutSection, SteeredSection, read_plan
 from .progress import duration
+from .settings import settings_of
 from .steps import State, Step, preview, run_steps
 
 
@@ -46,7 +47,7 @@ class Chain:
     """The steps of one plan."""
 
     def __init__(self, plan: Plan, echo: Callable[[str], None] = print):
-        self.plan, self.echo, self.files = plan, echo, Files.of(plan)
+        self.plan, self.echo, self.files = plan, echo, plan.files
         self.base = self.files.base.last if self.files.base else plan.base.gguf or Path()
 
     def steps(self) -> list[Step]:
@@ -82,9 +83,9 @@ class Chain:
         def convert() -> None:
             from .formats.export import export_base
 
-            export_base(hf, files.full, section.dtype, section.pre, section.name)
+            export_base(hf, files.full, **settings_of(BaseConfig, section))
 
-        kept = {"dtype": section.dtype, "pre": section.pre, "name": section.name}
+        kept = settings_of(BaseConfig, section)
         steps.append(Step("base to GGUF", convert, kept, (hf,), (files.full,)))
         return [*steps, *self._quantize("base", files, None)]
 

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from .plan import Plan
 
 ROUND_NAMES = ("first", "second", "third", "fourth", "fifth", "sixth")
 
@@ -62,6 +58,26 @@ class Round:
         return self.value / "spread.json"
 
 
+def rounds_in(work: Path, count: int) -> tuple[Round, ...]:
+    """The files of `count` rounds: each samples from the base, from the second on as the round before steers it."""
+    rounds = []
+    for i in range(count):
+        ordinal = ROUND_NAMES[i] if i < len(ROUND_NAMES) else f"{i + 1}th"
+        texts = "rollouts" if i == 0 else "steered" if i == 1 else f"steered-{i + 1}"
+        rounds.append(
+            Round(
+                name="train" if count == 1 else f"{ordinal} round",
+                texts="rollouts" if i == 0 else f"{texts} rollouts",
+                suffix="" if i == 0 else f" {texts}",
+                rollouts=work / f"{texts}.jsonl",
+                scored=work / ("scored.jsonl" if i == 0 else f"{texts}-scored.jsonl"),
+                value=work / ("value" if i == count - 1 else ordinal),
+                gguf=work / f"{ordinal}.gguf",
+            )
+        )
+    return tuple(rounds)
+
+
 @dataclass(frozen=True)
 class Files:
     """Where everything of a plan lies."""
@@ -70,28 +86,6 @@ class Files:
     base: Artefact | None
     value: Artefact
     rounds: tuple[Round, ...]
-
-    @classmethod
-    def of(cls, plan: Plan) -> Files:
-        b, e, w = plan.base, plan.export, plan.work
-        base = None if b.gguf is not None or b.out is None else Artefact(b.out, b.dtype, b.quantize, w)
-        count = 1 + len(plan.steered)
-        rounds = []
-        for i in range(count):
-            last, ordinal = i == count - 1, ROUND_NAMES[i] if i < len(ROUND_NAMES) else f"{i + 1}th"
-            texts = "rollouts" if i == 0 else "steered" if i == 1 else f"steered-{i + 1}"
-            rounds.append(
-                Round(
-                    "train" if count == 1 else f"{ordinal} round",
-                    "rollouts" if i == 0 else f"{texts} rollouts",
-                    "" if i == 0 else f" {texts}",
-                    w / f"{texts}.jsonl",
-                    w / ("scored.jsonl" if i == 0 else f"{texts}-scored.jsonl"),
-                    w / ("value" if last else ordinal),
-                    w / f"{ordinal}.gguf",
-                )
-            )
-        return cls(w, base, Artefact(e.out, e.dtype, e.quantize, w), tuple(rounds))
 
     @property
     def state(self) -> Path:

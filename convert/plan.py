@@ -13,29 +13,27 @@ from typing import Any
 from sia_local.errors import ConfigError, DataError
 
 from .data.rollouts import RolloutConfig, Steering
-from .formats.export import DTYPES, ROW_TYPES, ExportConfig, check_trained, layout_for
-from .paths import Files
+from .data.score import ScoreConfig
+from .formats.export import ROW_TYPES, BaseConfig, ExportConfig, check_trained, layout_for
+from .paths import Artefact, Files, rounds_in
 from .proof.junctions import JunctionConfig
 from .registry import Maker, find_maker
 from .settings import Machine, check_choice, from_table, setting, settings_of
 from .train.config import TrainSettings, read_template
 
 
-@dataclass(frozen=True)
-class BaseSection:
+@dataclass(frozen=True, kw_only=True)
+class BaseSection(BaseConfig):
     """The base: a GGUF that exists, or a Hugging Face folder and what becomes of it."""
 
     gguf: Path | None = None
     hf: Path | None = None
     out: Path | None = None
-    dtype: str = "f16"
     quantize: tuple[str, ...] = ()
-    name: str | None = None
-    pre: str | None = None
     maker: Maker | None = None  # what makes `hf` where it is not there
 
     def __post_init__(self) -> None:
-        check_choice("dtype", self.dtype, DTYPES)
+        super().__post_init__()
         if self.gguf is None and (self.hf is None or self.out is None):
             raise ConfigError(f"lacks the setting {'hf' if self.hf is None else 'out'!r}, or gguf, one made already")
 
@@ -49,11 +47,10 @@ class RolloutSection(RolloutConfig):
     pairs: bool = False
 
 
-@dataclass(frozen=True)
-class RewardSection:
+@dataclass(frozen=True, kw_only=True)
+class RewardSection(ScoreConfig):
     source: str
     name: str | None = None
-    batch: int = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +128,13 @@ class Plan:
         return self.export.layout or layout_for(self.value.placement, bool(self.value.head_hidden))
 
     @property
+    def files(self) -> Files:
+        """Where everything of it lies."""
+        b, e, w = self.base, self.export, self.work
+        base = None if b.gguf is not None or b.out is None else Artefact(b.out, b.dtype, b.quantize, w)
+        return Files(w, base, Artefact(e.out, e.dtype, e.quantize, w), rounds_in(w, 1 + len(self.steered)))
+
+    @property
     def reward_path(self) -> Path | None:
         """The folder or file beside the plan that the reward names."""
         argument = self.reward.source.partition(":")[2]
@@ -156,7 +160,7 @@ class Plan:
             raise ConfigError("[steered] samples texts, but [rollouts] takes pairs: name prompts, or drop [steered]")
         self._check_reward()
         made = {self.base.hf} if self.base.maker else set()
-        if (artefact := Files.of(self).base) is not None:
+        if (artefact := self.files.base) is not None:
             made |= set(artefact.finished)
         place = self.backbone if self.backbone.suffix == ".gguf" else self.backbone / "config.json"
         if self.backbone not in made and not place.is_file():
@@ -170,9 +174,11 @@ class Plan:
             if not b.gguf.is_file():
                 raise DataError(f"[base] gguf: nothing at {b.gguf}")
             return
-        if b.maker is not None:
+        if b.hf is None or (b.hf / "config.json").is_file():
+            pass
+        elif b.maker is not None:
             b.maker.check()
-        elif b.hf is not None and not (b.hf / "config.json").is_file():
+        else:
             raise DataError(f"[base] hf: no Hugging Face folder at {b.hf}: expected one with config.json")
         for kind in b.quantize:
             _check_type("base", "quantize", kind)

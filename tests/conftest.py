@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
@@ -15,7 +16,7 @@ def make_gguf(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     folder = tmp_path_factory.mktemp("gguf")
     made: dict[str, Path] = {}
 
-    def make(kind: str = "base", arch: str = "qwen3", **over: object) -> Path:
+    def make(kind: str = "base", arch: str = "qwen3", **over: Any) -> Path:
         key = f"{arch}-{kind}-{sorted(over.items())!r}"
         if key not in made:
             made[key] = models.write(folder / f"{arch}-{kind}-{len(made)}.gguf", arch, kind, **over)

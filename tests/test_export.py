@@ -26,7 +26,7 @@ import transformers
 from sia_convert.formats.arch import Hparams
 from sia_convert.formats.checkpoint import ValueCheckpoint
 from sia_convert.formats.export import LAYOUTS, ExportConfig, default_layout, export_base, export_value
-from sia_convert.formats.quantize import quantize_gguf
+from sia_convert.formats.quantize import quantize_gguf, rows_hint
 from sia_convert.formats.tensors import read_json
 from sia_convert.proof.junctions import JunctionConfig
 from sia_convert.proof.walk import store_spread, walk
@@ -96,9 +96,9 @@ def test_configurations_of_transformers_4_and_5_say_the_same() -> None:
     new = Hparams.from_hf({**shape, "rope_parameters": {**scaling, "rope_type": "llama3", "rope_theta": 5e5}})
     assert (old.rope.theta, old.rope.kind) == (new.rope.theta, new.rope.kind) == (5e5, "llama3")
     assert old.fields() == new.fields()
-    factors = old.rope_factors()
+    factors, same = old.rope_factors(), new.rope_factors()
     # Frequencies faster than 8192 / 4 positions a turn stay, those slower than 8192 are divided by 32.
-    assert factors is not None and np.array_equal(factors, new.rope_factors())
+    assert factors is not None and same is not None and np.array_equal(factors, same)
     assert factors[0] == 1.0 and factors[-1] == 32.0 and (np.diff(factors) >= 0).all()
 
 
@@ -239,7 +239,7 @@ def test_a_backbone_without_a_tokenizer_takes_the_bases(
     (tmp_path / "hf").mkdir()
     for name in ("config.json", "model.safetensors"):
         (tmp_path / "hf" / name).write_bytes((make_hf() / name).read_bytes())
-    paths = []
+    paths: list[Path] = []
     for folder in (make_hf(), tmp_path / "hf"):
         checkpoint = tiny.tiny_checkpoint(tmp_path / f"value-{len(paths)}", folder)
         target = tmp_path / f"{len(paths)}.gguf"
@@ -284,6 +284,9 @@ def test_quantizing_leaves_the_head_and_a_lean_files_rows(chain: dict[str, Any])
         assert np.array_equal(a.get(keys.HEAD_WEIGHT), chain["lora"].head.weight * np.float32(1.5))
     tail = 400 * 64 * 4 + keys.TRAILER_FOOTER.size
     assert source.read_bytes()[-tail:] == path.read_bytes()[-tail:]
+    assert "are embedding rows in float32; in f16 they are half that" in str(rows_hint(path))
+    halved = quantize_gguf(source, chain["root"] / "halved.gguf", "Q8_0", "f16", n_threads=1)
+    assert rows_hint(halved) is None and halved.stat().st_size == path.stat().st_size - 400 * 64 * 2
     row = prove(chain["lora"], path, chain["base"], chain["data"], limit=6)
     assert row.type == "Q8_0" and row.failures == () and 0 < row.mean_in_spreads < 0.1
 

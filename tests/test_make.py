@@ -232,6 +232,27 @@ WRONG = {
 }  # fmt: skip
 
 
+def test_rounds_are_a_list_and_a_step_of_another_room_is_found_by_name(plan: Path, tmp_path: Path) -> None:
+    change = plan.with_name("rounds.toml")
+    base = f"[base]\nhf = '{tmp_path}/made'\nout = 'made'\n[base.pretrain]\ndata = '{tmp_path}'\nminutes = 2\n"
+    change.write_text(f"work = 'three'\n{base}[[steered]]\n[[steered]]\nbeta = 1.0\n")
+    with pytest.raises(DataError, match=r"no tinystories_sample\.txt\.xz in"):
+        preview(plan, change)
+    for name in ("tinystories_sample.txt.xz", "fables.jsonl.xz", "classics.txt.xz"):
+        (tmp_path / name).touch()
+    told = [line.split(":")[0] for line in preview(plan, change)[:-1]]
+    assert preview(plan, change)[0] == "pretrain: to do, about 2 min 00 s by its settings"
+    assert told == [
+        "pretrain", "base to GGUF", "base to Q8_0", "rollouts", "score", "first round", "unseen rollouts",
+        "first spread", "first export", "steered rollouts", "score steered", "second round", "second spread",
+        "second export", "steered-3 rollouts", "score steered-3", "third round", "spread", "export", "value to Q8_0",
+        "verify",
+    ]  # fmt: skip
+    change.write_text(f"{base}width = 3\n")
+    with pytest.raises(ConfigError, match=r"\[base\.pretrain\] has no setting 'width'; expected data, work, minutes"):
+        preview(plan, change)
+
+
 @pytest.mark.parametrize("text", WRONG)
 def test_a_plan_is_checked_whole_before_its_first_step(plan: Path, text: str) -> None:
     change, lines = plan.with_name("wrong.toml"), list[str]()

@@ -33,18 +33,18 @@ def official(folder: Path, backbone: Path, kind: str) -> Path:
 
     torch.manual_seed(8)
     if kind == "causal_lm":
-        model, task = transformers.AutoModelForCausalLM.from_pretrained(backbone), TaskType.CAUSAL_LM
+        whole, task = transformers.AutoModelForCausalLM.from_pretrained(backbone), TaskType.CAUSAL_LM
     else:
         auto = transformers.AutoModelForSequenceClassification
-        model, task = auto.from_pretrained(backbone, num_labels=1, pad_token_id=0), TaskType.SEQ_CLS
+        whole, task = auto.from_pretrained(backbone, num_labels=1, pad_token_id=0), TaskType.SEQ_CLS
     targets = ["q_proj", "k_proj", "v_proj", "o_proj"]
     settings = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.1, target_modules=targets, task_type=task)
-    model = get_peft_model(model, settings)
+    model = get_peft_model(whole, settings)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "lora_" in name:
                 weight.normal_(std=0.1)
-    model.save_pretrained(folder / "lora_weights")
+    model.save_pretrained(str(folder / "lora_weights"))
     head = {"weight": torch.randn(1, 64) * 0.1, "bias": torch.tensor([0.5])}
     torch.save({"token_reward_head": head, "step": 30}, folder / "token_reward_head.pt")
     config = {
@@ -60,11 +60,11 @@ def peft_values(folder: Path, backbone: Path, kind: str, ids: list[int]) -> np.n
     from peft import PeftModel
 
     if kind == "causal_lm":
-        model = transformers.AutoModelForCausalLM.from_pretrained(backbone)
+        whole = transformers.AutoModelForCausalLM.from_pretrained(backbone)
     else:
         auto = transformers.AutoModelForSequenceClassification
-        model = auto.from_pretrained(backbone, num_labels=1, pad_token_id=0)
-    model = PeftModel.from_pretrained(model, str(folder / "lora_weights")).eval()
+        whole = auto.from_pretrained(backbone, num_labels=1, pad_token_id=0)
+    model = PeftModel.from_pretrained(whole, str(folder / "lora_weights")).eval()
     head = torch.load(folder / "token_reward_head.pt", weights_only=True)["token_reward_head"]
     with torch.no_grad():
         hidden = model(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states[-1][0]

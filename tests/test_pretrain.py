@@ -6,6 +6,7 @@ import random
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -117,7 +118,7 @@ def test_tokenizer_round_trip(text: str) -> None:
         assert tokenizer.decode(ids) == text and not set(ids) & {0, 1, 2}
 
 
-def _tokenizer(cache: list[object] = []) -> object:  # noqa: B006
+def _tokenizer(cache: list[Any] = []) -> Any:  # noqa: B006
     if not cache:
         cache.append(train_tokenizer(["the cat sat on the mat and the dog ran"] * 5, 300))
     return cache[0]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -72,7 +73,7 @@ def test_bad_returns_are_named() -> None:
         load_reward("data")(["p"], ["r"])
 
 
-def _no_knights(prompts: list[str], responses: list[str]) -> list[float]:
+def _no_knights(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
     return [1.0 / (1 - response.count("knight")) for response in responses]
 
 
@@ -86,11 +87,13 @@ def test_a_function_that_raises_is_a_sentence_with_its_name_and_the_text() -> No
     )
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
 
-    def only_together(prompts: list[str], responses: list[str]) -> list[float]:
-        raise ValueError("no") if len(responses) > 1 else ConfigError("not reached")
+    def only_together(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+        if len(responses) > 1:
+            raise ValueError("no")
+        return [0.0]
 
     with pytest.raises(DataError, match="failed on a batch of 2: ValueError: no; mend"):
-        FunctionReward("f", lambda p, r: only_together(p, r) if len(r) > 1 else [0.0])(["a", "b"], ["c", "d"])
+        FunctionReward("f", only_together)(["a", "b"], ["c", "d"])
 
 
 def test_features_are_words_and_pairs() -> None:

@@ -107,7 +107,7 @@ def test_a_line_that_cannot_be_written_whole_is_taken_back(tmp_path: Path) -> No
             if not self.room:
                 raise OSError(28, "No space left on device")
             part, self.room = bytes(data[: self.room]), 0
-            return self.handle.write(part)  # type: ignore[attr-defined, no-any-return]
+            return self.handle.write(part)  # type: ignore[attr-defined]
 
     with Appender(tmp_path / "out.jsonl") as append:
         append('{"id": 1}')
@@ -217,6 +217,40 @@ def test_a_reward_model_reads_its_chat_template(sampled: Path, tmp_path: Path) -
         with torch.no_grad():
             wanted.append(float(model(torch.tensor([tokenizer(text).input_ids])).logits[0, 0]))
     assert rewards(tmp_path / "out.jsonl") == pytest.approx(wanted, abs=1e-5)
+
+
+def test_a_reward_model_is_read_at_the_last_token_in_any_batch(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its padding is its end token, with which its template ends: as many checkpoints are."""
+    import torch
+    from sia_convert.data.hf_reward import load_hf
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    folder = tiny.tiny_reward(tmp_path / "reward")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}<|im_end|>{% endfor %}"
+    tokenizer.save_pretrained(folder)
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    model.config.pad_token_id = tokenizer.eos_token_id
+    model.save_pretrained(folder)
+
+    def unpadded(ids: list[int]) -> float:
+        with torch.no_grad():
+            return float(model.score(model.model(torch.tensor([ids])).last_hidden_state[0, -1])[0])
+
+    prompts, responses = ["the king"] * 5, ["a", "", "a cat sat here", "a dog ran to the old tree", "b"]
+    rows = [tokenizer(f"{p}<|im_end|>{r}<|im_end|>").input_ids for p, r in zip(prompts, responses, strict=True)]
+    assert all(row[-1] == tokenizer.pad_token_id for row in rows)
+    wanted = [unpadded(row) for row in rows]
+    for batch in (1, 2, 5):
+        assert load_hf(str(folder), batch)(prompts, responses) == pytest.approx(wanted, abs=1e-5)
+    assert capsys.readouterr().err == ""
+    cut = load_hf(str(folder), 5, max_length=8)(prompts, responses)
+    assert cut == pytest.approx([unpadded(r if len(r) <= 8 else [r[0], *r[-7:]]) for r in rows], abs=1e-5)
+    longer = sum(len(row) > 8 for row in rows)
+    assert 0 < longer < 5 and f"{longer} of 5 texts are longer than 8 tokens; what is cut" in capsys.readouterr().err
 
 
 def test_sentiment_and_rewards_in_the_data(tmp_path: Path) -> None:

@@ -173,9 +173,14 @@ def test_lambda_returns_are_no_measure_of_a_model(config: TrainConfig) -> None:
 
 def test_the_command_reports_what_it_learnt(make_hf: Callable[..., Path], data: Path, tmp_path: Path) -> None:
     out = tmp_path / "value"
+    for name in (".state.pt.ab12.tmp", "lora_weights/.adapter_model.safetensors.cd34.tmp"):  # of a killed run
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).touch()
     words = ["train", str(make_hf()), str(data), "--out", str(out), "--loss", "td-lambda", "--epochs", "1", "--no-bf16"]
     result = CliRunner().invoke(main, words)
     assert result.exit_code == 0, result.output
+    assert not list(out.rglob("*.tmp"))
+    assert " to its lambda-returns, held-out " in result.output and " to the reward, R2 " in result.output
     for name in ("R2", "Spearman", "pairwise", "held-out", "best epoch 1"):
         assert name in result.output
     report = json.loads((out / "training.json").read_text())

@@ -81,7 +81,7 @@ def retokenized(source: Path, folder: Path, style: str, words: str = WORDS) -> P
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*before, *levels])
         tokenizer.decoder = decoders.ByteLevel()
         alphabet = pre_tokenizers.ByteLevel.alphabet()
-        options = {"special_tokens": specials, "initial_alphabet": alphabet, "show_progress": False}
+        options: dict[str, Any] = {"special_tokens": specials, "initial_alphabet": alphabet, "show_progress": False}
         tokenizer.train_from_iterator(lines, trainers.BpeTrainer(vocab_size=384, **options))
     if style == "llama-bpe" or style.startswith("spm"):
         tokenizer.post_processor = processors.TemplateProcessing(
@@ -178,7 +178,9 @@ def tiny_reward(folder: str | Path, seed: int = 3) -> Path:
 
     transformers.logging.disable_progress_bar()
     root = tiny_tokenizer(folder)
+    shape: dict[str, Any] = {"num_labels": 1}
     config = transformers.Qwen3Config(
+        **shape,
         vocab_size=400,
         hidden_size=32,
         intermediate_size=48,
@@ -186,7 +188,6 @@ def tiny_reward(folder: str | Path, seed: int = 3) -> Path:
         num_attention_heads=2,
         num_key_value_heads=1,
         head_dim=16,
-        num_labels=1,
         pad_token_id=0,
     )
     torch.manual_seed(seed)

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from ..demo.judge import FEATURES
+
 DATA = "../shared/data"
 
 
@@ -32,7 +34,7 @@ DATA = "../shared/data"
     show_default=True,
     help="The file to write.",
 )
-@click.option("--features", "size", default=60_000, show_default=True, help="At most so many words and word pairs.")
+@click.option("--features", "size", default=FEATURES, show_default=True, help="At most so many words and word pairs.")
 def judge(data: Path, stories: tuple[Path, ...], output: Path, size: int) -> None:
     """Train the judge of tone (words and word pairs, logistic regression) on film reviews, for stories."""
     from ..demo.judge import read_reviews, read_sentences, read_stories, train_judge

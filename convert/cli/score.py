@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
+from sia_local.cli.from_dataclass import build, options_for
 
-@click.command("score", context_settings={"show_default": True})
+from ..data.score import ScoreConfig
+
+
+@click.command("score")
 @click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option(
@@ -15,11 +20,12 @@ import click
     required=True,
     help="hf:NAME (a Hugging Face reward model), package.module:function, vader, or data (rewards already there).",
 )
-@click.option("--batch", default=64, help="Trajectories a call of the reward.")
+@options_for(ScoreConfig)
 @click.option("--shard", help="I/N: only every N-th prompt; the outputs of all shards concatenate.")
-def score(sources: tuple[Path, ...], out: Path, reward: str, batch: int, shard: str | None) -> None:
+def score(sources: tuple[Path, ...], out: Path, reward: str, shard: str | None, **options: Any) -> None:
     """Append the trajectories of SOURCES with their rewards to OUT (JSONL). Resumable like `rollouts`."""
     from ..data.score import score_files
     from ..data.trajectories import Shard
 
-    click.echo(f"{score_files(sources, out, reward, batch, Shard.parse(shard))} newly scored in {out}")
+    config = build(ScoreConfig, options)
+    click.echo(f"{score_files(sources, out, reward, config.batch, Shard.parse(shard))} newly scored in {out}")

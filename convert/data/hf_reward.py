@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +14,9 @@ def load_hf(name: str, batch: int = 8, max_length: int = 4096) -> FunctionReward
     """A reward model from a folder or the hub: its one logit for the chat of prompt and response.
 
     Prompt and response are rendered with the model's chat template, as Skywork-Reward-V2 is used. bfloat16 on
-    a GPU, float32 on the CPU. ConfigError when it cannot be loaded, IncompatibleError for several outputs.
+    a GPU, float32 on the CPU. A chat longer than the model reads, or than `max_length` tokens, keeps its first token
+    and its end, where the score is read; how many were cut is said on stderr. ConfigError when the model cannot be
+    loaded, IncompatibleError for several outputs.
     """
     import torch
     import transformers
@@ -30,10 +33,8 @@ def load_hf(name: str, batch: int = 8, max_length: int = 4096) -> FunctionReward
         raise IncompatibleError(
             f"{name} has {model.config.num_labels} outputs, a reward model has 1: name one trained as a reward"
         )
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    model.config.pad_token_id = tokenizer.pad_token_id
     model.to(device).eval()
+    room = min(max_length, _longest(model, tokenizer))
 
     def render(prompt: str, response: str) -> str:
         if not tokenizer.chat_template:
@@ -45,20 +46,46 @@ def load_hf(name: str, batch: int = 8, max_length: int = 4096) -> FunctionReward
 
     def score(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
         texts = [render(p, r) for p, r in zip(prompts, responses, strict=True)]
-        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-        out: list[float] = [0.0] * len(texts)
-        with torch.no_grad():
-            for at in range(0, len(order), batch):
-                rows = order[at : at + batch]
-                inputs: Any = tokenizer(
-                    [texts[i] for i in rows],
-                    return_tensors="pt",
-                    padding=True,
-                    truncation=True,
-                    max_length=max_length,
-                ).to(device)
-                for i, value in zip(rows, model(**inputs).logits[:, 0].float().tolist(), strict=True):
-                    out[i] = value
+        rows = [tokenizer(text, verbose=False).input_ids or [tokenizer.eos_token_id or 0] for text in texts]
+        if cut := sum(len(ids) > room for ids in rows):
+            said = f"{cut} of {len(rows)} texts are longer than {room} tokens; what is cut is their beginning"
+            print(f"hf:{name}: {said}", file=sys.stderr)
+        rows = [ids if len(ids) <= room else [ids[0], *ids[len(ids) - room + 1 :]] for ids in rows]
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+        out: list[float] = [0.0] * len(rows)
+        for at in range(0, len(order), batch):
+            part = order[at : at + batch]
+            for i, value in zip(part, _logits(model, [rows[i] for i in part]), strict=True):
+                out[i] = value
         return out
 
     return FunctionReward(f"hf:{name}", score)
+
+
+def _longest(model: Any, tokenizer: Any) -> int:
+    """Tokens that the model has positions for, as far as it and its tokenizer say."""
+    config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
+    said = (getattr(config, "max_position_embeddings", None), getattr(tokenizer, "model_max_length", None))
+    return min((int(n) for n in said if n), default=1 << 30)
+
+
+def _logits(model: Any, rows: list[list[int]]) -> list[float]:
+    """The one logit of each row, padded on the right with a token that none of them holds.
+
+    transformers reads the score at the last token that is not padding; where padding is the end token, as in many
+    checkpoints, it would take a real end for padding and read one token early.
+    """
+    import torch
+
+    width = max(map(len, rows))
+    pad = -1  # where no row is padded, none of its tokens may count as padding either
+    if any(len(row) < width for row in rows):
+        seen = {token for row in rows for token in row}
+        pad = next(token for token in range(len(seen) + 1) if token not in seen)
+        if pad >= model.config.get_text_config().vocab_size:
+            return [value for row in rows for value in _logits(model, [row])]
+    ids = torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows], device=model.device)
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=model.device)
+    model.config.get_text_config().pad_token_id = model.config.pad_token_id = pad
+    with torch.no_grad():
+        return [float(x) for x in model(input_ids=ids, attention_mask=mask).logits[:, 0].float()]

@@ -5,20 +5,31 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from sia_local.errors import DataError
+from sia_local.errors import ConfigError, DataError
 from sia_local.rewards.load import Reward, load_reward
 
 from ..progress import Progress
+from ..settings import setting
 from .outputs import Appender
 from .trajectories import Shard, Trajectory, check_rewards, read_trajectories
+
+
+@dataclass(frozen=True)
+class ScoreConfig:
+    batch: int = setting(64, "Trajectories a call of the reward.")
+
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise ConfigError("batch must be at least 1")
 
 
 def score_files(
     sources: Sequence[str | os.PathLike[str]],
     out: str | os.PathLike[str],
     spec: str,
-    batch: int = 64,
+    batch: int = ScoreConfig.batch,
     shard: Shard | None = None,
 ) -> int:
     """Appends every trajectory of `sources` with its reward to `out`; returns how many are new.

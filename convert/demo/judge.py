@@ -26,6 +26,7 @@ from sia_local.rewards.judge import PolarityJudge, features
 STORY_CHARACTERS = 15_000_000  # of each file; in the shared classics, the children's books
 PIECE_WORDS = 60  # about 80 tokens of a small byte-level BPE
 STRENGTHS = (0.3, 1.0, 3.0, 10.0, 30.0)
+FEATURES = 60_000  # at most
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def train_judge(
     reviews: list[Labelled],
     stories: list[str],
     *,
-    size: int = 60_000,
+    size: int = FEATURES,
     seed: int = 0,
 ) -> tuple[PolarityJudge, dict[str, Any]]:
     """The judge and the figures about it; the regularisation is chosen on dev, test is read once."""

@@ -27,6 +27,18 @@ ROW_TYPES = ("f16", "q8_0", "f32", "base")
 
 
 @dataclass(frozen=True)
+class BaseConfig:
+    """How a base model is written."""
+
+    dtype: str = setting("f16", "Type of the weights.", choices=tuple(DTYPES))
+    pre: str | None = setting(None, "llama.cpp's name of the pre-tokenizer, where the tokenizer's is not recognised.")
+    name: str | None = setting(None, "general.name of the file.", show="the folder's name")
+
+    def __post_init__(self) -> None:
+        check_choice("dtype", self.dtype, DTYPES)
+
+
+@dataclass(frozen=True)
 class ExportConfig:
     """How a value model is written."""
 
@@ -136,7 +148,7 @@ def named(out: Path, name: str, encoding: str, adapter: bool = False) -> Path:
 def export_base(
     folder: str | os.PathLike[str],
     out: str | os.PathLike[str],
-    dtype: str = "f16",
+    dtype: str = BaseConfig.dtype,
     pre: str | None = None,
     name: str | None = None,
 ) -> Path:

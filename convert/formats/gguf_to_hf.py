@@ -15,6 +15,7 @@ import numpy as np
 
 from sia_local.errors import IncompatibleError, ModelFileError
 
+from ..aside import hold, sweep
 from .arch import Hparams, Rope, hf_name, restore_rows
 from .gguf_io import read_gguf
 
@@ -47,7 +48,10 @@ def gguf_to_hf(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> 
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ModelFileError(f"{target} exists already; name a new folder, or remove it")
     target.parent.mkdir(parents=True, exist_ok=True)
+    sweep(target)
     made = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+    fd = os.open(made, os.O_RDONLY)
+    hold(fd)
     try:
         tokenizer = load_tokenizer(source)
         check_tokenizer(source, tokenizer)
@@ -62,6 +66,7 @@ def gguf_to_hf(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> 
             raise ModelFileError(f"the disk filled up while writing {target}; nothing of it was kept") from error
         raise
     finally:
+        os.close(fd)
         shutil.rmtree(made, ignore_errors=True)
     return target
 

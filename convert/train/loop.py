@@ -17,7 +17,7 @@ from torch import Tensor
 from sia_local.errors import ConfigError, NumericError
 from sia_local.files import atomic_write
 
-from ..aside import provenance
+from ..aside import provenance, sweep
 from ..data.examples import Example, Reader, Split, batches, load_split
 from ..formats.checkpoint import ValueCheckpoint, ValueMeta
 from ..formats.hf import load_tokenizer
@@ -26,6 +26,12 @@ from ..progress import Progress, duration
 from .config import Place, TrainConfig
 from .metrics import pairwise_accuracy, r2, spearman
 from .model import build, pad, save_changes, value_loss
+
+# What a killed run may have been writing.
+WRITTEN = (
+    "state.pt", "value.json", "head.safetensors", "training.json", "tuned.safetensors",
+    "lora_weights/adapter_model.safetensors", "lora_weights/adapter_config.json",
+)  # fmt: skip
 
 
 def train(config: TrainConfig, resume: bool = True) -> dict[str, Any]:
@@ -84,6 +90,9 @@ class Trainer:
     def run(self, resume: bool) -> dict[str, Any]:
         c, p, main = self.config, self.place, self.accelerator.is_main_process
         self.out.mkdir(parents=True, exist_ok=True)
+        if main:
+            for name in WRITTEN:
+                sweep(self.out / name)
         if resume:
             self.restore()
         p = self.place
@@ -100,7 +109,7 @@ class Trainer:
             p.best, p.stale = (metrics["loss"], 0) if better else (p.best, p.stale + 1)
             p.epoch, p.step, p.loss_sum, p.loss_count = p.epoch + 1, 0, 0.0, 0.0
             if main:
-                print(_line(metrics, better), flush=True)
+                print(_line(metrics, better, c.loss), flush=True)
                 if better:
                     self.save_model()
             self.save_state()
@@ -344,9 +353,12 @@ class Trainer:
         return report
 
 
-def _line(m: dict[str, float], better: bool) -> str:
+def _line(m: dict[str, float], better: bool, loss: str) -> str:
+    # Lambda-returns move with the model, so the one is no measure of the other.
+    to_what, to_reward = (" to its lambda-returns", " to the reward") if loss == "td-lambda" else ("", "")
     return (
-        f"epoch {int(m['epoch'])}: train {m['train_loss']:.4f}, held-out {m['loss']:.4f}, R2 {m['r2']:.3f} "
+        f"epoch {int(m['epoch'])}: train {m['train_loss']:.4f}{to_what}, held-out {m['loss']:.4f}{to_reward}, "
+        f"R2 {m['r2']:.3f} "
         f"(last {m['r2_last']:.3f}), Spearman {m['spearman']:.3f}, pairwise {m['pairwise']:.3f} "
         f"(last {m['pairwise_last']:.3f}){', best so far' if better else ''}"
     )
