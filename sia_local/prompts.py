@@ -20,6 +20,7 @@ from .errors import DataError
 
 COLUMNS = ("prompt", "instruction", "goal", "behavior", "question", "query", "text")
 CONTEXT = "contextstring"  # HarmBench puts the text a behaviour refers to here
+INPUTS = ("input", "context")  # Alpaca and Dolly put there what an instruction is about
 EXTENSIONS = (".json", ".jsonl", ".csv", ".tsv", ".txt")
 
 
@@ -127,6 +128,9 @@ def _from_records(records: list[Any], source: Path) -> list[PromptItem]:
             continue
         if by_name.get(CONTEXT):
             prompt = f"{by_name[CONTEXT].strip()}\n\n---\n\n{prompt}"  # as HarmBench joins them
+        given = next((by_name[name] for name in INPUTS if isinstance(by_name.get(name), str)), "").strip()
+        if column == "instruction" and given:
+            prompt = f"{prompt}\n\n{given}"  # as Alpaca has them: what the instruction is about
         identifier = by_name.get("id", by_name.get("behaviorid", by_name.get("prompt_id", index)))
         meta = {str(k): v for k, v in record.items() if str(k).strip().lower() not in (column, "id")}
         items.append(PromptItem(str(identifier), prompt, meta))

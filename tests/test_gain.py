@@ -22,9 +22,7 @@ numbers = arrays(np.float64, 4, elements=st.floats(-8, 8))
 
 
 @given(numbers, numbers, st.floats(-3, 3))
-def test_gain_is_the_kl_of_the_base_from_the_tilt_and_blind_to_a_constant(
-    z: np.ndarray, v: np.ndarray, b: float
-) -> None:
+def test_gain_is_a_kl_and_blind_to_a_constant(z: np.ndarray, v: np.ndarray, b: float) -> None:
     p, tilted = softmax(z), tilt(z, v, b)
     with np.errstate(divide="ignore"):
         assert gain(z, b * v) == pytest.approx(kl(p, np.log(tilted)), abs=1e-8)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -69,3 +70,18 @@ def test_bad_files(name: str, content: bytes, sentence: str, tmp_path: Path) -> 
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="does not exist"):
         read_prompts(tmp_path / "none.csv")
+
+
+def test_an_instruction_keeps_its_input(tmp_path: Path) -> None:
+    rows = [
+        {"instruction": "Translate.", "input": "Guten Tag", "output": "Good day"},
+        {"instruction": "Say hello.", "input": "", "output": "Hello"},
+        {"instruction": "Who was he?", "context": "Ada met Charles.", "response": "Charles"},
+    ]
+    file = tmp_path / "alpaca.json"
+    file.write_text(json.dumps(rows))
+    assert [item.text for item in read_prompt_items(file)] == [
+        "Translate.\n\nGuten Tag",
+        "Say hello.",
+        "Who was he?\n\nAda met Charles.",
+    ]

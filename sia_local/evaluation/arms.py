@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from ..config import SiaConfig
 from ..errors import ConfigError
 
-FAMILIES = ("off", "sparse", "dense", "random", "bon", "kl-budget", "guide", "profile")
+FAMILIES = ("off", "sparse", "dense", "random", "gain", "bon", "kl-budget", "guide", "profile")
 PICKS = ("reward", "value")
 DEFAULT_RATES = (0.1, 0.2, 0.4, 0.8)
 DEFAULT_BETAS = (0.25, 0.5, 1.0, 2.0)  # in spreads of V
@@ -25,7 +25,8 @@ class Arm:
     family: how tokens are chosen for steering (`sparse` = entropy above the threshold that `rate` of the
     unsteered base's tokens exceed; `kl-budget` = the same, beta lowered so that steering spends at most
     `kl_per_token` nats a token; `guide` = the same as sparse with values from guides; `random` = the same rate
-    regardless of entropy). best_of: N samples a prompt, of which one is kept, the best by `pick` (one of PICKS).
+    regardless of entropy; `gain` = the same rate, held online, where steering changes most). best_of: N samples a
+    prompt, of which one is kept, the best by `pick` (one of PICKS).
     source: which value source to load (`value` is the value model). config: overrides everything else, for arms that
     a user describes himself.
     """
@@ -41,7 +42,7 @@ class Arm:
     pick: str = "reward"
 
     def __post_init__(self) -> None:
-        if self.family in (*_BY_ENTROPY, "random") and (self.rate is None or not 0 < self.rate < 1):
+        if self.family in (*_BY_ENTROPY, "random", "gain") and (self.rate is None or not 0 < self.rate < 1):
             raise ConfigError(f"a {self.family} arm has the rate {self.rate}; expected a share between 0 and 1")
         if self.best_of < 1:
             raise ConfigError(f"best_of is {self.best_of}; expected 1 sample a prompt or more")
@@ -114,6 +115,8 @@ class Arm:
         base = replace(base, beta=self.beta, kl_per_token=budget)
         if self.family == "random":
             return replace(base, gate="random", rate=self.rate or 0.0)
+        if self.family == "gain":
+            return replace(base, gate="gain", gain_threshold=None, rate=self.rate or 0.0)
         if self.family == "dense":
             return replace(base, gate="dense")
         if threshold is None:
@@ -140,7 +143,7 @@ def make_arms(
     for family in families:
         if family not in FAMILIES[:-1]:
             raise ConfigError(f"unknown arm '{family}'; expected some of {', '.join(FAMILIES[:-1])}")
-    if not rates and {*_BY_ENTROPY, "random"} & set(families):
+    if not rates and {*_BY_ENTROPY, "random", "gain"} & set(families):
         raise ConfigError("no rate was given for the arms that need one; expected shares such as 0.1,0.2,0.4")
     if not betas and set(families) - {"off", "bon"}:
         raise ConfigError("no beta was given for the arms that steer; expected strengths such as 0.5,1,2")
@@ -149,7 +152,7 @@ def make_arms(
     for family in dict.fromkeys(families):
         if family == "dense":
             arms += [Arm("dense", beta=beta) for beta in betas]
-        elif family in ("sparse", "random"):
+        elif family in ("sparse", "random", "gain"):
             arms += [Arm(family, rate=rate, beta=beta) for rate in rates for beta in betas]
         elif family == "kl-budget":
             arms += [Arm("kl-budget", rate=usual, beta=max(betas), kl_per_token=nats) for nats in kl_budgets]

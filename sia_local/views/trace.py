@@ -138,8 +138,15 @@ def config_dict(config: SiaConfig) -> dict[str, Any]:
 def report_facts(config: SiaConfig) -> dict[str, Any]:
     """The settings a reader of a report wants to see, by name."""
     facts: dict[str, Any] = {"gate": config.gate}
-    names = {"entropy": ("threshold",), "rate": ("rate",), "random": ("rate",), "first-n": ("first_n",)}
-    names |= {"ratio": ("ratio",), "varentropy": ("varentropy_threshold",), "gain": ("gain_threshold", "rate")}
+    names: dict[str, tuple[str, ...]] = {
+        "entropy": ("threshold",),
+        "rate": ("rate",),
+        "random": ("rate",),
+        "first-n": ("first_n",),
+        "ratio": ("ratio",),
+        "varentropy": ("varentropy_threshold",),
+        "gain": ("rate",) if config.gain_threshold is None else ("gain_threshold",),
+    }
     for gate in config.gate.split("+"):
         facts |= {name: getattr(config, name) for name in names.get(gate, ())}
     beta = f"{config.beta:g}" + (" spreads" if config.beta_unit == "spread" else "")
