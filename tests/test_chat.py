@@ -313,7 +313,7 @@ def test_help_names_every_command_and_every_command_of_the_help_exists(session: 
     named = {line.split()[0].split("[")[0] for line in run("/help").text.splitlines() if line.startswith("/")}
     assert named == {
         *("/help", "/sia", "/beta", "/threshold", "/rate", "/why", "/stats", "/report", "/system"),
-        *("/retry", "/undo", "/save", "/load", "/clear", "/quit"),
+        *("/retry", "/steer", "/learn", "/undo", "/save", "/load", "/clear", "/quit"),
     }
     callable_by_a_line = {f"/{name[1:]}" for name in dir(Commands) if name[0] == "_" and name[1:].isalpha()}
     assert callable_by_a_line == named | {"/exit"}
@@ -403,3 +403,24 @@ def test_a_saved_chat_is_plain_json(session: Session, tmp_path: Path) -> None:
         "steering": True,
         "settings": {"gate": "entropy", "threshold": 1.0, "rate": 0.2, "beta": 2.0},
     }
+
+
+def test_steering_by_words_and_back(base_gguf: Path, value_gguf: Path) -> None:
+    with SIA.load(base_gguf, value_gguf, **EXACT) as sia:
+        session = Session(sia, SiaConfig(beta=1.5), max_tokens=6)
+        said = commands(session)
+        before = sia.value
+        assert said.run('/steer "in very simple words"').text.startswith(
+            "steering by: In very simple words.\nsteering on"
+        )
+        read(session.ask("hello"))
+        assert sia.value is not before and session.steps and session.answered.rate == 0.3
+        guide = sia.value.plus  # type: ignore[union-attr]
+        assert guide.model is sia.model
+        assert "sia-local learn 'In very simple words.' -m" in said.run("/learn").text
+        assert "beta 1.5" in said.run("/steer off").text
+        assert sia.value is before and session.config == SiaConfig(beta=1.5)
+        with pytest.raises(ConfigError, match="there is nothing to learn yet"):
+            said.run("/learn")
+    with pytest.raises(ConfigError, match="/steer works in a plain chat"):
+        commands(Session(Scripted())).run("/steer kindly")

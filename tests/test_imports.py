@@ -19,7 +19,7 @@ MAY = {
     "learning": {"generation", "llama", "values"},
     "views": {"steering"},
     "evaluation": {"generation", "steering", "views", "rewards", "values"},
-    "chat": {"generation", "views"},
+    "chat": {"generation", "values", "views"},
     "bench": {"generation", "llama", "steering", "values"},
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,8 @@ HELP = """\
 /sia on|off         steering on or off
 /beta X             strength of steering; 0 does nothing, below 0 the opposite
 /beta NAME X        weight of one of several values
+/steer WORDS|off    steer by an instruction, such as in very simple words; off: as before
+/learn              the command that makes a steering file of it, at no cost a token
 /threshold X        steer where the base's entropy is X nats or more
 /rate X             steer this share of the tokens, such as 0.2
 /why [N]            where steering acted; N: every candidate of junction N
@@ -103,6 +106,29 @@ class Commands:
             mixed.set_weight(name, _number(number.strip(), "/beta"))
             return Reply(f"values: {mixed.name}")
         return self._set_number(rest, "/beta", lambda x: {"beta": x})
+
+    def _steer(self, rest: str) -> Reply:
+        session = self.session
+        if rest == "off":
+            session.steer_as_before()
+            return Reply(self.settings())
+        words = rest.strip("\"'")
+        if not words:
+            raise ConfigError("/steer takes an instruction or off; for instance /steer in very simple words")
+        session.steer_by(words)
+        return Reply(f"steering by: {session.words}\n{self.settings()}")
+
+    def _learn(self, rest: str) -> Reply:
+        words = self.session.words
+        if words is None:
+            raise ConfigError("there is nothing to learn yet; steer by words first, as in /steer in very simple words")
+        base = self.session.sia.model.path
+        quoted = shlex.quote(words)
+        return Reply(
+            "this makes a steering file of it in another terminal, some minutes on a small model:\n"
+            f"sia-local learn {quoted} -m {shlex.quote(str(base))} --prompts prompts.txt -o words.gguf\n"
+            "then: sia-local chat -m ... -v words.gguf"
+        )
 
     def _threshold(self, rest: str) -> Reply:
         return self._set_number(rest, "/threshold", lambda x: {"threshold": x, "gate": "entropy"})

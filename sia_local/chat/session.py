@@ -10,13 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from ..config import SiaConfig
-from ..errors import ContextFullError, DataError
+from ..errors import ConfigError, ContextFullError, DataError
 from ..files import atomic_write
+from ..generation.sia import SIA
 from ..generation.writing import Generation, Writer
 from ..records import Prompt, Request, Step, Tally
 from ..text import Written
+from ..values.guides import Guides, instruction
+from ..values.sources import Source
 
 Message = dict[str, str]
+# How an instruction steers until the user says otherwise: share of the tokens, and beta in nats of log-probability.
+WORDS_RATE, WORDS_BETA = 0.3, 2.0
 _SETTINGS = ("gate", "threshold", "rate", "beta")
 
 
@@ -56,7 +61,9 @@ class Session:
     answered: SiaConfig = field(default_factory=SiaConfig)
     totals: Totals = field(default_factory=Totals)
     written: Generation | None = None
+    words: str | None = None
     _drawn: int = 0
+    _before: tuple[SiaConfig, bool, Source | None] | None = None
 
     @property
     def active(self) -> SiaConfig:
@@ -116,6 +123,27 @@ class Session:
                 self.totals.take(self.written.stats)
             else:
                 self.turns = before
+
+    def steer_by(self, words: str) -> None:
+        """From now on the base under an instruction, against itself without, says what steers; no training, but two
+        more decodes a junction. Raises ConfigError where the writer cannot change what steers it."""
+        sentence = words if "{prompt}" in words else f"{words[:1].upper()}{words[1:].rstrip('.')}."
+        if not isinstance(self.sia, SIA):
+            raise ConfigError("texts of another kind are written here; /steer works in a plain chat")
+        base = self.sia.model.path
+        if self._before is None:
+            self._before = (self.config, self.steering, self.sia.value)
+        self.sia.use(Guides(base, base, name="words", plus_prompt=instruction(sentence)))
+        self.words, self.steering = sentence, True
+        gate = {"gate": "rate", "rate": WORDS_RATE, "beta": WORDS_BETA, "beta_unit": "raw"}
+        self.config = replace(self.config, **gate)  # type: ignore[arg-type]
+
+    def steer_as_before(self) -> None:
+        """What steered before the first steer_by()."""
+        if self._before is not None and isinstance(self.sia, SIA):
+            self.config, self.steering, source = self._before
+            self.sia.put(source)
+        self.words = self._before = None
 
     def halt(self) -> None:
         """Ends the answer that is being written, after the token in hand."""

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from ..config import Setup, SiaConfig
-from ..errors import ConfigError, ContextFullError, IncompatibleError
+from ..errors import ConfigError, ContextFullError, IncompatibleError, SiaError
 from ..llama.chat import tokenize_chat
 from ..llama.context import Context, options_for
 from ..llama.engine import Engine
@@ -37,7 +37,8 @@ class SIA:
         base: Base = SideBySide(engine, others) if others else engine
         self.desk = Desk(Loop(base, value, setup.slots, setup.n_ctx))
         # The desk lives as long as anything that still reads from it.
-        self._free = weakref.finalize(self.desk, (owned or ExitStack()).close)
+        self._owned = owned or ExitStack()
+        self._free = weakref.finalize(self.desk, self._owned.close)
 
     @classmethod
     def load(
@@ -80,6 +81,27 @@ class SIA:
 
     def close(self) -> None:
         self._free()
+
+    def use(self, value: Specs | None) -> None:
+        """Steers by another value from the next text on; what was loaded before stays loaded, for use() to return to.
+
+        value: as load() takes it, or a source that an earlier use() put in place. Raises as load() does, and SiaError
+        while a text is being written.
+        """
+        if self.desk.loop.live:
+            raise SiaError("a text is being written; read it to its end, or close() it, before changing what steers")
+        specs = parse_specs(value)
+        files = read_files(specs)
+        if any(file is not None and file.kind == "value-head" for file in files) and not self.engine.branches:
+            raise IncompatibleError("a value-head needs room for its candidates in the base's context; load it at once")
+        opened = open_sources(specs, files, self.model, self.engine, self.setup)
+        if opened is not None:
+            self._owned.callback(opened.close)
+        self.put(opened)
+
+    def put(self, source: Source | None) -> None:
+        """Steers by a source that is loaded already, or not at all."""
+        self.value = self.desk.loop.value = source
 
     @property
     def n_ctx(self) -> int:
