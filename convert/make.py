@@ -246,4 +246,19 @@ class Chain:
             self._export("export", at, files.full, section.config),
             *self._quantize("value", files, section.quantize_rows),
             Step("verify", verify, asked, inputs, (self.files.report,)),
+            *self._distill(files.last),
         ]
+
+    def _distill(self, teacher: Path) -> list[Step]:
+        section, plan = self.plan.distill, self.plan
+        if section is None:
+            return []
+        prompts = section.prompts or plan.rollouts.prompts
+
+        def run() -> None:
+            from .data.distill import distill_file
+
+            self.echo(distill_file(teacher, self.base, prompts, section, self.files.junctions, plan.machine, self.echo))
+
+        settings = {**dataclasses.asdict(section.collecting), "fit": dataclasses.asdict(section.fit)}
+        return [Step("distill", run, settings, (teacher, self.base, prompts), (section.out,))]

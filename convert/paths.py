@@ -99,6 +99,11 @@ class Files:
     def report(self) -> Path:
         return self.work / "verify.json"
 
+    @property
+    def junctions(self) -> Path:
+        """What the teacher of a Q-head said."""
+        return self.work / "junctions"
+
     def backbone(self, gguf: Path) -> Path:
         """The folder that a GGUF becomes to be trained."""
         return self.work / f"{gguf.stem}-hf"

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from sia_local.errors import ConfigError, DataError
+from sia_local.learning.collect import CollectConfig
+from sia_local.learning.fit import FitConfig
 
 from .data.rollouts import RolloutConfig, Steering
 from .data.score import ScoreConfig
@@ -103,6 +105,19 @@ class VerifySection:
     also: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, kw_only=True)
+class DistillSection(CollectConfig):
+    """A Q-head that stands in for the finished value model. prompts: those of the rollouts where none are named."""
+
+    out: Path
+    prompts: Path | None = None
+    fit: FitConfig = field(default_factory=FitConfig)
+
+    @property
+    def collecting(self) -> CollectConfig:
+        return CollectConfig(**settings_of(CollectConfig, self))
+
+
 @dataclass(frozen=True)
 class Plan:
     """Everything the TOML files say. Paths are absolute; `steered` has one entry a further round."""
@@ -116,6 +131,7 @@ class Plan:
     export: ExportSection
     verify: VerifySection
     steered: tuple[SteeredSection, ...] = ()
+    distill: DistillSection | None = None
     machine: Machine = field(default_factory=Machine)
 
     @property
@@ -166,6 +182,10 @@ class Plan:
         if self.backbone not in made and not place.is_file():
             raise DataError(f"[value] backbone: nothing at {place}")
         read_template(self.value.template)
+        if self.distill is not None and self.distill.prompts is not None and not self.distill.prompts.is_file():
+            raise DataError(f"[distill] prompts: nothing at {self.distill.prompts}")
+        if self.distill is not None and self.distill.prompts is None and self.rollouts.pairs:
+            raise ConfigError("[distill] samples texts, but [rollouts] takes pairs: name prompts in [distill]")
         self._check_export()
 
     def _check_base(self) -> None:
@@ -226,7 +246,8 @@ def read_plan(*paths: Path) -> Plan:
     def at(name: str) -> Path:
         return (folder / name).resolve()
 
-    known = ("work", "threads", "gpu_layers", "base", "rollouts", "reward", "steered", "value", "export", "verify")
+    sections = ("base", "rollouts", "reward", "steered", "value", "export", "verify", "distill")
+    known = ("work", "threads", "gpu_layers", *sections)
     for key in tables:
         if key not in known:
             raise ConfigError(f"{paths[-1]}: unknown {key!r}; expected {', '.join(known)}")
@@ -237,7 +258,7 @@ def read_plan(*paths: Path) -> Plan:
 
 
 def _plan(tables: dict[str, Any], at: Callable[[str], Path]) -> Plan:
-    for name in ("base", "rollouts", "reward", "value", "export", "verify"):
+    for name in ("base", "rollouts", "reward", "value", "export", "verify", "distill"):
         if not isinstance(tables.get(name, {}), dict):
             raise ConfigError(f"[{name}] is {tables[name]!r}; expected a section")
     take = partial(from_table, at=at)
@@ -262,6 +283,7 @@ def _plan(tables: dict[str, Any], at: Callable[[str], Path]) -> Plan:
         export=take(ExportSection, "export", tables["export"]),
         verify=_verify(tables.get("verify", {}), rollouts, at),
         steered=tuple(take(SteeredSection, "steered", t) for t in rounds),
+        distill=take(DistillSection, "distill", tables["distill"]) if "distill" in tables else None,
         machine=machine,
     )
 

@@ -16,6 +16,7 @@ COMMANDS = {
     "export": "A value model to GGUF: merged, lean, adapter or head.",
     "hf-to-gguf": "A base model to GGUF.",
     "gguf-to-hf": "A GGUF to a folder that can be trained.",
+    "distill": "A Q-head, which costs no decode, from a value model.",
     "quantize": "A GGUF to Q8_0, Q6_K, Q4_K_M, …; a head stays float32.",
     "verify": "PyTorch against GGUF in the runtime's own way.",
     "pretrain": "The demo base model, from raw text.",

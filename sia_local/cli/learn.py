@@ -17,7 +17,6 @@ from .options import model_options
 from .resolve import model_paths, setup_from
 
 if TYPE_CHECKING:
-    from ..learning.distill import Distilled
     from ..values.guides import Guides
 
 
@@ -40,7 +39,7 @@ def learn(**options: Any) -> None:
 
     Run again after an interruption: it goes on with the texts that are missing.
     """
-    from ..learning.distill import distill
+    from ..learning.distill import distill, summary
     from ..prompts import read_prompts
 
     base, values = model_paths({**options, "value": options["value"] or ("none",)})
@@ -65,23 +64,6 @@ def learn(**options: Any) -> None:
         lambda e: say.now(f"pass {e.epoch}: loss {e.loss:.4f}, held out {e.held_out:.4f}", True),
     )
     click.echo(summary(made))
-
-
-def summary(made: Distilled) -> str:
-    """How well the Q-head stands in for its teacher, on held-out prompts."""
-    report, table = made.fit.report, made.table
-    lines = [f"{made.path}: {made.path.stat().st_size / 1e6:.1f} MB, from {made.junctions} junctions"]
-    lines += [
-        f"{what:44} {ours:>6} {one_number:>18}"
-        for what, ours, one_number in (
-            ("on held-out prompts", "Q-head", "one number a token"),
-            ("differences within a junction explained", f"{report.r2:.2f}", f"{table.r2:.2f}"),
-            ("the teacher's favourite at", f"{report.agreement:.0%}", f"{table.agreement:.0%}"),
-            ("the teacher's one-step gain", f"{report.gain_share:.0%}", f"{table.gain_share:.0%}"),
-            (f"favourites turned (teacher {report.teacher_flip_rate:.0%})", f"{report.flip_rate:.0%}", ""),
-        )
-    ]
-    return "\n".join([*lines, f"spread {report.spread:.4g}"])
 
 
 def _guides(base: Path, options: dict[str, Any]) -> Guides:

@@ -103,3 +103,20 @@ def _files(teacher: Specs) -> Any:
 def _reward(source: Any) -> str:
     file = getattr(source, "file", None)
     return str(file.about.get(REWARD_NAME, "")) if file is not None else ""
+
+
+def summary(made: Distilled) -> str:
+    """How well the Q-head stands in for its teacher, on held-out prompts."""
+    report, table = made.fit.report, made.table
+    lines = [f"{made.path}: {made.path.stat().st_size / 1e6:.1f} MB, from {made.junctions} junctions"]
+    lines += [
+        f"{what:44} {ours:>6} {one_number:>18}"
+        for what, ours, one_number in (
+            ("on held-out prompts", "Q-head", "one number a token"),
+            ("differences within a junction explained", f"{report.r2:.2f}", f"{table.r2:.2f}"),
+            ("the teacher's favourite at", f"{report.agreement:.0%}", f"{table.agreement:.0%}"),
+            ("the teacher's one-step gain", f"{report.gain_share:.0%}", f"{table.gain_share:.0%}"),
+            (f"favourites turned (teacher {report.teacher_flip_rate:.0%})", f"{report.flip_rate:.0%}", ""),
+        )
+    ]
+    return "\n".join([*lines, f"spread {report.spread:.4g}"])

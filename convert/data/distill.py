@@ -1,0 +1,60 @@
+"""A Q-head from a value model: the teacher answers through the runtime that will be steered. Imports no training."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sia_local.config import Setup
+from sia_local.learning.collect import CollectConfig
+
+from ..progress import Progress
+from ..settings import Machine
+from .rollouts import load_prompts
+
+N_CTX = 1024
+
+
+def distill_file(
+    teacher: Path,
+    base: Path,
+    prompts: Path,
+    config: Any,
+    folder: Path,
+    machine: Machine,
+    echo: Callable[[str], None] = print,
+    slots: int = 4,
+) -> str:
+    """Distils `teacher`, a value GGUF, to `config.out` (a plan's DistillSection); the summary of what it reached."""
+    from sia_local.learning.distill import distill, summary
+
+    setup = Setup(n_ctx=N_CTX, slots=slots, n_threads=machine.threads, n_gpu_layers=machine.gpu_layers)
+    collecting: CollectConfig = config.collecting
+    progress = Progress("texts", collecting.texts)
+    made = distill(
+        base,
+        teacher,
+        load_prompts(prompts),
+        config.out,
+        folder,
+        collecting,
+        config.fit,
+        setup,
+        lambda p: progress.update(p.texts - progress.done),
+        lambda e: echo(f"pass {e.epoch}: loss {e.loss:.4f}, held out {e.held_out:.4f}"),
+    )
+    return summary(made)
+
+
+def distill_checkpoint(
+    checkpoint: Path, base: Path, prompts: Path, config: Any, folder: Path, machine: Machine, slots: int = 4
+) -> str:
+    """The same for a value model trained into a folder: exported in full precision first, for the time it takes."""
+    from ..formats.checkpoint import ValueCheckpoint
+    from ..formats.export import ExportConfig, export_value
+
+    with tempfile.TemporaryDirectory(prefix="sia-distill-") as aside:
+        teacher = export_value(ValueCheckpoint.open(checkpoint), Path(aside) / "teacher.gguf", base, ExportConfig())
+        return distill_file(teacher, base, prompts, config, folder, machine, slots=slots)
