@@ -29,3 +29,7 @@ class NumericError(SiaError):
 
 class DataError(SiaError):
     """A data file (prompts, trajectories, profile) that cannot be read as what it should be."""
+
+
+class RewardError(SiaError):
+    """A reward function that raises; the text it failed on is in the sentence, its error is the cause."""

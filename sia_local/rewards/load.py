@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from ..errors import ConfigError, DataError, NumericError, SiaError
+from ..errors import ConfigError, DataError, NumericError, RewardError, SiaError
 
 ENTRY_POINT_GROUP = "sia_local.rewards"
 RewardFunction = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
@@ -45,11 +45,39 @@ class FunctionReward:
                 f"reward '{self.name}' was given {len(prompts)} prompts and {len(responses)} responses, "
                 "expected one prompt a response"
             )
-        return check_rewards(self.function(prompts, responses), len(responses), self.name)
+        try:
+            rewards = self.function(prompts, responses)
+        except SiaError:
+            raise
+        except Exception as error:
+            raise self._failed(prompts, responses, error) from error
+        return check_rewards(rewards, len(responses), self.name)
+
+    def _failed(self, prompts: Sequence[str], responses: Sequence[str], error: Exception) -> RewardError:
+        """The sentence for a function that raised `error`: finds the text by giving it one at a time."""
+        where = f"on all {len(responses)} responses together, but on none of them alone"
+        for index, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+            try:
+                self.function([prompt], [response])
+            except Exception as alone:
+                error = alone
+                where = f"on response {index}, {_shortened(response)} to {_shortened(prompt)}"
+                break
+        what = type(error).__name__ + (f": {error}" if str(error) else "")
+        return RewardError(
+            f"reward '{self.name}' raised an error {where} ({what}); it must return a finite number for every "
+            "text, an empty one too (its traceback: --debug)"
+        )
+
+
+def _shortened(text: str, longest: int = 80) -> str:
+    return repr(text if len(text) <= longest else text[: longest - 1] + "\u2026")
 
 
 def load_reward(spec: str) -> Reward:
-    """The reward that `spec` names: `vader`, `polarity[:FILE.npz]`, `data`, `pkg.module:name`, `hf:MODEL`.
+    """The reward that `spec` names.
+
+    `vader`, `plain`, `common`, `polarity[:FILE.npz]`, `data`, `pkg.module:name`, `hf:MODEL`.
 
     Raises ConfigError when nothing answers to the name or what answers cannot be imported; the sentence
     names the extra that brings it.
@@ -57,6 +85,10 @@ def load_reward(spec: str) -> Reward:
     prefix, _, argument = spec.partition(":")
     if spec == "vader":
         return _vader()
+    if spec in ("plain", "common"):
+        from . import plain
+
+        return plain.load_plain() if spec == "plain" else plain.load_common()
     if prefix == "polarity":
         from .judge import PolarityJudge
 
@@ -71,7 +103,7 @@ def load_reward(spec: str) -> Reward:
             return _from_module(prefix, argument, spec)
     known = sorted({entry.name for entry in metadata.entry_points(group=ENTRY_POINT_GROUP)})
     raise ConfigError(
-        f"reward '{spec}' is not known; expected vader, polarity, data, package.module:name"
+        f"reward '{spec}' is not known; expected vader, plain, common, polarity, data, package.module:name"
         + "".join(f" or {name}:ARGUMENT" for name in known)
     )
 
