@@ -13,7 +13,7 @@ import click
 @click.option(
     "--reward",
     required=True,
-    help="hf:NAME (a Hugging Face reward model), package.module:function, vader, or data (rewards already there).",
+    help="hf:NAME (a Hugging Face model), package.module:function, vader, plain or data (rewards already there).",
 )
 @click.option("--batch", default=64, help="Trajectories a call of the reward.")
 @click.option("--shard", help="I/N: only every N-th prompt; the outputs of all shards concatenate.")
