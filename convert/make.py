@@ -97,7 +97,7 @@ class Chain:
         self.gpu_layers = int(plan.get("gpu_layers", 0))
 
     def at(self, name: str) -> Path:
-        return (self.folder / name).resolve()
+        return (self.folder / Path(name).expanduser()).resolve()
 
     def section(self, name: str) -> dict[str, Any]:
         return dict(self.plan.get(name, {}))
