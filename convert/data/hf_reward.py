@@ -35,16 +35,8 @@ def load_hf(name: str, batch: int = 8, max_length: int = 4096) -> FunctionReward
     model.config.pad_token_id = tokenizer.pad_token_id
     model.to(device).eval()
 
-    def render(prompt: str, response: str) -> str:
-        if not tokenizer.chat_template:
-            return prompt + response
-        chat = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
-        text = str(tokenizer.apply_chat_template(chat, tokenize=False))
-        # The tokenizer adds the beginning of the sequence itself; the template's would be a second one.
-        return text.removeprefix(tokenizer.bos_token) if tokenizer.bos_token else text
-
     def score(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
-        texts = [render(p, r) for p, r in zip(prompts, responses, strict=True)]
+        texts = [render(tokenizer, chat(p, r)) for p, r in zip(prompts, responses, strict=True)]
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         out: list[float] = [0.0] * len(texts)
         with torch.no_grad():
@@ -62,3 +54,17 @@ def load_hf(name: str, batch: int = 8, max_length: int = 4096) -> FunctionReward
         return out
 
     return FunctionReward(f"hf:{name}", score)
+
+
+def chat(prompt: str, response: str) -> list[dict[str, str]]:
+    """A dialogue of one turn, as a chat template reads it."""
+    return [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
+
+
+def render(tokenizer: Any, messages: list[dict[str, str]]) -> str:
+    """A dialogue as a reward model reads it; without a chat template, its texts one after the other."""
+    if not tokenizer.chat_template:
+        return "".join(message["content"] for message in messages)
+    text = str(tokenizer.apply_chat_template(messages, tokenize=False))
+    # The tokenizer adds the beginning of the sequence itself; the template's would be a second one.
+    return text.removeprefix(tokenizer.bos_token) if tokenizer.bos_token else text
