@@ -244,7 +244,7 @@ def read_plan(*paths: Path) -> Plan:
     folder = paths[0].resolve().parent
 
     def at(name: str) -> Path:
-        return (folder / name).resolve()
+        return (folder / Path(name).expanduser()).resolve()
 
     sections = ("base", "rollouts", "reward", "steered", "value", "export", "verify", "distill")
     known = ("work", "threads", "gpu_layers", *sections)

@@ -46,7 +46,7 @@ def test_function_from_the_working_folder(tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("spec", ["joy", "", ":f", "vader2"])
 def test_unknown_reward_lists_the_known_ones(spec: str) -> None:
-    with pytest.raises(ConfigError, match="expected vader, polarity, data"):
+    with pytest.raises(ConfigError, match="expected vader, plain, common, polarity, data"):
         load_reward(spec)
 
 

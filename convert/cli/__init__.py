@@ -20,6 +20,7 @@ COMMANDS = {
     "quantize": "A GGUF to Q8_0, Q6_K, Q4_K_M, …; a head stays float32.",
     "verify": "PyTorch against GGUF in the runtime's own way.",
     "pretrain": "The demo base model, from raw text.",
+    "reward-model": "A small reward model from preference pairs.",
     "judge": "The second judge of tone that eval uses.",
 }
 

@@ -36,16 +36,8 @@ def load_hf(name: str, batch: int = 8, max_length: int = 4096) -> FunctionReward
     model.to(device).eval()
     room = min(max_length, _longest(model, tokenizer))
 
-    def render(prompt: str, response: str) -> str:
-        if not tokenizer.chat_template:
-            return prompt + response
-        chat = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
-        text = str(tokenizer.apply_chat_template(chat, tokenize=False))
-        # The tokenizer adds the beginning of the sequence itself; the template's would be a second one.
-        return text.removeprefix(tokenizer.bos_token) if tokenizer.bos_token else text
-
     def score(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
-        texts = [render(p, r) for p, r in zip(prompts, responses, strict=True)]
+        texts = [render(tokenizer, chat(p, r)) for p, r in zip(prompts, responses, strict=True)]
         rows = [tokenizer(text, verbose=False).input_ids or [tokenizer.eos_token_id or 0] for text in texts]
         if cut := sum(len(ids) > room for ids in rows):
             said = f"{cut} of {len(rows)} texts are longer than {room} tokens; what is cut is their beginning"
@@ -89,3 +81,17 @@ def _logits(model: Any, rows: list[list[int]]) -> list[float]:
     model.config.get_text_config().pad_token_id = model.config.pad_token_id = pad
     with torch.no_grad():
         return [float(x) for x in model(input_ids=ids, attention_mask=mask).logits[:, 0].float()]
+
+
+def chat(prompt: str, response: str) -> list[dict[str, str]]:
+    """A dialogue of one turn, as a chat template reads it."""
+    return [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
+
+
+def render(tokenizer: Any, messages: list[dict[str, str]]) -> str:
+    """A dialogue as a reward model reads it; without a chat template, its texts one after the other."""
+    if not tokenizer.chat_template:
+        return "".join(message["content"] for message in messages)
+    text = str(tokenizer.apply_chat_template(messages, tokenize=False))
+    # The tokenizer adds the beginning of the sequence itself; the template's would be a second one.
+    return text.removeprefix(tokenizer.bos_token) if tokenizer.bos_token else text

@@ -85,7 +85,7 @@ class Trainer:
         self.wrapped = self.accelerator.prepare_model(self.model)
         self.device = self.accelerator.device
         self.place = Place()
-        self.cache: dict[int, Tensor] | None = None
+        self.states: dict[str, dict[int, Tensor]] = {}  # of a frozen backbone, of "train" and "held-out" examples
 
     def run(self, resume: bool) -> dict[str, Any]:
         c, p, main = self.config, self.place, self.accelerator.is_main_process
@@ -123,6 +123,8 @@ class Trainer:
         packed = batches(self.split.train, c.batch, rng)
         per_step = c.accumulate * world
         steps = [packed[i : i + per_step] for i in range(0, len(packed), per_step)]
+        if c.tuning == "none":  # before the clock of the epoch starts: it takes longer than all epochs together
+            self._kept_states("train")
         progress = Progress(f"epoch {p.epoch + 1}/{c.epochs}", len(steps), p.step)
         self.wrapped.train()
         while p.step < len(steps):
@@ -166,49 +168,51 @@ class Trainer:
             group["lr"] = rate * scale
         return self.rates[0] * scale
 
-    def _values(self, part: list[Example], keys: list[int] | None) -> tuple[Tensor, Tensor]:
-        """Values and response mask [batch, n] of examples; a frozen backbone's states are kept under `keys`."""
+    def _values(self, part: list[Example], indices: list[int], which: str) -> tuple[Tensor, Tensor]:
+        """Values and response mask [batch, n] of examples, which have these indices in the split's part `which`."""
         mask = torch.zeros(len(part), max(len(e.ids) for e in part))
         for i, e in enumerate(part):
             mask[i, e.start : len(e.ids)] = 1.0
         ids = pad([e.ids for e in part]).to(self.device)
         mask = mask.to(self.device)
-        if self.config.tuning != "none" or keys is None:
+        if self.config.tuning != "none":
             return self.wrapped(ids), mask
-        cache = self._kept_states()
-        if any(k not in cache for k in keys):
+        cache = self._kept_states(which)
+        if any(i not in cache for i in indices):
             with torch.no_grad():
                 states = self.model.hidden(ids)
             return self.wrapped(None, states), mask
-        kept = [cache[k].to(self.device) for k in keys]
+        kept = [cache[i].to(self.device) for i in indices]
         return self.wrapped(None, torch.nn.utils.rnn.pad_sequence(kept, batch_first=True)), mask
 
     @torch.no_grad()
-    def _kept_states(self) -> dict[int, Tensor]:
-        """Hidden states of the training examples under a frozen backbone, as many as fit in 2 GB.
+    def _kept_states(self, which: str) -> dict[int, Tensor]:
+        """Hidden states under a frozen backbone, of as many examples of the training or held-out part as fit in 2 GB.
 
         In fixed batches, not as training meets them: the last bits depend on the batch, and a resumed run must
         find the same ones.
         """
-        if self.cache is not None:
-            return self.cache
-        self.cache = {}
-        examples, room = self.split.train, 500_000_000
+        if which in self.states:
+            return self.states[which]
+        cache: dict[int, Tensor] = {}
+        self.states[which] = cache
+        examples = self.split.train if which == "train" else self.split.held_out
+        room = 500_000_000 - sum(state.numel() for kept in self.states.values() for state in kept.values())
         packed = batches(examples, max(self.config.batch, 32), None)
-        progress = Progress("frozen states", len(packed))
+        progress = Progress(f"frozen states, {which}", len(packed))
         for batch in packed:
             states = self.model.hidden(pad([examples[i].ids for i in batch]).to(self.device))
             room -= states.numel()
             if room < 0:
                 break
             for i, state in zip(batch, states, strict=True):
-                self.cache[i] = state[: len(examples[i].ids)].cpu()
+                cache[i] = state[: len(examples[i].ids)].clone().cpu()
             progress.update()
-        return self.cache
+        return cache
 
     def _losses(self, batch: list[int]) -> Tensor:
         part = [self.split.train[i] for i in batch]
-        values, mask = self._values(part, batch)
+        values, mask = self._values(part, batch, "train")
         rewards = torch.tensor([self._standard(e.reward) for e in part], device=self.device)
         return value_loss(values, mask, rewards, self.config.loss, self.config.lam)
 
@@ -225,7 +229,7 @@ class Trainer:
         for batch in batches(examples, max(self.config.batch, 32), None)[rank::world]:
             part = [examples[i] for i in batch]
             with self.accelerator.autocast():
-                values, mask = self._values(part, None)
+                values, mask = self._values(part, batch, "held-out")
             rewards = torch.tensor([self._standard(e.reward) for e in part], device=self.device)
             squares = value_loss(values, mask, rewards, "per-token")
             # Lambda-returns move with the model: what is held out is compared with the reward itself.

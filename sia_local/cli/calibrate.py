@@ -26,7 +26,7 @@ DEFAULT_PROMPTS = "models/prompts-train.txt"
 @click.option("--rate", type=float, default=0.2, show_default=True, help="Share of tokens to steer.")
 @click.option("--kl-per-token", type=float, help="Nats a token that steering may spend on average.  [default: 0.05]")
 @click.option("--reward-per-kl", type=float, help="Stop where another nat a text buys less than this; needs --reward.")
-@click.option("--reward", help="What to report or weigh: vader, polarity, package.module:name, …")
+@click.option("--reward", help="What to report or weigh: vader, plain, package.module:name, …")
 @click.option("-n", "--max-tokens", type=click.IntRange(min=1), default=80, show_default=True, help="Longest text.")
 @click.option("--slots", type=click.IntRange(min=1), default=8, show_default=True, help="Texts in one decode.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Same seed, same profile.")

@@ -90,7 +90,7 @@ def _list(values: tuple[float, ...]) -> str:
     show_default=True,
     help=f"What picks the best: {' or '.join(PICKS)}, or both as arms of their own.",
 )
-@click.option("--reward", default=DEFAULT_REWARD, show_default=True, help="vader, polarity, package.module:name, …")
+@click.option("--reward", default=DEFAULT_REWARD, show_default=True, help="vader, plain, package.module:name, …")
 @click.option("--judge", help="Second judge, a reward or .npz, or `none`.  [default: models/polarity-judge.npz]")
 @click.option("--samples", type=click.IntRange(min=1), default=1, show_default=True, help="Texts a prompt.")
 @click.option("-n", "--max-tokens", type=click.IntRange(min=1), default=80, show_default=True, help="Longest text.")

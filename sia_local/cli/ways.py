@@ -33,7 +33,7 @@ def way_options(function: F) -> F:
             metavar="value|reward|likelihood",
             help="What the best text has most of.  [default: value, without value model likelihood]",
         ),
-        click.option("--reward", metavar="NAME", help="The reward: vader, polarity or module:function."),
+        click.option("--reward", metavar="NAME", help="The reward: vader, plain or module:function."),
     )(function)
 
 

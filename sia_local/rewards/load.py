@@ -70,7 +70,9 @@ class FunctionReward:
 
 
 def load_reward(spec: str) -> Reward:
-    """The reward that `spec` names: `vader`, `polarity[:FILE.npz]`, `data`, `pkg.module:name`, `hf:MODEL`.
+    """The reward that `spec` names.
+
+    `vader`, `plain`, `common`, `polarity[:FILE.npz]`, `data`, `pkg.module:name`, `hf:MODEL`.
 
     Raises ConfigError when nothing answers to the name or what answers cannot be imported; the sentence
     names the extra that brings it.
@@ -78,6 +80,10 @@ def load_reward(spec: str) -> Reward:
     prefix, _, argument = spec.partition(":")
     if spec == "vader":
         return _vader()
+    if spec in ("plain", "common"):
+        from . import plain
+
+        return plain.load_plain() if spec == "plain" else plain.load_common()
     if prefix == "polarity":
         from .judge import PolarityJudge
 
@@ -92,7 +98,7 @@ def load_reward(spec: str) -> Reward:
             return _from_module(prefix, argument, spec)
     known = sorted({entry.name for entry in metadata.entry_points(group=ENTRY_POINT_GROUP)})
     raise ConfigError(
-        f"reward '{spec}' is not known; expected vader, polarity, data, package.module:name"
+        f"reward '{spec}' is not known; expected vader, plain, common, polarity, data, package.module:name"
         + "".join(f" or {name}:ARGUMENT" for name in known)
     )
 

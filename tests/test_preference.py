@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+from sia_convert.cli import main
+from sia_convert.data.preferences import Pair, read_pairs
+from sia_convert.train.preference import fit, loss, split
+
+from sia_local.errors import DataError
+from sia_local.rewards.load import load_reward
+
+
+def _line(before: str, chosen: str, rejected: str) -> str:
+    ends = ({"chosen": chosen, "rejected": rejected},)
+    return json.dumps({k: f"\n\nHuman: {before}\n\nAssistant: {v}" for k, v in ends[0].items()})
+
+
+def test_pairs_differ_only_in_the_last_answer(tmp_path: Path) -> None:
+    two = "hello\n\nAssistant: hi\n\nHuman: more"
+    lines = [
+        _line("a dog", "good", "bad"),
+        _line(two, "kind", "cruel"),
+        _line("same", "x", "x"),
+        json.dumps({"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: c\n\nAssistant: d"}),
+        json.dumps({"prompt": "p", "chosen": "c", "rejected": "r"}),
+    ]
+    path = tmp_path / "pairs.jsonl.gz"
+    path.write_bytes(gzip.compress("\n".join(lines).encode()))
+    assert read_pairs(path) == [Pair((("user", "a dog"),), "good", "bad"), Pair((("user", "p"),), "c", "r")]
+    longer = read_pairs(path, turns=2)[1]
+    assert longer.messages == (("user", "hello"), ("assistant", "hi"), ("user", "more"))
+    assert [chat[-1] for chat in longer.chats()] == [
+        {"role": "assistant", "content": "kind"},
+        {"role": "assistant", "content": "cruel"},
+    ]
+
+
+@pytest.mark.parametrize(
+    "text, sentence",
+    [
+        ("{", "line 1: expected JSON"),
+        ('{"chosen": "x"}', "line 1: expected JSON"),
+        ("\n", "has no pair"),
+        (None, "no file"),
+    ],
+)
+def test_bad_pairs_are_one_sentence(text: str | None, sentence: str, tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(DataError, match=sentence):
+        read_pairs(path)
+
+
+def test_the_fit_is_the_minimum() -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(400, 5)) + np.array([1.0, 0, 0, 0, -0.5])
+    weight = fit(rows, 0.1)
+
+    def whole(w: np.ndarray) -> float:
+        return loss(rows, w) + 0.05 * float(w @ w)
+
+    for direction in np.eye(5):
+        assert whole(weight) <= min(whole(weight + 1e-3 * direction), whole(weight - 1e-3 * direction))
+    assert weight[0] > 0 > weight[4]
+
+
+def test_equal_dialogues_are_on_one_side() -> None:
+    names = [i % 10 for i in range(40)]
+    which = split(names, 0.2, 3)
+    assert all(which[i] == which[i % 10] for i in range(40))
+    assert [int((which == group).sum()) // 4 for group in range(3)] == [2, 2, 6]
+    assert (split(names, 0.2, 4) != which).any()
+    with pytest.raises(DataError, match="too few"):
+        split([1, 2], 0.2, 0)
+
+
+def test_what_is_trained_is_read_back_as_a_reward(make_hf: Callable[..., Path], tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    words = ["cat", "bird", "river", "tree", "house", "night", "sun", "moon"]
+    lines = []
+    for i in range(120):
+        middle = " ".join(rng.choice(words, 3))
+        lines.append(_line(f"{words[i % 8]} {i}", f"{middle} good", f"{middle} bad"))
+    (tmp_path / "pairs.jsonl").write_text("\n".join(lines))
+    out = tmp_path / "reward"
+    asked = ["reward-model", str(make_hf()), str(tmp_path / "pairs.jsonl"), "--out", str(out)]
+    done = CliRunner().invoke(main, asked)
+    assert done.exit_code == 0, done.output
+    assert "96 training pairs" in done.output and "held out 24, 100.0% right" in done.output
+    good, bad = load_reward(f"hf:{out}")(["cat 3", "cat 3"], ["river sun good", "river sun bad"])
+    assert good > bad
