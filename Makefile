@@ -11,7 +11,7 @@ export CMAKE_ARGS ?= -DLLAVA_BUILD=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_EXA
 export CMAKE_BUILD_PARALLEL_LEVEL ?= $(shell getconf _NPROCESSORS_ONLN)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: chat test lint clean
+.PHONY: chat test lint docs clean
 
 chat: $(VENV)/.runtime
 	@$(BIN)/sia-local chat
@@ -21,6 +21,7 @@ test: $(VENV)/.test lint
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 $(VENV)/.runtime: pyproject.toml
@@ -35,6 +36,10 @@ $(VENV)/.test: $(VENV)/.runtime
 	$(BIN)/pip install --quiet $(TORCH)
 	$(BIN)/pip install --quiet --editable ".[convert,test]"
 	@touch $@
+
+# docs/cli.md, the help of every command.
+docs: $(VENV)/.test
+	$(BIN)/python docs/cli.py
 
 clean:
 	rm -rf $(VENV) build/tests

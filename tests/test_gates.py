@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from sia_local.config import SiaConfig
 from sia_local.errors import ConfigError
+from sia_local.steering.choice import Choice
 from sia_local.steering.gates import Moment, RateGate, make_gate
 
 
@@ -60,3 +63,14 @@ def test_config_sentences_name_the_value_and_the_range() -> None:
     with pytest.raises(ConfigError, match=r"rate is 20; expected a share from 0 to 1"):
         SiaConfig(rate=20)
     assert SiaConfig(beta=-2.0).beta == -2.0
+
+
+def test_a_spread_that_nobody_stored_is_the_mean_of_the_junctions_so_far() -> None:
+    z = np.array([2.0, 1.0, 0.5, 0.0])
+    config = SiaConfig(k=4, gate="dense", beta=2.0, beta_unit="spread")
+    choice = Choice(config, source=SimpleNamespace(spread=None, max_candidates=4))
+    seen = [np.array([0.0, 0.0, 1.0, 1.0]), np.array([0.0, 0.0, 3.0, 3.0])]
+    betas = [choice.weigh(choice.look(z), v).beta for v in (np.zeros(4), *seen)]
+    assert betas == pytest.approx([0.0, 2.0 / (0.5 / 2), 2.0 / (2.0 / 3)])
+    known = Choice(config, source=SimpleNamespace(spread=0.5, max_candidates=4))
+    assert [known.weigh(known.look(z), v).beta for v in seen] == [4.0, 4.0]

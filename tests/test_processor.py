@@ -195,7 +195,5 @@ def test_refusals(base_gguf: Path, value_gguf: Path, head_gguf: Path, make_gguf:
         SiaLogitsProcessor(base_gguf, make_gguf("merged", seed=1, n_vocab=330))
     with pytest.raises(ConfigError, match="pass them to the call"):
         SiaLogitsProcessor(base_gguf, value_gguf, SiaConfig().with_sampling(repeat_penalty=1.2))
-    with pytest.raises(ConfigError, match="beta is to be counted in spreads, but the value model stores none"):
-        SiaLogitsProcessor(base_gguf, make_gguf("merged", spread=0.0), SiaConfig(beta_unit="spread"))
     with pytest.raises(ConfigError, match="no value source was given"):
         SiaLogitsProcessor(base_gguf, [])

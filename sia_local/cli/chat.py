@@ -16,7 +16,7 @@ import click
 from ..errors import IncompatibleError, SiaError
 from .options import model_options, sampling_options, steering_options
 from .resolve import BASE_FILE, config_from, seed_from, stops_from
-from .ways import way_options, writer_from
+from .ways import spread_notice, way_options, writer_from
 
 if TYPE_CHECKING:
     from ..chat.session import Notice, Session
@@ -65,6 +65,8 @@ def chat(**options: Any) -> None:
             session.load(options["saved"])
         notice(f"{base}, steered by {value}" if steered else f"{base}, unsteered")
         notice(commands.settings() if steered else "no value model: give one with -v value.gguf to steer")
+        if said := spread_notice(sia, config):
+            notice(said)
         if style.on:
             notice(_welcome(style, base, steered))
         _talk(session, commands.run, Terminal(session, writer(), style))

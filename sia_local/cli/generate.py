@@ -11,7 +11,7 @@ import click
 from ..errors import ConfigError
 from .options import model_options, sampling_options, steering_options
 from .resolve import config_from, read_text, seed_from, stops_from
-from .ways import nudge_options, way_options, writer_from
+from .ways import nudge_options, spread_notice, way_options, writer_from
 
 
 @click.command()
@@ -56,6 +56,8 @@ def generate(**options: Any) -> None:
         )
         if sia.value is None and config.gate != "off" and not options["nudge"]:
             notice("no value model: the text is not steered; give one with -v value.gguf")
+        if said := spread_notice(sia, config):
+            notice(said)
         messages = [{"role": "system", "content": options["system"]}] if options["system"] else []
         asked = prompt if options["raw"] or not messages else [*messages, {"role": "user", "content": prompt}]
         label, write = trace.token_text(sia.model), writer()

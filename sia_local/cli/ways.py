@@ -87,6 +87,14 @@ def writer_from(options: Mapping[str, Any], config: SiaConfig, prompt: str | Non
         raise
 
 
+def spread_notice(writer: Writer, config: SiaConfig) -> str | None:
+    """What to say where beta counts in spreads that the value file does not state."""
+    value = writer.value
+    if value is None or value.spread or config.beta_unit != "spread" or config.gate == "off":
+        return None
+    return f"{value.name} states no spread: one unit of beta is what the junctions of each text so far tell"
+
+
 # What has no meaning beside --nudge: it asks no value model and has a gate of its own.
 _STEERING = ("gate", "threshold", "rate", "first_n", "ratio", "varentropy", "gain", "beta", "kl_per_token", "kl_total")
 _APART = ("guide_plus", "guide_minus", "best_of", *_STEERING)

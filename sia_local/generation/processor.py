@@ -98,7 +98,6 @@ class SiaLogitsProcessor:
             if source is None:
                 raise ConfigError("no value source was given; expected a value GGUF or Guides(plus, minus)")
             undo.callback(source.close)
-            # Refuses a beta in spreads of a source that has none, which no call could do aloud.
             self._choice = Choice(self.config, seed, source)
             undo.pop_all()
         self.model, self.value = base, source

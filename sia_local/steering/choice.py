@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..config import SiaConfig
-from ..errors import ConfigError, NumericError
+from ..errors import NumericError
 from ..records import Candidates, Float64, Floats, IntArray
 from .entropy import entropy, log_partition, top_candidates, varentropy
 from .gates import Moment, make_gate
@@ -94,6 +94,23 @@ class Verdict:
         )
 
 
+class _Spread:
+    """What one unit of beta is, in units of V: 1 for a raw beta, else the standard deviation among a junction's
+    candidates that the source states. Where it states none, the mean over the junctions of this text so far."""
+
+    def __init__(self, stated: float | None, wanted: bool):
+        self._fixed = 1.0 if not wanted else stated or None
+        self._sum, self._seen = 0.0, 0
+
+    def after(self, values: Floats) -> float:
+        """The unit once the values of this junction, too, are known; infinite, so no steering, while none differ."""
+        if self._fixed is not None:
+            return self._fixed
+        self._sum += float(np.std(values))
+        self._seen += 1
+        return self._sum / self._seen or math.inf
+
+
 class Choice:
     """One sequence's decisions: look() at each row of logits, then weigh() its candidates.
 
@@ -103,15 +120,8 @@ class Choice:
     def __init__(self, config: SiaConfig, seed: int = 0, source: Source | None = None, filter: Filter | None = None):
         self.config = config
         self.uses_value = source is not None and config.gate != "off"
-        self._beta = config.beta
         self._most = source.max_candidates if source is not None else 0
-        if source is not None and self.uses_value and config.beta_unit == "spread":
-            if not source.spread:
-                raise ConfigError(
-                    "beta is to be counted in spreads, but the value model stores none; give a raw beta "
-                    "(--beta-unit raw), or measure the spread with `sia-convert spread` and export again"
-                )
-            self._beta /= source.spread
+        self._spread = _Spread(source.spread if source is not None else None, config.beta_unit == "spread")
         self.index = -1
         self.spent = 0.0
         self._filter = filter
@@ -172,11 +182,12 @@ class Choice:
             # Candidates nobody scored are treated as average ones; a kept tail stays at its base logits.
             effective = np.full(len(look.ids), 0.0 if config.tail else shaped.mean())
             effective[: len(values)] = shaped
+            wanted = config.beta / self._spread.after(values)
             steered = not self._judges_values or self._gate.opens(
-                replace(look.moment, gain=gain(look.logits, self._beta * effective))
+                replace(look.moment, gain=gain(look.logits, wanted * effective))
             )
             if steered:
-                beta = self._affordable(look, effective)
+                beta = self._affordable(look, wanted, effective)
                 scores = look.logits + beta * effective
                 probabilities = softmax(scores, temperature)
                 changed = self._changed(look, probabilities, plain)
@@ -213,7 +224,7 @@ class Choice:
         with np.errstate(divide="ignore"):
             return max(0.0, kl(tilted, np.log(plain)))
 
-    def _affordable(self, look: Look, values: Float64) -> float:
+    def _affordable(self, look: Look, beta: float, values: Float64) -> float:
         """beta, lowered so that what steering spent so far plus this step stays within the KL budgets."""
         config = self.config
         budgets = []
@@ -222,5 +233,5 @@ class Choice:
         if config.kl_total is not None:
             budgets.append(config.kl_total - self.spent)
         if not budgets:
-            return self._beta
-        return beta_for_kl(look.logits, values, self._beta, config.sampling.temperature, max(0.0, min(budgets)))
+            return beta
+        return beta_for_kl(look.logits, values, beta, config.sampling.temperature, max(0.0, min(budgets)))
