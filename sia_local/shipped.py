@@ -110,7 +110,7 @@ SMOLLM2 = KnownModel(
     training="models/smollm2-prompts.txt",
     reward="plain",
     judge="common",
-    can="This model answers questions and writes short texts.",
+    can="This model answers questions.",
     example="Explain how vaccines work.",
 )
 STORY = KnownModel(
