@@ -43,7 +43,7 @@ def choose(files: Sequence[str], quant: str | None, repo: str) -> list[str]:
         )
     fitting = [f for f in starts if f == quant or _names(quant or DEFAULT_QUANT, f)]
     if not fitting and quant is not None:
-        raise ModelFileError(f"{PREFIX}{repo}: has no {quant!r}; expected one of {', '.join(starts)}")
+        raise ModelFileError(f"{PREFIX}{repo}: has no {quant!r}; name one of {', '.join(starts)}")
     first = (fitting or starts)[0]
     if (split := _SPLIT.search(first)) is None:
         return [first]
@@ -69,19 +69,20 @@ def fetch(spec: str) -> Path:
             f"{spec} needs the package huggingface_hub, which is not installed: pip install 'sia-local[hub]'"
         ) from None
     with _one_sentence(spec, repo):
-        paths = [hub.hf_hub_download(repo, file) for file in choose(_files(hub, repo), quant, repo)]
+        api = hub.HfApi()
+        paths = [api.hf_hub_download(repo, file) for file in choose(_files(api, repo), quant, repo)]
     return Path(paths[0])
 
 
-def _files(hub: Any, repo: str) -> list[str]:
+def _files(api: Any, repo: str) -> list[str]:
     """Names of the files in a repository; without network, of those in the cache."""
     try:
-        return list(hub.HfApi().list_repo_files(repo))
+        return list(api.list_repo_files(repo))
     except Exception as error:
         if _status(error) is not None:
             raise
         try:
-            folder = Path(hub.snapshot_download(repo, local_files_only=True))
+            folder = Path(api.snapshot_download(repo, local_files_only=True))
         except Exception:
             raise error from None
         return [path.relative_to(folder).as_posix() for path in folder.rglob("*.gguf")]
