@@ -194,7 +194,7 @@ def test_what_is_missing_is_named(server: Hub) -> None:
     server.files["o/r"] = {"m-Q8_0.gguf": b"GGUF"}
     refused("hf:o/r:Q2_K", "has no 'Q2_K'", "m-Q8_0.gguf")
     server.refuses["resolve/main/m-Q8_0.gguf"] = 404
-    refused("hf:o/r", "HTTP 404", "m-Q8_0.gguf")
+    refused("hf:o/r", "not got the file that it lists", "HTTP 404")
     server.refuses = {"/api/": 500}
     refused("hf:o/r", "HTTP 500", "try again later")
 

