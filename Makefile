@@ -14,6 +14,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .PHONY: chat test lint docs clean
 
 chat: $(VENV)/.runtime
+	@$(BIN)/sia-local fetch smollm2 >/dev/null || { test $$? -eq 2 && echo "Here is the story writer of this repository."; }
 	@$(BIN)/sia-local chat
 
 test: $(VENV)/.test lint

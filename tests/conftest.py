@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +8,14 @@ import pytest
 import tiny
 
 import models
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_fetched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What the user has fetched is not seen: the default model is the story writer."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SIA_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -199,7 +199,7 @@ def test_two_weighted_values_and_a_guide(base_gguf: Path, value_gguf: Path, lean
 def test_without_m_the_models_of_the_folder_are_used(
     base_gguf: Path, value_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    refused(run("generate", "-p", "x"), "no model was given", "demo-base.gguf", "-m", "SIA_MODELS")
+    refused(run("generate", "-p", "x"), "model story is not here", "demo-base.gguf", "-m", "SIA_MODELS")
     (tmp_path / "demo-base.gguf").symlink_to(base_gguf)
     (tmp_path / "demo-value.gguf").symlink_to(value_gguf)
     monkeypatch.setenv("SIA_MODELS", str(tmp_path))

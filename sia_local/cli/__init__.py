@@ -11,6 +11,8 @@ COMMANDS = {
     "generate": "Generate from one prompt, steered at its junctions.",
     "inspect": "What a GGUF holds, and whether a base and a value model fit.",
     "learn": "Learn a steering file from two sentences, or from a value model.",
+    "models": "List the models known by name, and what steers them.",
+    "fetch": "Download a model by name, or from a hub.",
     "eval": "Compare steering arms on many prompts: reward, KL, intervals.",
     "calibrate": "Choose threshold and beta for a base and a value model.",
     "bench": "Measure speed and memory, steered and unsteered.",
@@ -23,5 +25,5 @@ def main() -> None:
     """Sparse inference-time alignment on llama.cpp.
 
     A quantized value model steers a quantized base model where the base is unsure of its next word. Without
-    -m and -v the models in models/ are used. Begin with: sia-local chat
+    -m and -v the first model of `sia-local models` that is there is used. Begin with: sia-local chat
     """

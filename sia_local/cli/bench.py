@@ -17,8 +17,10 @@ PLACEMENTS = ("separate", "lean", "quarter", "quarter-lean", "adapter", "head", 
 
 
 @click.command()
-@click.option("-m", "--model", type=click.Path(), help="Base model, GGUF.  [default: the shipped one]")
-@click.option("-v", "--value", "values", type=click.Path(), multiple=True, help="Value model, GGUF; repeatable.")
+@click.option("-m", "--model", type=click.Path(), help="Base model: a GGUF, a name or hf:….  [default: as in chat]")
+@click.option(
+    "-v", "--value", "values", type=click.Path(), multiple=True, help="Value model: a GGUF, a name or hf:…; repeatable."
+)
 @click.option("--synthetic", metavar="SHAPE", help="Random weights: qwen3-0.6b, qwen3-1.7b, tiny, or SHAPE/4.")
 @click.option("--synthetic-dir", type=click.Path(), help="Where those files are kept.  [default: the user's cache]")
 @click.option(
@@ -100,15 +102,17 @@ def bench(**options: Any) -> None:
 
 def _files(options: dict[str, Any]) -> tuple[Path, list[Path]]:
     """Base and value files: given, or synthetic ones, written where they are missing."""
-    values = [Path(v) for v in options["values"]]
     if not options["synthetic"]:
-        base, shipped = model_paths({"model": options["model"], "value": [str(value) for value in values]})
-        return base, values or [Path(value) for value in shipped]
+        from ..values.sources import ValuePath, parse_specs
+
+        base, given = model_paths({"model": options["model"], "value": options["values"]})
+        return base, [Path(spec.path) for spec in parse_specs(given) if isinstance(spec, ValuePath)]
     if options["model"] is not None:
         raise ConfigError("-m and --synthetic were given; give one of them")
 
     from ..bench.synthetic import cache_dir, ensure
 
+    values = [Path(value) for value in options["values"]]
     wanted = [] if options["placements"] == "none" else [p for p in options["placements"].split(",") if p]
     if unknown := [p for p in wanted if p not in PLACEMENTS]:
         raise ConfigError(f"unknown placement {unknown[0]!r}; expected some of {', '.join(PLACEMENTS)}")

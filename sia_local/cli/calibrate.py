@@ -9,17 +9,15 @@ from typing import Any
 import click
 
 from ..errors import ConfigError
+from ..shipped import STORY
 from .many import read_items, sized_context
 from .options import candidate_options, model_options, text_options
-from .resolve import config_from, load_from, model_paths, stops_from
-
-# Not the prompts of `eval`: what is measured there should not have been tuned on.
-DEFAULT_PROMPTS = "models/prompts-train.txt"
+from .resolve import config_from, known_from, load_from, model_paths, stops_from
 
 
 @click.command()
 @model_options
-@click.option("--prompts", type=click.Path(), help="JSON, JSONL, CSV or text.  [default: models/prompts-train.txt]")
+@click.option("--prompts", type=click.Path(), help="JSON, JSONL, CSV or text.  [default: the model's own]")
 @click.option(
     "--limit", type=click.IntRange(min=1), default=64, show_default=True, help="Only the first so many prompts."
 )
@@ -46,7 +44,9 @@ def calibrate(**options: Any) -> None:
         raise ConfigError("no value model was given; give one with -v value.gguf, or guides with --guide-plus")
     file = _value_file(values)
     path = _path(options["out"], file or base)
-    items = read_items(options["prompts"], DEFAULT_PROMPTS, options["limit"])
+    model = known_from(options) or STORY
+    # Not the prompts of `eval`: what is measured there should not have been tuned on.
+    items = read_items(options["prompts"], model.training, options["limit"])
 
     from ..evaluation.calibrate import Task
     from ..evaluation.calibrate import calibrate as run
@@ -64,7 +64,8 @@ def calibrate(**options: Any) -> None:
         raw=options["raw"],
         stop=stops_from(options),
     )
-    reward = load_reward(options["reward"]) if options["reward"] else None
+    usual = model.reward if task.reward_per_kl is not None and known_from(options) is not None else None
+    reward = load_reward(named) if (named := options["reward"] or usual) else None
     if task.reward_per_kl is not None and reward is None:
         raise ConfigError("--reward-per-kl was given without --reward; give the reward that is to be weighed")
     ctx = sized_context(options, items, options["max_tokens"])

@@ -15,17 +15,17 @@ import click
 
 from ..errors import IncompatibleError, SiaError
 from .options import model_options, sampling_options, steering_options
-from .resolve import BASE_FILE, config_from, seed_from, stops_from
+from .resolve import config_from, known_from, seed_from, stops_from
 from .ways import spread_notice, way_options, writer_from
 
 if TYPE_CHECKING:
     from ..chat.session import Notice, Session
     from ..records import Step
+    from ..shipped import KnownModel
     from .terminal import Style
 
 PROMPT, MORE = "> ", ". "
 HISTORY_LINES = 1000
-EXAMPLE = "Tell me a story about a little dog who is lost."
 
 
 @click.command()
@@ -68,11 +68,11 @@ def chat(**options: Any) -> None:
         if said := spread_notice(sia, config):
             notice(said)
         if style.on:
-            notice(_welcome(style, base, steered))
+            notice(_welcome(style, known_from(options), steered))
         _talk(session, commands.run, Terminal(session, writer(), style))
 
 
-def _welcome(style: Style, base: str, steered: bool) -> str:
+def _welcome(style: Style, model: KnownModel | None, steered: bool) -> str:
     """What a person who never saw a steered model needs to begin, within 80 columns."""
     lines = [""]
     if steered:
@@ -84,8 +84,8 @@ def _welcome(style: Style, base: str, steered: bool) -> str:
             "/why explains the last answer; /sia off and /retry show one without steering",
         ]
     lines.append("/help lists all commands, Ctrl-C stops an answer, Ctrl-D leaves")
-    if base == BASE_FILE:
-        lines += ["", f"This model tells stories. Try: {EXAMPLE}"]
+    if model is not None:
+        lines += ["", f"{model.can} Try: {model.example}"]
     return "\n".join(lines) + "\n"
 
 

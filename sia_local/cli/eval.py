@@ -21,10 +21,11 @@ from ..evaluation.arms import (
     Arm,
     make_arms,
 )
+from ..shipped import STORY
 from .eval_sources import NO_GUIDES, check_spreads, fix_files, kinds_of, only
 from .many import ProgressLine, command_line, read_items, sized_context
 from .options import candidate_options, model_options, numbers, profile_option, text_options
-from .resolve import config_from, load_from, model_paths, profile_from, stops_from
+from .resolve import config_from, known_from, load_from, model_paths, profile_from, stops_from
 
 if TYPE_CHECKING:
     from ..config import SiaConfig
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
     from ..rewards.load import Reward
 
 STANDARD = ("off", "sparse", "dense", "random", "bon")
-DEFAULT_PROMPTS = "examples/prompts.txt"
-DEFAULT_REWARD = "vader"
 FEW_PROMPTS = 30
 
 
@@ -43,7 +42,7 @@ def _list(values: tuple[float, ...]) -> str:
 
 @click.command("eval")
 @model_options
-@click.option("--prompts", type=click.Path(), help="JSON, JSONL, CSV or text.  [default: examples/prompts.txt]")
+@click.option("--prompts", type=click.Path(), help="JSON, JSONL, CSV or text.  [default: the model's own]")
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first so many prompts.")
 @click.option(
     "--arms",
@@ -90,8 +89,8 @@ def _list(values: tuple[float, ...]) -> str:
     show_default=True,
     help=f"What picks the best: {' or '.join(PICKS)}, or both as arms of their own.",
 )
-@click.option("--reward", default=DEFAULT_REWARD, show_default=True, help="vader, plain, package.module:name, …")
-@click.option("--judge", help="Second judge, a reward or .npz, or `none`.  [default: models/polarity-judge.npz]")
+@click.option("--reward", help="vader, plain, package.module:name, …  [default: the model's own, or vader]")
+@click.option("--judge", help="Second judge, a reward or .npz, or `none`.  [default: the model's own, or polarity]")
 @click.option("--samples", type=click.IntRange(min=1), default=1, show_default=True, help="Texts a prompt.")
 @click.option("-n", "--max-tokens", type=click.IntRange(min=1), default=80, show_default=True, help="Longest text.")
 @click.option("--slots", type=click.IntRange(min=1), default=8, show_default=True, help="Texts in one decode.")
@@ -115,13 +114,15 @@ def eval(**options: Any) -> None:
     decode for a text that is kept (all N texts of a best of N, and every candidate that was scored). Texts are kept as
     they are made: after Ctrl-C the same command goes on.
     """
+    model = known_from(options) or STORY
+    options["reward"] = options["reward"] or model.reward
     profile = profile_from(options)
     start = profile.config_fields() if profile is not None else {}
     config = config_from({**options, "beta": 1.0}, {**start, "gate": "entropy"})
     arms = _arms(options, config_from({**options, "beta_unit": None}, start) if profile is not None else None)
-    items = read_items(options["prompts"], DEFAULT_PROMPTS, options["limit"])
+    items = read_items(options["prompts"], model.prompts, options["limit"])
     alpaca = _alpaca_arm(options, arms)
-    reward, judge = _rewards(options)
+    reward, judge = _rewards(options, model.judge)
     check_spreads(options, arms)
 
     from ..evaluation.outputs import SAMPLES, write_outputs
@@ -217,19 +218,19 @@ def _alpaca_arm(options: dict[str, Any], arms: list[Arm]) -> Arm | None:
     raise ConfigError(f"no arm is named {options['alpaca_arm']!r}; expected one of {', '.join(a.key for a in arms)}")
 
 
-def _rewards(options: dict[str, Any]) -> tuple[Reward, Reward | None]:
+def _rewards(options: dict[str, Any], usual: str) -> tuple[Reward, Reward | None]:
     from ..rewards.load import load_reward
 
     reward, judge = load_reward(options["reward"]), options["judge"]
     if judge == "none":
         return reward, None
-    if judge is None:
+    judge, asked = judge or usual, judge is not None
+    if judge == "polarity" and not asked:
         from ..rewards.judge import shipped_judge
 
         if not shipped_judge().exists():
             click.echo(f"no second judge: {shipped_judge()} does not exist; give one with --judge", err=True)
             return reward, None
-        judge = "polarity"
     return reward, load_reward(f"polarity:{judge}" if judge.endswith(".npz") else judge)
 
 

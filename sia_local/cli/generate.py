@@ -32,7 +32,7 @@ def generate(**options: Any) -> None:
 
     Such as: sia-local generate -p "Tell me a story about a dog." --seed 7
 
-    Without -m the models in models/ are used, with the settings that were calibrated for them. The text goes to
+    Without -m a model known by name is used, with the settings that were calibrated for it. The text goes to
     standard output, everything else to standard error.
     """
     config, stop, seed = config_from(options), stops_from(options), seed_from(options)

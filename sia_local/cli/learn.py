@@ -13,8 +13,9 @@ from ..errors import ConfigError
 from ..learning.collect import CollectConfig
 from ..learning.fit import FitConfig
 from .from_dataclass import build, options_for
+from .many import shipped_prompts
 from .options import model_options
-from .resolve import model_paths, setup_from
+from .resolve import known_from, model_paths, setup_from
 
 if TYPE_CHECKING:
     from ..values.guides import Guides
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("plus", required=False)
 @click.option("--minus", metavar="SENTENCE", help="And away from this instruction.  [default: none at all]")
-@click.option("--prompts", type=click.Path(path_type=Path), required=True, help="One prompt a line, or JSONL.")
+@click.option(
+    "--prompts", type=click.Path(path_type=Path), help="One prompt a line, or JSONL.  [default: the model's own]"
+)
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="The steering file, GGUF.")
 @click.option("--junctions", type=click.Path(path_type=Path), help="Folder of what was collected.  [default: OUT.d]")
 @click.option("--slots", type=click.IntRange(min=1), default=4, show_default=True, help="Texts at once.")
@@ -48,13 +51,14 @@ def learn(**options: Any) -> None:
         raise ConfigError("a sentence and -v were given; give one teacher")
     if not teacher:
         raise ConfigError('no teacher was given; give an instruction, as in "Answer in very simple words.", or -v FILE')
+    prompts = options["prompts"] or _prompts(options)
     out, folder = options["out"], options["junctions"] or Path(f"{options['out']}.d")
     setup = setup_from({**options, "ctx": options["ctx"] or 1024}, base, slots=options["slots"])
     say = _Say()
     made = distill(
         base,
         teacher if options["plus"] else (values[0] if len(values) == 1 else values),
-        read_prompts(options["prompts"]),
+        read_prompts(prompts),
         out,
         folder,
         build(CollectConfig, dict(options)),
@@ -71,6 +75,12 @@ def _guides(base: Path, options: dict[str, Any]) -> Guides:
 
     minus = instruction(options["minus"]) if options["minus"] else None
     return Guides(base, base, name="words", plus_prompt=instruction(options["plus"]), minus_prompt=minus)
+
+
+def _prompts(options: dict[str, Any]) -> Path:
+    if (model := known_from(options)) is None:
+        raise ConfigError("no prompts were given; give a file of them with --prompts, one a line")
+    return shipped_prompts(model.training)
 
 
 class _Say:

@@ -13,6 +13,7 @@ import click
 from click.core import ParameterSource
 
 from ..errors import ConfigError
+from ..shipped import find_file
 from .resolve import model_paths, trained_context
 
 if TYPE_CHECKING:
@@ -24,13 +25,14 @@ def read_items(given: str | None, default: str, limit: int | None) -> list[Promp
     """The prompts of a file, or of one that comes with the program. Raises ConfigError, DataError."""
     from ..prompts import read_prompt_items
 
-    if given is None:
-        roots = (Path(__file__).resolve().parents[2], Path())
-        found = next((root / default for root in roots if (root / default).is_file()), None)
-        if found is None:
-            raise ConfigError(f"{default} does not exist here; give a file of prompts with --prompts")
-        given = str(found)
-    return read_prompt_items(given)[:limit]
+    return read_prompt_items(given or shipped_prompts(default))[:limit]
+
+
+def shipped_prompts(name: str) -> Path:
+    """A file of prompts that comes with the program. Raises ConfigError where it did not."""
+    if (found := find_file(name)) is None:
+        raise ConfigError(f"{name} does not exist here; give a file of prompts with --prompts")
+    return found
 
 
 def sized_context(options: Mapping[str, Any], items: list[PromptItem], max_tokens: int) -> int:

@@ -39,13 +39,20 @@ def numbers(kind: type) -> Any:
 def model_options(function: F) -> F:
     """-m, -v, --ctx, --threads, --n-gpu-layers and KV cache options, for load_from()."""
     return together(
-        click.option("-m", "--model", type=click.Path(), help="Base model, GGUF.  [default: models/demo-base.gguf]"),
+        click.option(
+            "-m",
+            "--model",
+            metavar="FILE|NAME|hf:…",
+            help="Base model: a GGUF, a name that `sia-local models` lists, or hf:owner/repo[:quant].  "
+            "[default: smollm2 once it is fetched, else story]",
+        ),
         click.option(
             "-v",
             "--value",
             multiple=True,
             metavar="FILE[:WEIGHT]",
-            help="Value model, GGUF, or `none`; several are weighed.  [default: models/demo-value.gguf without -m]",
+            help="Value model: a GGUF, a name, hf:…, or `none`; several are weighed.  "
+            "[default: that of a model known by name]",
         ),
         click.option(
             "--guide-plus",

@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .. import hub
 from ..config import DEFAULT_CANDIDATES, PRESETS, SamplingConfig, Setup, SiaConfig
 from ..errors import ConfigError
+from ..shipped import KnownModel, known_model, models_folder
 
 if TYPE_CHECKING:
     from ..evaluation.profile import Profile
     from ..generation.sia import SIA
 
-BASE_FILE, VALUE_FILE, SHIPPED_PROFILE = "demo-base.gguf", "demo-value.gguf", "demo-value.profile.toml"
 DEFAULT_CONTEXT = 4096
 # A gate's own parameter, given without --gate, means that gate.
 _IMPLIED = {
@@ -31,7 +32,7 @@ _IMPLIED = {
 
 def config_from(options: Mapping[str, Any], start: Mapping[str, Any] | None = None) -> SiaConfig:
     """The configuration that options ask for. Later wins: defaults, `start` (fields) or else --profile or that of
-    the demo models, preset, options. Raises ConfigError."""
+    a model known by name, preset, options. Raises ConfigError."""
     fields: dict[str, Any] = dict(start if start is not None else profile_fields(options))
     preset = options.get("preset")
     if options.get("paper"):
@@ -81,17 +82,20 @@ def profile_from(options: Mapping[str, Any], default: str | None = None) -> Prof
     return profile
 
 
-def _shipped_profile(options: Mapping[str, Any]) -> str | None:
-    """The demo models come with settings; whoever names models, values or a published method means other ones."""
-    if any(options.get(name) for name in ("model", "value", "guide_plus", "nudge", "preset", "paper")):
+def shipped_profile(options: Mapping[str, Any]) -> str | None:
+    """The settings that come with one value file of a model known by name; whoever names other values or a published
+    method means other settings."""
+    model = known_from(options)
+    if model is None or any(options.get(name) for name in ("guide_plus", "nudge", "preset", "paper")):
         return None
-    path = models_folder() / SHIPPED_PROFILE
-    return str(path) if path.is_file() else None
+    named = options.get("value") or (None,)
+    value = model.value(named[0]) if len(named) == 1 else None
+    return str(value.profile) if value is not None and value.profile.is_file() else None
 
 
 def profile_fields(options: Mapping[str, Any]) -> dict[str, Any]:
     """A profile's fields of SiaConfig, the threshold fitting the rate that was asked for."""
-    profile = profile_from(options, _shipped_profile(options))
+    profile = profile_from(options, shipped_profile(options))
     if profile is None:
         return {}
     if options.get("beta_unit") is not None and options.get("beta") is None:
@@ -114,33 +118,56 @@ def stops_from(options: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(s.replace("\\n", "\n").replace("\\t", "\t") for s in options.get("stop") or ())
 
 
-def models_folder() -> Path:
-    """$SIA_MODELS, or models/ of the checkout, or models/ of the current folder."""
-    if named := os.environ.get("SIA_MODELS"):
-        return Path(named)
-    checkout = Path(__file__).resolve().parents[2] / "models"
-    return checkout if (checkout / BASE_FILE).is_file() else Path("models")
+def known_from(options: Mapping[str, Any]) -> KnownModel | None:
+    """The model that options mean by name, or by giving none. Raises ConfigError."""
+    return known_model(options.get("model"))
 
 
 def model_paths(options: Mapping[str, Any]) -> tuple[Path, list[Any]]:
-    """Base file and value sources, as SIA.load takes them. The shipped value model goes with the shipped base only.
+    """Base file and value sources, as SIA.load takes them. A model known by name brings a value file of its own.
 
-    Raises ConfigError.
+    Files on a hub are fetched. Raises ConfigError, ModelFileError.
     """
-    values = [value for value in options.get("value") or () if value != "none"]
+    model = known_from(options)
+    base = model.base() if model is not None else _base_file(options["model"])
+    values: list[Any] = [_value_file(value, model) for value in options.get("value") or () if value != "none"]
     values += _guides(options)
-    if options.get("model") is not None:
-        return Path(options["model"]), values
-    base = models_folder() / BASE_FILE
-    if not base.is_file():
-        raise ConfigError(
-            f"no model was given and {base} does not exist; give a base with -m base.gguf and a value model with "
-            "-v value.gguf, or name the folder of the demo models in SIA_MODELS"
-        )
-    shipped = base.with_name(VALUE_FILE)
-    if not values and not options.get("value") and shipped.is_file():
-        values = [shipped]
+    if model is not None and not values and not options.get("value") and (own := model.value()) is not None:
+        values = [own.path]
     return base, values
+
+
+def _base_file(given: str | os.PathLike[str]) -> Path:
+    text = os.fspath(given)
+    return hub.fetch(text) if text.startswith(hub.PREFIX) and not Path(text).exists() else Path(text)
+
+
+def _value_file(given: str | os.PathLike[str], model: KnownModel | None) -> str | os.PathLike[str]:
+    """`[NAME=]FILE[:WEIGHT]` with the file found, where it is a name of the model's own or lies on a hub."""
+    text = os.fspath(given)
+    if Path(text).exists():
+        return given
+    name, equals, rest = text.rpartition("=")
+    what, colon, weight = rest.rpartition(":")
+    if not colon or not _is_number(weight):
+        what, colon, weight = rest, "", ""
+    if what.startswith(hub.PREFIX):
+        return f"{name}{equals}{hub.fetch(what)}{colon}{weight}"
+    if model is not None and what in [value.name for value in model.values]:
+        if (own := model.value(what)) is None:
+            raise ConfigError(
+                f"the value file {what!r} of {model.name} is not in {models_folder()}; see `sia-local models`"
+            )
+        return f"{name or what}={own.path}{colon}{weight}"
+    return given
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _guides(options: Mapping[str, Any]) -> list[Any]:

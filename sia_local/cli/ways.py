@@ -10,7 +10,7 @@ import click
 from ..config import SiaConfig
 from ..errors import ConfigError
 from .options import together
-from .resolve import load_from, model_paths, trained_context
+from .resolve import known_from, load_from, model_paths, trained_context
 
 if TYPE_CHECKING:
     from ..generation.nudge import Nudged
@@ -33,7 +33,11 @@ def way_options(function: F) -> F:
             metavar="value|reward|likelihood",
             help="What the best text has most of.  [default: value, without value model likelihood]",
         ),
-        click.option("--reward", metavar="NAME", help="The reward: vader, plain or module:function."),
+        click.option(
+            "--reward",
+            metavar="NAME",
+            help="The reward: vader, plain or module:function.  [default: the model's own]",
+        ),
     )(function)
 
 
@@ -75,7 +79,10 @@ def writer_from(options: Mapping[str, Any], config: SiaConfig, prompt: str | Non
     from ..llama.chat import TEMPLATE_ROOM
     from ..rewards.load import load_reward
 
-    reward = load_reward(options["reward"]) if options.get("reward") else None
+    named = options.get("reward")
+    if named is None and options.get("best_of_by") == "reward" and (model := known_from(options)) is not None:
+        named = model.reward
+    reward = load_reward(named) if named else None
     if prompt is not None and options.get("ctx") is None:
         needed = len(prompt.encode(errors="replace")) + options["max_tokens"] + TEMPLATE_ROOM
         options = {**options, "ctx": min(trained_context(model_paths(options)[0]), needed)}

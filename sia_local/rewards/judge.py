@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from ..errors import ConfigError, ModelFileError
 from ..files import atomic_write
+from ..shipped import own_folder
 
 DEFAULT_FILE = "polarity-judge.npz"
 _WORD = re.compile(r"[a-z]+(?:'[a-z]+)?|[!?]")
@@ -104,5 +105,4 @@ class PolarityJudge:
 
 
 def shipped_judge() -> Path:
-    beside = Path(__file__).resolve().parents[2] / "models" / DEFAULT_FILE
-    return beside if beside.exists() else Path("models") / DEFAULT_FILE
+    return own_folder() / DEFAULT_FILE
