@@ -122,7 +122,9 @@ class Chain:
         return [*steps, train, unseen, *more_steps, second, *self._export(base, checkpoint)]
 
     def _unquantized(self, out: Path, dtype: str, types: list[str]) -> Path:
-        """Where the file before quantization goes: it is a by-product if there are types to quantize to."""
+        """Where the file before quantization goes: a by-product if there are types to quantize to, else the product."""
+        if out.suffix == ".gguf" and not types:
+            return out
         name = out.stem if out.suffix == ".gguf" else out.name
         return (self.work if types else out.parent) / f"{name}-{dtype.upper()}.gguf"
 
