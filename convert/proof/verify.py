@@ -23,7 +23,7 @@ from .junctions import Case, Runtime, find_cases, gguf_values, spread_of, torch_
 from .spread import reader_for, take
 
 MAX_DIFFERENCE = {"F32": 1e-3}  # reward units
-MIN_AGREEMENT = {"F32": 0.99, "F16": 0.95, "BF16": 0.95, "Q8_0": 0.95, "Q4_K_M": 0.90}
+MIN_AGREEMENT = {"F32": 0.99, "F16": 0.95, "BF16": 0.95, "Q8_0": 0.95, "Q4_K_M": 0.90, "Q4_1": 0.90}
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def compare(
     k: int,
 ) -> Row:
     """Runs one GGUF over the cases and compares it with PyTorch's values `wanted` ([J, k] a case)."""
-    kind, name = _describe(path)
+    kind, name = _describe(path, base)
     progress = Progress(path.name, len(cases))
     given, same_prompt = [], True
     with runtime.load(base, path, k) as sia:
@@ -137,7 +137,8 @@ def compare(
     )
 
 
-def _describe(path: Path) -> tuple[str, str]:
+def _describe(path: Path, base: str | os.PathLike[str]) -> tuple[str, str]:
+    """Layout, and type of the weights that compute V: those of the base under an adapter or a head."""
     import gguf
 
     from sia_local.llama.gguf import GgufMetadata
@@ -148,7 +149,9 @@ def _describe(path: Path) -> tuple[str, str]:
             kind = str(meta.get(keys.LAYOUT, "merged"))
         number = int(meta.get("general.file_type", 0))
     if kind in ("value-adapter", "value-head"):
-        return kind.removeprefix("value-"), "F32"  # stored in float32, whatever the backbone's type
+        kind = kind.removeprefix("value-")
+        with GgufMetadata(base) as meta:
+            number = int(meta.get("general.file_type", 0))
     name = gguf.LlamaFileType(number).name
     return kind, name.removeprefix("MOSTLY_").removeprefix("ALL_")
 
