@@ -19,6 +19,8 @@ class Artefact:
 
     @property
     def full(self) -> Path:
+        if self.out.suffix == ".gguf" and not self.types:
+            return self.out
         name = self.out.stem if self.out.suffix == ".gguf" else self.out.name
         return (self.work if self.types else self.out.parent) / f"{name}-{self.dtype.upper()}.gguf"
 

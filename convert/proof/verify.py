@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from sia_local import SIA
 
 MAX_DIFFERENCE = {"F32": 1e-3}  # reward units
-MIN_AGREEMENT = {"F32": 0.99, "F16": 0.95, "BF16": 0.95, "Q8_0": 0.95, "Q4_K_M": 0.90}
+MIN_AGREEMENT = {"F32": 0.99, "F16": 0.95, "BF16": 0.95, "Q8_0": 0.95, "Q4_K_M": 0.90, "Q4_1": 0.90}
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def _quantized(source: Path, types: Sequence[str], folder: Path, n_threads: int)
 
 def compare(path: Path, base: str | os.PathLike[str], walk: Walk, machine: Machine) -> Row:
     """Runs one GGUF over the junctions and compares it with PyTorch's values."""
-    kind, name = _describe(path)
+    kind, name = _describe(path, base)
     progress = Progress(path.name, len(walk.cases))
     given, same_prompt = [], True
     with load_runtime(base, path, walk.config, machine) as sia:
@@ -148,7 +148,9 @@ def _describe(path: Path) -> tuple[str, str]:
             kind = str(meta.get(keys.LAYOUT, "merged"))
         number = int(meta.get("general.file_type", 0))
     if kind in ("value-adapter", "value-head"):
-        return kind.removeprefix("value-"), "F32"  # stored in float32, whatever the backbone's type
+        kind = kind.removeprefix("value-")
+        with GgufMetadata(base) as meta:
+            number = int(meta.get("general.file_type", 0))
     name = gguf.LlamaFileType(number).name
     return kind, name.removeprefix("MOSTLY_").removeprefix("ALL_")
 
