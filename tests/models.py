@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import architectures
 import gguf
 import numpy as np
+from architectures import ARCHITECTURES, HEAD_DIM, N_CTX, N_EMBD, N_FF, N_HEAD, N_KV, N_LAYER, N_VOCAB
 
 from sia_local.bench.shapes import vocabulary
 from sia_local.llama import keys
 
-N_VOCAB, N_EMBD, N_FF, N_HEAD, N_KV, HEAD_DIM, N_LAYER, N_CTX = 320, 64, 96, 4, 2, 16, 2, 512
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -28,6 +29,9 @@ def head(seed: int = 5) -> tuple[np.ndarray, float]:
 
 
 def _layers(arch: str, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    if arch in ARCHITECTURES:
+        return architectures.layers(arch, rng)
+
     def matrix(out: int, into: int) -> np.ndarray:
         return (rng.standard_normal((out, into)) * 1.5 / np.sqrt(into)).astype(np.float32)
 
@@ -53,12 +57,15 @@ def _layers(arch: str, rng: np.random.Generator) -> dict[str, np.ndarray]:
 
 
 def _hparams(writer: gguf.GGUFWriter) -> None:
+    found = ARCHITECTURES.get(writer.arch)
     writer.add_context_length(N_CTX)
     writer.add_embedding_length(N_EMBD)
-    writer.add_block_count(N_LAYER)
-    writer.add_feed_forward_length(N_FF)
-    writer.add_head_count(N_HEAD)
-    writer.add_head_count_kv(N_KV)
+    writer.add_block_count(found.n_layer if found else N_LAYER)
+    writer.add_feed_forward_length(found.ff if found else N_FF)
+    writer.add_head_count(found.heads if found else N_HEAD)
+    writer.add_head_count_kv(found.kv if found else N_KV)
+    if found:
+        found.keys(writer)
     writer.add_key_length(HEAD_DIM)
     writer.add_value_length(HEAD_DIM)
     writer.add_rope_dimension_count(HEAD_DIM)
@@ -154,10 +161,11 @@ def write(path: Path, arch: str = "qwen3", kind: str = "base", seed: int = 0, **
         writer.add_type("adapter")
         writer.add_string("adapter.type", "lora")
         writer.add_float32("adapter.lora.alpha", 4.0)
-        for name in ("attn_q", "attn_v"):
-            shape = layers[f"blk.1.{name}.weight"].shape
-            weights[f"blk.1.{name}.weight.lora_a"] = rng.standard_normal((4, shape[1])).astype(np.float32) / 8
-            weights[f"blk.1.{name}.weight.lora_b"] = rng.standard_normal((shape[0], 4)).astype(np.float32) / 8
+        found = ARCHITECTURES.get(arch)
+        for name in found.adapted if found else ("blk.1.attn_q.weight", "blk.1.attn_v.weight"):
+            shape = layers[name].shape
+            weights[f"{name}.lora_a"] = rng.standard_normal((4, shape[1])).astype(np.float32) / 8
+            weights[f"{name}.lora_b"] = rng.standard_normal((shape[0], 4)).astype(np.float32) / 8
     if kind != "base":
         kinds = {"merged": "value", "lean": "value", "adapter": "value-adapter", "head": "value-head"}
         _contract(writer, kinds[kind], n_vocab, over)

@@ -52,7 +52,7 @@ def _describe(one: Inspection) -> str:
     rows: list[tuple[str, Any]] = [
         ("kind", _KINDS.get(one.kind, one.kind) + layout),
         ("name", one.name),
-        ("architecture", one.architecture + (" (recurrent: cannot be a value model)" if one.recurrent else "")),
+        ("architecture", one.architecture + (" (recurrent: a branch copies the state)" if one.recurrent else "")),
         ("size", _size(one)),
         ("quantization", one.quantization),
         ("layers × width", f"{one.n_layer} × {one.n_embd}" if one.n_layer and one.n_embd else None),

@@ -17,7 +17,7 @@ from ..llama.quantize import quantization_name
 @dataclass(frozen=True)
 class Inspection:
     """kind: `base`, or a value model's (`value`, `value-adapter`, `value-head`). parameters: of all tensors.
-    recurrent: its memory cannot forget a token, so it is no value model. sia: every `sia.*` entry, weights by their
+    recurrent: its memory cannot forget a token, a branch copies it. sia: every `sia.*` entry, weights by their
     count."""
 
     path: Path

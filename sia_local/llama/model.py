@@ -59,7 +59,17 @@ class Model:
     @property
     def rolls_back(self) -> bool:
         """False for recurrent and hybrid models: their state cannot forget a single token."""
-        return not (C.llama_model_is_recurrent(self._ptr) or C.llama_model_is_hybrid(self._ptr))
+        return not (C.llama_model_is_recurrent(self._ptr) or self.hybrid)
+
+    @property
+    def hybrid(self) -> bool:
+        """Whether some layers have a recurrent state and others attention."""
+        return bool(C.llama_model_is_hybrid(self._ptr))
+
+    @property
+    def positions(self) -> int:
+        """Positions a token of input takes: 4 with M-RoPE, whose sections of a text are the same, else 1."""
+        return 4 if C.llama_model_rope_type(self._ptr) in (C.LLAMA_ROPE_TYPE_MROPE, C.LLAMA_ROPE_TYPE_IMROPE) else 1
 
     def meta(self, key: str) -> str | None:
         """A scalar metadata value as llama.cpp prints it; None if absent. Arrays: GgufMetadata."""

@@ -195,7 +195,7 @@ def open_guides(spec: Guides, base: Model, vocabulary: Sequence[bytes], setup: S
                 model = shared[Path(path).resolve()] = Model(path, n_gpu_layers=setup.n_gpu_layers)
                 owned.append(model)
                 undo.callback(model.close)
-            context = Context(model, options_for(setup, extra=TEMPLATE_ROOM))
+            context = Context(model, options_for(model, setup, extra=TEMPLATE_ROOM))
             undo.callback(context.close)
             guides.append(Guide(model, Engine(context, setup.slots), rewording, [context, *owned]))
         undo.pop_all()

@@ -32,6 +32,10 @@ from .qhead import ACTIVATIONS
 # Weights of an output layer from which on leaving it out saves more than the callback for it costs.
 LARGE_OUTPUT_LAYER = 1 << 24
 READABLE_GRAPHS = ("llama", "qwen2", "qwen3")
+# llama.cpp multiplies the embeddings of ids, but not vectors that are fed in, by the root of the width.
+SCALED_EMBEDDINGS = ("gemma3",)
+# A layer looks up embeddings of its own, by ids that a lean model is not given.
+EMBEDDINGS_A_LAYER = ("gemma3n", "gemma4")
 
 
 @dataclass(frozen=True)
@@ -242,11 +246,6 @@ def open_value(
 ) -> ValueModel:
     """Loads a value file beside its base. Only a value-head needs `base_engine`."""
     file.check_fits(base, base_sha256)
-    if file.kind != "value" and not base.rolls_back:
-        raise IncompatibleError(
-            f"{base.path.name} is recurrent or hybrid and cannot forget a rejected candidate, so a {file.kind} does "
-            "not work on it; use a value model of its own (kind value)"
-        )
     if file.kind == "value-head":
         if base_engine is None:
             raise IncompatibleError(
@@ -255,18 +254,14 @@ def open_value(
             )
         return ValueModel(file, base, base_engine, shares_base=True)
     slots, candidates = setup.slots, setup.candidates
-    options = options_for(setup, candidates)
     if file.kind == "value-adapter":
         adapter = LoraAdapter(base, file.path)
-        context = Context(base, options, adapter, hidden_only=_skips_output_layer(base, file))
+        context = Context(
+            base, options_for(base, setup, candidates), adapter, hidden_only=_skips_output_layer(base, file)
+        )
         return ValueModel(file, base, Engine(context, slots, candidates), shares_base=False, owned=(context, adapter))
     model = Model(file.path, n_gpu_layers=setup.n_gpu_layers)
     try:
-        if not model.rolls_back:
-            raise IncompatibleError(
-                f"{file.path}: architecture {file.architecture} is recurrent or hybrid and cannot forget a rejected "
-                "candidate; use a transformer value model"
-            )
         rows = None
         if file.layout == "lean":
             rows = EmbeddingRows.from_trailer(file.path) or EmbeddingRows.from_model(base.path)
@@ -275,6 +270,13 @@ def open_value(
                     f"{file.path}: embedding rows are {rows.n_rows} x {rows.n_embd}, expected at least "
                     f"{base.n_vocab} x {model.n_embd}; export the lean model with its own rows"
                 )
+            if file.architecture in EMBEDDINGS_A_LAYER:
+                raise IncompatibleError(
+                    f"{file.path}: a lean {file.architecture} cannot be fed, since its layers look up embeddings of "
+                    "their own; export it merged"
+                )
+            if file.architecture in SCALED_EMBEDDINGS:
+                rows.scale = math.sqrt(model.n_embd)
         elif model.n_vocab != base.n_vocab:
             raise IncompatibleError(
                 f"{file.path.name} has {model.n_vocab} tokens, {base.path.name} has {base.n_vocab}; use a value "
@@ -284,6 +286,7 @@ def open_value(
             raise IncompatibleError(
                 f"{file.path}: the head is {file.head.n_embd} wide, the model {model.n_embd}; export it again"
             )
+        options = options_for(model, setup, candidates)
         context = Context(model, options, hidden_only=file.layout != "lean" and _skips_output_layer(model, file))
     except BaseException:
         model.close()
