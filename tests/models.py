@@ -75,6 +75,9 @@ def _hparams(writer: gguf.GGUFWriter) -> None:
 
 def _tokenizer(writer: gguf.GGUFWriter, n_vocab: int, over: dict[str, Any]) -> None:
     words, types, merges, special = vocabulary(n_vocab)
+    words = [over.get("renamed", {}).get(i, word) for i, word in enumerate(words)]
+    words += [f"[PAD{i}]" for i in range(n_vocab, n_vocab + over.get("padding", 0))]
+    types += [5] * over.get("padding", 0)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("qwen2")
     writer.add_token_list(words)
@@ -100,7 +103,8 @@ def _contract(writer: gguf.GGUFWriter, kind: str, n_vocab: int, over: dict[str, 
         writer.add_array(keys.HEAD_HIDDEN_BIAS, [0.5] * len(over["head"]))
     writer.add_float32(keys.VALUE_SPREAD, over.get("spread", 0.5))
     writer.add_string(keys.PROMPT_TEMPLATE, over.get("template", TEMPLATE))
-    digest = keys.vocab_sha256(t.encode() for t in tokens(n_vocab))
+    words = tokens(n_vocab) + [f"[PAD{i}]" for i in range(n_vocab, n_vocab + over.get("padding", 0))]
+    digest = keys.vocab_sha256(t.encode() for t in words)
     writer.add_string(keys.VOCAB_SHA256, over.get("sha256", digest))
 
 
@@ -121,7 +125,9 @@ def _qhead(path: Path, rng: np.random.Generator, over: dict[str, Any]) -> Path:
         level_weight=matrix(N_EMBD) if over.get("level", True) else None,
         level_bias=0.25,
     )
-    vocab = keys.vocab_sha256(t.encode() for t in tokens(over.get("n_vocab", N_VOCAB)))
+    words = tokens(over.get("n_vocab", N_VOCAB))
+    words += [f"[PAD{i}]" for i in range(len(words), len(words) + over.get("padding", 0))]
+    vocab = keys.vocab_sha256(t.encode() for t in words)
     write_qhead(path, qhead, QHeadMeta(vocab_sha256=over.get("sha256", vocab)), dtype="f32")
     return path
 
@@ -129,7 +135,8 @@ def _qhead(path: Path, rng: np.random.Generator, over: dict[str, Any]) -> Path:
 def write(path: Path, arch: str = "qwen3", kind: str = "base", seed: int = 0, **over: Any) -> Path:
     """kind: base, merged, lean, adapter, head or qhead.
 
-    over: n_vocab, template, bos, add_bos, add_eos, version, sha256, head, hidden, spread, nan, ascii, layout.
+    over: n_vocab, padding (rows), renamed (id: token), template, bos, add_bos, add_eos, version, sha256, head, hidden,
+    spread, nan, ascii, layout.
     ascii: the likeliest tokens are plain text, no halves of characters and no end.
     """
     rng = np.random.default_rng(seed)
@@ -139,15 +146,16 @@ def write(path: Path, arch: str = "qwen3", kind: str = "base", seed: int = 0, **
     writer = gguf.GGUFWriter(str(path), arch)
     writer.add_name(path.stem)
     layers = _layers(arch, rng)
-    embeddings = rng.standard_normal((n_vocab, N_EMBD)).astype(np.float32)
-    output = (rng.standard_normal((n_vocab, N_EMBD)) * 2 / np.sqrt(N_EMBD)).astype(np.float32)
+    n_rows = n_vocab + over.get("padding", 0)
+    embeddings = rng.standard_normal((n_rows, N_EMBD)).astype(np.float32)
+    output = (rng.standard_normal((n_rows, N_EMBD)) * 2 / np.sqrt(N_EMBD)).astype(np.float32)
     if over.get("ascii"):
         plain = [all(c.isascii() or c in "ĠĊ" for c in t) and "<|" not in t for t in tokens(n_vocab)]
         output[~np.array(plain)] = 0
     weights: dict[str, np.ndarray] = {}
     if kind in ("base", "merged"):
         _hparams(writer)
-        writer.add_vocab_size(n_vocab)
+        writer.add_vocab_size(n_rows)
         _tokenizer(writer, n_vocab, over)
         weights = {"token_embd.weight": embeddings, "output.weight": output, **layers}
         if over.get("nan"):
@@ -181,5 +189,5 @@ def write(path: Path, arch: str = "qwen3", kind: str = "base", seed: int = 0, **
         from sia_local.llama.embeddings import write_trailer
 
         with path.open("ab") as handle:
-            write_trailer(handle, embeddings.view(np.uint8).reshape(n_vocab, -1), 0, N_EMBD)
+            write_trailer(handle, embeddings.view(np.uint8).reshape(n_rows, -1), 0, N_EMBD)
     return path

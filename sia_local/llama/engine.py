@@ -79,6 +79,7 @@ class Engine:
         self._n_outputs = 0
         self._filled: list[tuple[int, int]] = []
         self._rows = rows
+        self.n_rows = context.model.n_vocab if rows is None else rows.n_rows
         self.memory = memory_of(context, slots, branches)
         if rows is not None:
             context.batch.use_embeddings(rows.n_embd)
@@ -356,7 +357,8 @@ class Engine:
         state.open, state.open_rows, state.row = [int(c) for c in candidates], None, None
 
     def _feed(self, at: int, tokens: Ids) -> None:
-        batch = self.context.batch
+        # What another model of the family pads its vocabulary with has no row here; this one's padding stands for it.
+        batch, tokens = self.context.batch, np.minimum(tokens, self.n_rows - 1)
         if self._rows is None:
             batch.token[at : at + len(tokens)] = tokens
         else:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Iterable
+from typing import Any
 
 CONTRACT_VERSION = 1  # of the three kinds of `KINDS`
 QHEAD_VERSION = 2  # of a value-qhead
@@ -78,6 +79,11 @@ def vocab_sha256(tokens: Iterable[bytes]) -> str:
     """
     digest = hashlib.sha256()
     for token in tokens:
-        digest.update(len(token).to_bytes(8, "little"))
-        digest.update(token)
+        hash_token(digest, token)
     return digest.hexdigest()
+
+
+def hash_token(digest: Any, token: bytes) -> None:
+    """A token's part of the fingerprint."""
+    digest.update(len(token).to_bytes(8, "little"))
+    digest.update(token)

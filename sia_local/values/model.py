@@ -26,6 +26,7 @@ from ..llama.engine import Engine
 from ..llama.gguf import GgufMetadata
 from ..llama.library import FloatArray
 from ..llama.model import LoraAdapter, Model
+from ..llama.vocabulary import Vocabulary, check_vocabulary
 from ..records import Float64, Prompt
 from .qhead import ACTIVATIONS
 
@@ -148,13 +149,10 @@ class ValueFile:
                 },
             )
 
-    def check_fits(self, base: Model, base_sha256: str | None) -> None:
+    def check_fits(self, base: Model, vocabulary: Vocabulary | None, renamed: bool = False) -> None:
         """Raises IncompatibleError unless token ids mean the same in both and widths agree where shared."""
-        if self.vocab_sha256 and base_sha256 and self.vocab_sha256 != base_sha256:
-            raise IncompatibleError(
-                f"{self.path.name} and {base.path.name} have different vocabularies, so their token ids do not "
-                "mean the same; use a value model trained for this base"
-            )
+        instead = "use a value model trained for this base"
+        check_vocabulary(vocabulary, self.path, self.vocab_sha256, renamed=renamed, instead=instead)
         if self.kind != "value" and self.head.n_embd != base.n_embd:
             raise IncompatibleError(
                 f"{self.path.name} has a head of width {self.head.n_embd}, {base.path.name} has hidden states of "
@@ -218,13 +216,15 @@ class ValueModel:
 
         also: slots of the base whose queued tokens ride along when the engine is the base's.
         """
-        rows = self.engine.branch(
-            requests,
-            also=also if self.shares_base else (),
-            hidden=not self._lean,
-            keep_rows=self.shares_base,
-        )
-        return [self._values(row) for row in rows]
+        known = [(slot, ids[ids < self.engine.n_rows]) for slot, ids in requests]
+        asked = [request for request in known if len(request[1])]
+        also = also if self.shares_base else ()
+        rows: list[FloatArray] = []
+        if asked or also:
+            rows = self.engine.branch(asked, also=also, hidden=not self._lean, keep_rows=self.shares_base)
+        left = iter(rows)
+        scored = [self._values(next(left)) if len(ids) else np.zeros(0) for _, ids in known]
+        return [_spread(values, ids, self.engine.n_rows) for values, (_, ids) in zip(scored, requests, strict=True)]
 
     def trajectory(self, slot: int, prompt: Prompt, tokens: Sequence[int]) -> Float64:
         """V after every token of a finished text, float64 [n]; the slot's content is replaced by it."""
@@ -241,11 +241,20 @@ class ValueModel:
             self.engine.accept(slot, token)
 
 
+def _spread(values: Float64, ids: Any, n_rows: int) -> Float64:
+    """Values of the ids below n_rows, and for the padding above them, which count as unasked, their mean."""
+    if len(values) == len(ids):
+        return values
+    out = np.full(len(ids), values.mean() if len(values) else 0.0)
+    out[np.asarray(ids) < n_rows] = values
+    return out
+
+
 def open_value(
-    file: ValueFile, base: Model, base_engine: Engine | None, base_sha256: str | None, setup: Setup
+    file: ValueFile, base: Model, base_engine: Engine | None, vocabulary: Vocabulary | None, setup: Setup
 ) -> ValueModel:
     """Loads a value file beside its base. Only a value-head needs `base_engine`."""
-    file.check_fits(base, base_sha256)
+    file.check_fits(base, vocabulary, setup.same_vocabulary)
     if file.kind == "value-head":
         if base_engine is None:
             raise IncompatibleError(
@@ -265,10 +274,11 @@ def open_value(
         rows = None
         if file.layout == "lean":
             rows = EmbeddingRows.from_trailer(file.path) or EmbeddingRows.from_model(base.path)
-            if rows.n_embd != model.n_embd or rows.n_rows < base.n_vocab:
+            needed = vocabulary.unpadded if vocabulary is not None else base.n_vocab
+            if rows.n_embd != model.n_embd or rows.n_rows < needed:
                 raise IncompatibleError(
                     f"{file.path}: embedding rows are {rows.n_rows} x {rows.n_embd}, expected at least "
-                    f"{base.n_vocab} x {model.n_embd}; export the lean model with its own rows"
+                    f"{needed} x {model.n_embd}; export the lean model with its own rows"
                 )
             if file.architecture in EMBEDDINGS_A_LAYER:
                 raise IncompatibleError(
@@ -277,11 +287,6 @@ def open_value(
                 )
             if file.architecture in SCALED_EMBEDDINGS:
                 rows.scale = math.sqrt(model.n_embd)
-        elif model.n_vocab != base.n_vocab:
-            raise IncompatibleError(
-                f"{file.path.name} has {model.n_vocab} tokens, {base.path.name} has {base.n_vocab}; use a value "
-                "model trained for this base"
-            )
         if file.head.n_embd != model.n_embd:
             raise IncompatibleError(
                 f"{file.path}: the head is {file.head.n_embd} wide, the model {model.n_embd}; export it again"
