@@ -135,15 +135,15 @@ def _qhead(path: Path, rng: np.random.Generator, over: dict[str, Any]) -> Path:
 def write(path: Path, arch: str = "qwen3", kind: str = "base", seed: int = 0, **over: Any) -> Path:
     """kind: base, merged, lean, adapter, head or qhead.
 
-    over: n_vocab, padding (rows), renamed (id: token), template, bos, add_bos, add_eos, version, sha256, head, hidden,
-    spread, nan, ascii, layout.
+    over: n_vocab, padding (rows), renamed (id: token), split (tensors a file), template, bos, add_bos, add_eos,
+    version, sha256, head, hidden, spread, nan, ascii, layout.
     ascii: the likeliest tokens are plain text, no halves of characters and no end.
     """
     rng = np.random.default_rng(seed)
     if kind == "qhead":
         return _qhead(path, rng, over)
     n_vocab = over.get("n_vocab", N_VOCAB)
-    writer = gguf.GGUFWriter(str(path), arch)
+    writer = gguf.GGUFWriter(str(path), arch, split_max_tensors=over.get("split", 0))
     writer.add_name(path.stem)
     layers = _layers(arch, rng)
     n_rows = n_vocab + over.get("padding", 0)
@@ -185,6 +185,8 @@ def write(path: Path, arch: str = "qwen3", kind: str = "base", seed: int = 0, **
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+    if over.get("split"):
+        path = next(path.parent.glob(f"{path.stem}-00001-of-*.gguf"))
     if kind == "lean":
         from sia_local.llama.embeddings import write_trailer
 

@@ -66,7 +66,7 @@ class EmbeddingRows:
         if rows is None:
             raise IncompatibleError(
                 f"{path}: holds neither output.weight nor token_embd.weight, whose rows a Q-head reads; expected a "
-                "whole base model in one file"
+                "whole base model"
             )
         return rows
 
@@ -76,8 +76,9 @@ class EmbeddingRows:
             shape = meta.tensors().get(name)
             if shape is None or len(shape) != 2:
                 return None
-            ggml_type, offset, _ = meta.tensor_span(name)
-        return cls(path, ggml_type, offset, shape[1], shape[0])
+            part = meta.part_of(name)
+            ggml_type, offset, _ = part.tensor_span(name)
+        return cls(part.path, ggml_type, offset, shape[1], shape[0])
 
 
 def write_trailer(handle: Any, rows: npt.NDArray[np.uint8], ggml_type: int, n_embd: int) -> None:

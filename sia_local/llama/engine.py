@@ -256,9 +256,6 @@ class Engine:
 
     def _make_room(self, also: Sequence[int], requests: Sequence[tuple[int, Ids]], hidden: bool) -> None:
         """Runs queues that do not belong into the coming batch beforehand, without outputs."""
-        # An interrupt while an earlier batch was being filled may have left rows behind.
-        self.context.batch.n = 0
-        self._filled.clear()
         slots = [*also, *(slot for slot, _ in requests)]
         candidates = sum(len(c) for _, c in requests)
         queued = sum(map(self.queue_length, slots))
@@ -266,14 +263,11 @@ class Engine:
         room = LONGEST_HIDDEN_QUEUE if self._embeds(hidden) else self.context.batch.capacity - candidates
         if queued <= max(room, len(also)):
             return
-        keep = {slot: 1 for slot in also}
         for slot in slots:
-            self._run_queue(slot, len(self.slots[slot].tokens) - keep.get(slot, 0))
+            self._run_queue(slot, len(self.slots[slot].tokens) - (slot in also))
 
     def _read_apart(self, also: Sequence[int], requests: Sequence[tuple[int, Ids]]) -> None:
         """Decodes what is queued before the candidates, all of it at once if it is short, and opens the branches."""
-        self.context.batch.n = 0
-        self._filled.clear()
         self._save_rows(set())
         for slot in also:
             self._run_queue(slot, len(self.slots[slot].tokens) - 1)
@@ -281,9 +275,8 @@ class Engine:
         for slot, _ in requests:
             if self.queue_length(slot) > min(fair, self.memory.before_mark(slot, self.slots[slot].n_past)):
                 self._run_queue(slot, len(self.slots[slot].tokens))
-        for slot, _ in requests:
-            if self.queue_length(slot):
-                self._fill(slot, self.queue_length(slot))
+        for slot in [slot for slot, _ in requests if self.queue_length(slot)]:
+            self._fill(slot, self.queue_length(slot))
         if self.context.batch.n:
             self._run()
         for slot, _ in requests:
@@ -302,6 +295,9 @@ class Engine:
         Returns the output row of every request's first candidate; the rows of `also` go into their slots.
         """
         hidden = hidden or self.keeps_hidden
+        # An interrupt while an earlier batch was being filled may have left rows behind.
+        self.context.batch.n = 0
+        self._filled.clear()
         if self.memory.reads_apart:
             self._read_apart(also, requests)
         self._make_room(also, requests, hidden)
@@ -312,7 +308,7 @@ class Engine:
         for slot in also:
             self._fill(slot, self.queue_length(slot))
             last[slot] = batch.n - 1
-            batch.output[batch.n - 1] = 1
+            batch.output[last[slot]] = 1
         for slot, candidates in requests:
             self._fill(slot, self.queue_length(slot))
             first.append(batch.n)

@@ -6,7 +6,7 @@ import ctypes
 import os
 
 from ..errors import ConfigError, IncompatibleError, ModelFileError
-from .gguf import check_gguf
+from .gguf import GgufMetadata, check_gguf
 from .library import AMX, C, gpu_layers, quietly, reason
 
 
@@ -23,9 +23,13 @@ class Model:
         with quietly():
             self._ptr = C.llama_model_load_from_file(os.fsencode(self.path), params)
         if not self._ptr:
+            why = reason()
+            with GgufMetadata(self.path) as meta:
+                # A part that is not the first, or one that is missing, says so.
+                meta.parts  # noqa: B018
             raise ModelFileError(
                 f"{self.path}: llama.cpp cannot load this file; it may be truncated, damaged, or of an "
-                f"architecture this release does not know{reason()}"
+                f"architecture this release does not know{why}"
             )
         self._vocab = C.llama_model_get_vocab(self._ptr)
         self.n_vocab = int(C.llama_vocab_n_tokens(self._vocab))

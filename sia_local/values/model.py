@@ -104,6 +104,11 @@ class ValueFile:
                     f"{path}: layout {layout!r} of value model; expected one of {', '.join(keys.LAYOUTS)}, update "
                     "sia_local or export again"
                 )
+            if kind == "value" and layout == "lean" and len(meta.parts) > 1:
+                raise IncompatibleError(
+                    f"{path}: a lean value model in {len(meta.parts)} files, which leaves out its embedding rows; give "
+                    "the one file it was exported to"
+                )
             activation = meta.get(keys.HEAD_ACTIVATION, "silu")
             if activation not in ACTIVATIONS:
                 raise IncompatibleError(
