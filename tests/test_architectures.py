@@ -11,7 +11,7 @@ import pytest
 from architectures import ARCHITECTURES, RECURRENT, WINDOW
 from test_engine import PLACEMENTS, fresh, load, run_history
 
-from sia_local import SIA, BestOf, Guides, SiaConfig
+from sia_local import SIA, Guides, SiaConfig, best_of
 from sia_local.llama.context import Context, ContextOptions
 from sia_local.llama.engine import Engine
 from sia_local.llama.memory import CopyState
@@ -177,26 +177,35 @@ class TestRecurrent:
                 one = sia.value.score([(0, np.array([token], np.int32))])[0]
                 np.testing.assert_allclose(one, whole[n : n + 1], atol=TOLERANCE)
 
-    @pytest.mark.parametrize("kind", ["merged", "lean", "adapter", "head", "qhead", "guides"])
-    def test_texts_of_several_slots_are_those_of_each_alone(self, make_gguf: Make, arch: str, kind: str) -> None:
-        value: object = make_gguf(kind, arch, seed=1) if kind != "guides" else Guides(make_gguf("base", arch, seed=4))
-        prompts = ["hello", "hello", "hello there", "bye"]
 
-        def texts(slots: int, prompts: list[str]) -> list[list[int]]:
-            with SIA.load(make_gguf("base", arch), value, n_ctx=96, slots=slots, n_threads=1, **EXACT) as sia:
-                jobs = [sia.job(p, DENSE, max_tokens=6, seed=9, id=i) for i, p in enumerate(prompts)]
-                return [c.tokens for c in sorted(sia.complete(jobs), key=lambda c: c.job)]
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("kind", ["merged", "lean", "adapter", "head", "qhead", "guides"])
+def test_texts_of_several_slots_are_those_of_each_alone(make_gguf: Make, arch: str, kind: str) -> None:
+    value: object = make_gguf(kind, arch, seed=1) if kind != "guides" else Guides(make_gguf("base", arch, seed=4))
+    prompts = ["hello", "hello", "hello there", "bye"]
 
-        alone = [texts(1, [prompt])[0] for prompt in prompts]
-        assert texts(1, prompts) == texts(3, prompts) == alone
-        assert alone[0] == alone[1] != alone[2]
+    def texts(slots: int, prompts: list[str]) -> list[list[int]]:
+        with SIA.load(make_gguf("base", arch), value, n_ctx=96, slots=slots, n_threads=1, **EXACT) as sia:
+            jobs = [sia.job(p, DENSE, max_tokens=6, seed=9, id=i) for i, p in enumerate(prompts)]
+            return [c.tokens for c in sorted(sia.complete(jobs), key=lambda c: c.job)]
+
+    alone = [texts(1, [prompt])[0] for prompt in prompts]
+    assert texts(1, prompts) == texts(3, prompts) == alone
+    assert alone[0] == alone[1] != alone[2]
 
 
-@pytest.mark.parametrize("arch", ["mamba", "lfm2"])
+@pytest.mark.parametrize("arch", RECURRENT)
 def test_best_of_n_on_a_recurrent_base(make_gguf: Make, arch: str) -> None:
-    with SIA.load(make_gguf("base", arch), make_gguf("merged", arch, seed=1), n_ctx=96, slots=2, n_threads=1) as sia:
-        best = BestOf(sia, n=3).generate("hello", DENSE, max_tokens=6, seed=2)
-        assert best
+    value = make_gguf("merged", arch, seed=1)
+    with SIA.load(make_gguf("base", arch), value, n_ctx=96, slots=2, n_threads=1, **EXACT) as sia:
+        result = best_of(sia, "hello", n=5, config=DENSE, max_tokens=6, seed=2)
+        for one in result.contenders:
+            again = list(sia.generate("hello", DENSE, max_tokens=6, seed=one.seed))
+            assert [step.token for step in again] == [step.token for step in one.steps]
+            tokens = one.completion.all_tokens
+            sia.value.engine.release(0)
+            sia.value.engine.release(1)
+            assert one.score == pytest.approx(sia.value_of(sia.prompt("hello"), tokens), abs=TOLERANCE)
 
 
 def test_a_window_slides_over_histories_prefixes_branches_and_retries(make_gguf: Make) -> None:
@@ -224,3 +233,13 @@ def test_a_window_slides_over_histories_prefixes_branches_and_retries(make_gguf:
             again = fresh(sia, 2, prompt, ids[0])[0]
             assert sia.engine.begin(0, prompt) == len(prompt) - 1
             np.testing.assert_allclose(sia.engine.logits([0])[0], again, atol=WINDOW_TOLERANCE)
+
+
+@pytest.mark.parametrize("arch", ["mamba", "lfm2", "qwen35"])
+def test_prompts_read_side_by_side_change_nothing(make_gguf: Make, arch: str) -> None:
+    texts = []
+    for overlap in (False, True):
+        value = make_gguf("merged", arch, seed=1)
+        with SIA.load(make_gguf("base", arch), value, n_ctx=128, n_threads=2, overlap_prompts=overlap, **EXACT) as sia:
+            texts.append([s.token for s in sia.generate("hello there " * 6, DENSE, max_tokens=6, seed=1)])
+    assert texts[0] == texts[1]

@@ -121,3 +121,12 @@ def test_inspect_says_what_a_branch_costs(make_gguf: Make) -> None:
     assert "768 bytes of state, a sequence and candidate each; two decodes a junction where tokens wait" in said
     said = CliRunner().invoke(main, ["inspect", str(make_gguf("base"))]).output
     assert "256 bytes of KV cache (f16)" in said and "one decode a junction" in said and "adapter, head" in said
+
+
+def test_the_converter_reads_several_files_whole(make_gguf: Make, tmp_path: Path) -> None:
+    from sia_convert.formats.gguf_io import read_gguf
+
+    whole, first = make_gguf("base"), make_gguf("base", split=5)
+    assert sorted(read_gguf(whole)[1]) == sorted(read_gguf(first)[1])
+    with pytest.raises(ModelFileError, match=f"give the first, {first.name}"):
+        read_gguf(first.with_name(first.name.replace("00001-of", "00003-of")))

@@ -64,9 +64,11 @@ def options_for(model: Model, setup: Setup, branches: int = 0, *, extra: int = 0
     """Context options for the slots of a set-up, each with room for `branches` open candidates; extra: tokens a slot
     holds beyond setup.n_ctx, where a model reads a longer prompt. Of a recurrent model every slot keeps one state more,
     that at the end of its prompt."""
+    sequences = setup.slots * (1 + branches)
+    marked = not model.rolls_back and sequences + setup.slots <= MAX_SEQUENCES
     return ContextOptions(
         n_ctx=setup.slots * (setup.n_ctx + extra + branches),
-        n_seq_max=setup.slots * (1 + branches + (not model.rolls_back)),
+        n_seq_max=sequences + setup.slots * marked,
         n_threads=setup.n_threads,
         type_k=setup.type_k,
         type_v=setup.type_v,
