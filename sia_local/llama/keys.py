@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Iterable
-from typing import Any
 
 CONTRACT_VERSION = 1  # of the three kinds of `KINDS`
 QHEAD_VERSION = 2  # of a value-qhead
@@ -77,13 +76,9 @@ def vocab_sha256(tokens: Iterable[bytes]) -> str:
     `tokens` are the entries of `tokenizer.ggml.tokens` in order, UTF-8. Two models whose fingerprints agree
     give one id one meaning, which is what a value model needs to score a base model's candidates.
     """
-    digest = hashlib.sha256()
-    for token in tokens:
-        hash_token(digest, token)
-    return digest.hexdigest()
+    return hashlib.sha256(fingerprinted(tokens)).hexdigest()
 
 
-def hash_token(digest: Any, token: bytes) -> None:
-    """A token's part of the fingerprint."""
-    digest.update(len(token).to_bytes(8, "little"))
-    digest.update(token)
+def fingerprinted(tokens: Iterable[bytes]) -> bytes:
+    """What a fingerprint hashes of these tokens."""
+    return b"".join(part for token in tokens for part in (len(token).to_bytes(8, "little"), token))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..errors import IncompatibleError
 from .gguf import GgufMetadata
-from .keys import hash_token
+from .keys import fingerprinted
 
 PADDING = re.compile(rb"\[PAD\d*\]|<pad\d*>|<unused\d+>", re.IGNORECASE)
 # Models of one family pad to multiples of 64 to 1024 rows; their fingerprints cover what they padded with.
@@ -52,12 +52,11 @@ class Vocabulary:
     def has_fingerprint(self, sha256: str) -> bool:
         """Whether `sha256` (keys.vocab_sha256) is that of these tokens, with any padding behind them."""
         if not self._digests:
-            digest, start = hashlib.sha256(), self.unpadded
-            for token in self.tokens[:start]:
-                hash_token(digest, token)
+            start = self.unpadded
+            digest = hashlib.sha256(fingerprinted(self.tokens[:start]))
             self._digests.add(digest.hexdigest())
             for i in range(start, max(start + MOST_PADDING, len(self.tokens))):
-                hash_token(digest, self.tokens[i] if i < len(self.tokens) else b"[PAD%d]" % i)
+                digest.update(fingerprinted([self.tokens[i] if i < len(self.tokens) else b"[PAD%d]" % i]))
                 self._digests.add(digest.hexdigest())
         return sha256 in self._digests
 
@@ -101,12 +100,12 @@ def check_vocabulary(
     """Raises IncompatibleError unless the value file at `path`, which stores `sha256`, has the vocabulary of its base.
 
     Padding aside; nothing is known, and allowed, without a fingerprint. renamed: its control tokens may have other
-    names. A file without tokens cannot show which differ; then `renamed` allows any.
+    names. A file without the tokens of its fingerprint cannot show which differ; then `renamed` allows any.
     """
     if base is None or sha256 is None or base.has_fingerprint(sha256):
         return
     own = Vocabulary.read(path)
-    if own is not None:
+    if own is not None and own.has_fingerprint(sha256):
         base.check_same(own, renamed=renamed, instead=instead)
     elif not renamed:
         raise IncompatibleError(
