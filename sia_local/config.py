@@ -158,7 +158,8 @@ class Setup:
     n_gpu_layers: -1 for all. max_candidates: most candidates a junction can score (None: 10; 4 for a `value-head`,
     which scores in the base's own decode). type_k, type_v: KV cache formats. flash_attention: `auto`, `on` or `off`.
     overlap_prompts: the value source reads a prompt while the base does, not at the first junction. hidden_states: the
-    base keeps the hidden state behind each row of logits, which a `value-qhead` asks for by itself.
+    base keeps the hidden state behind each row of logits, which a `value-qhead` asks for by itself. same_vocabulary:
+    ids mean the same though some control tokens have other names.
     """
 
     n_ctx: int = 2048
@@ -171,6 +172,7 @@ class Setup:
     flash_attention: str = "auto"
     overlap_prompts: bool = False
     hidden_states: bool = False
+    same_vocabulary: bool = False
 
     def __post_init__(self) -> None:
         _require(self.n_ctx >= 1, f"n_ctx is {self.n_ctx}; expected at least 1 token")

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import architectures
 import gguf
 import numpy as np
+from architectures import ARCHITECTURES, HEAD_DIM, N_CTX, N_EMBD, N_FF, N_HEAD, N_KV, N_LAYER, N_VOCAB
 
 from sia_local.bench.shapes import vocabulary
 from sia_local.llama import keys
 
-N_VOCAB, N_EMBD, N_FF, N_HEAD, N_KV, HEAD_DIM, N_LAYER, N_CTX = 320, 64, 96, 4, 2, 16, 2, 512
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -28,6 +29,9 @@ def head(seed: int = 5) -> tuple[np.ndarray, float]:
 
 
 def _layers(arch: str, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    if arch in ARCHITECTURES:
+        return architectures.layers(arch, rng)
+
     def matrix(out: int, into: int) -> np.ndarray:
         return (rng.standard_normal((out, into)) * 1.5 / np.sqrt(into)).astype(np.float32)
 
@@ -53,12 +57,15 @@ def _layers(arch: str, rng: np.random.Generator) -> dict[str, np.ndarray]:
 
 
 def _hparams(writer: gguf.GGUFWriter) -> None:
+    found = ARCHITECTURES.get(writer.arch)
     writer.add_context_length(N_CTX)
     writer.add_embedding_length(N_EMBD)
-    writer.add_block_count(N_LAYER)
-    writer.add_feed_forward_length(N_FF)
-    writer.add_head_count(N_HEAD)
-    writer.add_head_count_kv(N_KV)
+    writer.add_block_count(found.n_layer if found else N_LAYER)
+    writer.add_feed_forward_length(found.ff if found else N_FF)
+    writer.add_head_count(found.heads if found else N_HEAD)
+    writer.add_head_count_kv(found.kv if found else N_KV)
+    if found:
+        found.keys(writer)
     writer.add_key_length(HEAD_DIM)
     writer.add_value_length(HEAD_DIM)
     writer.add_rope_dimension_count(HEAD_DIM)
@@ -68,6 +75,9 @@ def _hparams(writer: gguf.GGUFWriter) -> None:
 
 def _tokenizer(writer: gguf.GGUFWriter, n_vocab: int, over: dict[str, Any]) -> None:
     words, types, merges, special = vocabulary(n_vocab)
+    words = [over.get("renamed", {}).get(i, word) for i, word in enumerate(words)]
+    words += [f"[PAD{i}]" for i in range(n_vocab, n_vocab + over.get("padding", 0))]
+    types += [5] * over.get("padding", 0)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("qwen2")
     writer.add_token_list(words)
@@ -93,7 +103,8 @@ def _contract(writer: gguf.GGUFWriter, kind: str, n_vocab: int, over: dict[str, 
         writer.add_array(keys.HEAD_HIDDEN_BIAS, [0.5] * len(over["head"]))
     writer.add_float32(keys.VALUE_SPREAD, over.get("spread", 0.5))
     writer.add_string(keys.PROMPT_TEMPLATE, over.get("template", TEMPLATE))
-    digest = keys.vocab_sha256(t.encode() for t in tokens(n_vocab))
+    words = tokens(n_vocab) + [f"[PAD{i}]" for i in range(n_vocab, n_vocab + over.get("padding", 0))]
+    digest = keys.vocab_sha256(t.encode() for t in words)
     writer.add_string(keys.VOCAB_SHA256, over.get("sha256", digest))
 
 
@@ -114,7 +125,9 @@ def _qhead(path: Path, rng: np.random.Generator, over: dict[str, Any]) -> Path:
         level_weight=matrix(N_EMBD) if over.get("level", True) else None,
         level_bias=0.25,
     )
-    vocab = keys.vocab_sha256(t.encode() for t in tokens(over.get("n_vocab", N_VOCAB)))
+    words = tokens(over.get("n_vocab", N_VOCAB))
+    words += [f"[PAD{i}]" for i in range(len(words), len(words) + over.get("padding", 0))]
+    vocab = keys.vocab_sha256(t.encode() for t in words)
     write_qhead(path, qhead, QHeadMeta(vocab_sha256=over.get("sha256", vocab)), dtype="f32")
     return path
 
@@ -122,25 +135,27 @@ def _qhead(path: Path, rng: np.random.Generator, over: dict[str, Any]) -> Path:
 def write(path: Path, arch: str = "qwen3", kind: str = "base", seed: int = 0, **over: Any) -> Path:
     """kind: base, merged, lean, adapter, head or qhead.
 
-    over: n_vocab, template, bos, add_bos, add_eos, version, sha256, head, hidden, spread, nan, ascii, layout.
+    over: n_vocab, padding (rows), renamed (id: token), split (tensors a file), template, bos, add_bos, add_eos,
+    version, sha256, head, hidden, spread, nan, ascii, layout.
     ascii: the likeliest tokens are plain text, no halves of characters and no end.
     """
     rng = np.random.default_rng(seed)
     if kind == "qhead":
         return _qhead(path, rng, over)
     n_vocab = over.get("n_vocab", N_VOCAB)
-    writer = gguf.GGUFWriter(str(path), arch)
+    writer = gguf.GGUFWriter(str(path), arch, split_max_tensors=over.get("split", 0))
     writer.add_name(path.stem)
     layers = _layers(arch, rng)
-    embeddings = rng.standard_normal((n_vocab, N_EMBD)).astype(np.float32)
-    output = (rng.standard_normal((n_vocab, N_EMBD)) * 2 / np.sqrt(N_EMBD)).astype(np.float32)
+    n_rows = n_vocab + over.get("padding", 0)
+    embeddings = rng.standard_normal((n_rows, N_EMBD)).astype(np.float32)
+    output = (rng.standard_normal((n_rows, N_EMBD)) * 2 / np.sqrt(N_EMBD)).astype(np.float32)
     if over.get("ascii"):
         plain = [all(c.isascii() or c in "ĠĊ" for c in t) and "<|" not in t for t in tokens(n_vocab)]
         output[~np.array(plain)] = 0
     weights: dict[str, np.ndarray] = {}
     if kind in ("base", "merged"):
         _hparams(writer)
-        writer.add_vocab_size(n_vocab)
+        writer.add_vocab_size(n_rows)
         _tokenizer(writer, n_vocab, over)
         weights = {"token_embd.weight": embeddings, "output.weight": output, **layers}
         if over.get("nan"):
@@ -154,10 +169,11 @@ def write(path: Path, arch: str = "qwen3", kind: str = "base", seed: int = 0, **
         writer.add_type("adapter")
         writer.add_string("adapter.type", "lora")
         writer.add_float32("adapter.lora.alpha", 4.0)
-        for name in ("attn_q", "attn_v"):
-            shape = layers[f"blk.1.{name}.weight"].shape
-            weights[f"blk.1.{name}.weight.lora_a"] = rng.standard_normal((4, shape[1])).astype(np.float32) / 8
-            weights[f"blk.1.{name}.weight.lora_b"] = rng.standard_normal((shape[0], 4)).astype(np.float32) / 8
+        found = ARCHITECTURES.get(arch)
+        for name in found.adapted if found else ("blk.1.attn_q.weight", "blk.1.attn_v.weight"):
+            shape = layers[name].shape
+            weights[f"{name}.lora_a"] = rng.standard_normal((4, shape[1])).astype(np.float32) / 8
+            weights[f"{name}.lora_b"] = rng.standard_normal((shape[0], 4)).astype(np.float32) / 8
     if kind != "base":
         kinds = {"merged": "value", "lean": "value", "adapter": "value-adapter", "head": "value-head"}
         _contract(writer, kinds[kind], n_vocab, over)
@@ -169,9 +185,11 @@ def write(path: Path, arch: str = "qwen3", kind: str = "base", seed: int = 0, **
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+    if over.get("split"):
+        path = next(path.parent.glob(f"{path.stem}-00001-of-*.gguf"))
     if kind == "lean":
         from sia_local.llama.embeddings import write_trailer
 
         with path.open("ab") as handle:
-            write_trailer(handle, embeddings.view(np.uint8).reshape(n_vocab, -1), 0, N_EMBD)
+            write_trailer(handle, embeddings.view(np.uint8).reshape(n_rows, -1), 0, N_EMBD)
     return path

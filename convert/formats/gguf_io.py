@@ -66,19 +66,32 @@ class TensorShape(NamedTuple):
 
 
 def read_gguf(path: str | os.PathLike[str]) -> tuple[dict[str, KV], list[TensorShape]]:
-    """All metadata and the tensor list of a GGUF file (version 2 or 3, little endian), tensors unread.
+    """All metadata and the tensor list of a GGUF file (version 2 or 3, little endian), tensors unread; of a model in
+    several files, given by the first, the tensors of all.
 
-    Raises ModelFileError for a file that is missing, not GGUF, or ends early. `gguf.GGUFReader` does this
-    too, in ten seconds for a vocabulary of 152k; this takes a fraction of one.
+    Raises ModelFileError for a file that is missing, not GGUF, ends early, or is a later part. `gguf.GGUFReader` does
+    this too, in ten seconds for a vocabulary of 152k; this takes a fraction of one.
     """
     source = Path(path)
     if not source.is_file():
         raise ModelFileError(f"no file at {source}: expected a GGUF file")
     try:
         with source.open("rb") as handle:
-            return _parse(handle, source)
+            fields, tensors = _parse(handle, source)
+        for part in files_of(source)[1:] if "split.no" in fields else ():
+            with part.open("rb") as handle:
+                tensors += _parse(handle, part)[1]
+        return fields, tensors
     except (struct.error, UnicodeDecodeError, MemoryError, OverflowError) as error:
         raise ModelFileError(f"{source} ends early or is damaged: download or export it again") from error
+
+
+def files_of(path: Path) -> list[Path]:
+    """The files of a model that is given by its first."""
+    from sia_local.llama.gguf import GgufMetadata
+
+    with GgufMetadata(path) as meta:
+        return [part.path for part in meta.parts]
 
 
 def _parse(handle: BinaryIO, source: Path) -> tuple[dict[str, KV], list[TensorShape]]:

@@ -17,7 +17,7 @@ from sia_local.errors import IncompatibleError, ModelFileError
 
 from ..aside import hold, sweep
 from .arch import Hparams, Rope, hf_name, restore_rows
-from .gguf_io import read_gguf
+from .gguf_io import files_of, read_gguf
 
 ROPE_FACTORS = "rope_freqs.weight"
 LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
@@ -77,7 +77,7 @@ def _write_weights(source: Path, hparams: Hparams, made: Path) -> None:
     from safetensors.numpy import save_file
 
     weights = {}
-    for tensor in GGUFReader(source).tensors:
+    for tensor in [tensor for file in files_of(source) for tensor in GGUFReader(file).tensors]:
         rows = dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=False)
         if tensor.name == ROPE_FACTORS:
             hparams = _with_llama3_rope(source, hparams, rows)

@@ -137,7 +137,7 @@ def gguf_values(sia: SIA, case: Case) -> tuple[np.ndarray, list[int]]:
     return np.stack(rows), read
 
 
-def _describe(path: Path) -> tuple[str, str]:
+def _describe(path: Path, base: str | os.PathLike[str]) -> tuple[str, str]:
     import gguf
 
     from sia_local.llama.gguf import GgufMetadata

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING
 from ..config import DEFAULT_CANDIDATES
 from ..errors import SiaError
 from ..llama.context import KV_TYPES
-from ..llama.gguf import GgufMetadata, row_bytes
+from ..llama.costs import memory_cost
+from ..llama.gguf import GgufMetadata
 from ..llama.keys import KIND, LAYOUT
 
 if TYPE_CHECKING:
@@ -79,15 +80,8 @@ def repeat(command: Sequence[str], n: int) -> Cold:
 def kv_cache_mb(model: Path, cells: int, type_k: str = "f16", type_v: str = "f16") -> float:
     """MB of a KV cache for at least `cells` tokens of this model, from its metadata."""
     with GgufMetadata(model) as meta:
-        arch = meta.get("general.architecture")
-        heads = int(meta.get(f"{arch}.attention.head_count"))
-        kv_heads = int(meta.get(f"{arch}.attention.head_count_kv", heads))
-        width = int(meta.get(f"{arch}.embedding_length")) // heads
-        key = int(meta.get(f"{arch}.attention.key_length", width))
-        value = int(meta.get(f"{arch}.attention.value_length", width))
-        layers = int(meta.get(f"{arch}.block_count"))
-    a_cell = row_bytes(KV_TYPES[type_k], kv_heads * key) + row_bytes(KV_TYPES[type_v], kv_heads * value)
-    return layers * a_cell * math.ceil(cells / _CELLS) * _CELLS / 1e6
+        cost = memory_cost(meta, KV_TYPES[type_k], KV_TYPES[type_v])
+    return (cost.kv_bytes if cost else 0) * math.ceil(cells / _CELLS) * _CELLS / 1e6
 
 
 def measure_cold(options: BenchOptions, n: int) -> list[ColdRow]:

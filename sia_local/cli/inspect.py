@@ -52,7 +52,7 @@ def _describe(one: Inspection) -> str:
     rows: list[tuple[str, Any]] = [
         ("kind", _KINDS.get(one.kind, one.kind) + layout),
         ("name", one.name),
-        ("architecture", one.architecture + (" (recurrent: cannot be a value model)" if one.recurrent else "")),
+        ("architecture", one.architecture + (" (recurrent: a branch copies the state)" if one.recurrent else "")),
         ("size", _size(one)),
         ("quantization", one.quantization),
         ("layers × width", f"{one.n_layer} × {one.n_embd}" if one.n_layer and one.n_embd else None),
@@ -60,7 +60,10 @@ def _describe(one: Inspection) -> str:
         ("vocabulary", f"{one.n_vocab} tokens, {one.tokenizer}" if one.n_vocab else None),
         ("its fingerprint", f"{one.vocab_sha256} (the same in models that fit)" if one.vocab_sha256 else None),
     ]
+    if one.memory is not None:
+        rows += [("a token", f"{_bytes(one.memory.kv_bytes)} of KV cache (f16)"), ("a branch", _branch(one))]
     if one.kind == "base":
+        rows.append(("placements", "separate, adapter, head, q-head, guides, Best-of-N"))
         rows.append(("chat template", "yes" if one.chat_template else "no (only --raw)"))
     rows += sorted(one.sia.items())
     width = max(len(name) for name, shown in rows if shown is not None)
@@ -72,8 +75,21 @@ def _size(one: Inspection) -> str:
     size, unit = one.size_bytes / 1e6, "MB"
     if size >= 1000:
         size, unit = size / 1000, "GB"
+    files = f" in {one.parts} files" if one.parts > 1 else ""
     weights = f", {one.parameters / 1e6:.1f} M parameters" if one.parameters else ", no weights"
-    return f"{size:.1f} {unit}{weights}"
+    return f"{size:.1f} {unit}{files}{weights}"
+
+
+def _branch(one: Inspection) -> str:
+    assert one.memory is not None
+    if not one.recurrent:
+        return "no memory but a token for each candidate; one decode a junction"
+    state = _bytes(one.memory.state_bytes)
+    return f"{state} of state, a sequence and candidate each; two decodes a junction where tokens wait, else one"
+
+
+def _bytes(n: int) -> str:
+    return f"{n} bytes" if n < 1 << 10 else f"{n / 1024:.1f} KiB" if n < 1 << 20 else f"{n / (1 << 20):.1f} MiB"
 
 
 def _one_line(shown: Any) -> str:

@@ -10,17 +10,19 @@ from typing import Any
 
 from ..errors import ModelFileError
 from ..llama import keys
+from ..llama.costs import MemoryCost, is_recurrent, memory_cost
 from ..llama.gguf import GgufMetadata
 from ..llama.quantize import quantization_name
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """kind: `base`, or a value model's (`value`, `value-adapter`, `value-head`). parameters: of all tensors.
-    recurrent: its memory cannot forget a token, so it is no value model. sia: every `sia.*` entry, weights by their
-    count."""
+    """kind: `base`, or a value model's (`value`, `value-adapter`, `value-head`). parts: files it lies in. parameters:
+    of all tensors. recurrent: its memory cannot forget a token, a branch copies it. memory: what a sequence costs, of a
+    file with weights of its own. sia: every `sia.*` entry, weights by their count."""
 
     path: Path
+    parts: int
     kind: str
     layout: str | None
     architecture: str
@@ -36,6 +38,7 @@ class Inspection:
     vocab_sha256: str | None
     chat_template: bool
     recurrent: bool
+    memory: MemoryCost | None
     sia: dict[str, Any]
 
 
@@ -43,13 +46,7 @@ def inspect_file(path: str | os.PathLike[str]) -> Inspection:
     """Raises ModelFileError for a file that is not a whole GGUF."""
     with GgufMetadata(path) as meta:
         tensors = meta.tensors()
-        size = meta.path.stat().st_size
-        end = max((sum(meta.tensor_span(name)[1:]) for name in tensors), default=0)
-        if end > size:
-            raise ModelFileError(
-                f"{path}: the file is truncated, it holds {size} bytes and its tensors reach to {end}; download or "
-                "convert it again"
-            )
+        size = sum(map(_whole_size, meta.parts))
         arch = meta.get("general.architecture", "?")
         head = meta.get(keys.HEAD_WEIGHT)
         sia = {key: meta.get(key) for key in sorted(meta.keys()) if key.startswith("sia.")}
@@ -61,6 +58,7 @@ def inspect_file(path: str | os.PathLike[str]) -> Inspection:
         file_type = meta.get("general.file_type")
         return Inspection(
             path=meta.path,
+            parts=len(meta.parts),
             kind=kind,
             layout=meta.get(keys.LAYOUT, "merged") if kind == "value" else None,
             architecture=arch,
@@ -75,14 +73,22 @@ def inspect_file(path: str | os.PathLike[str]) -> Inspection:
             tokenizer=meta.get("tokenizer.ggml.model"),
             vocab_sha256=meta.vocab_sha256() or meta.get(keys.VOCAB_SHA256),
             chat_template="tokenizer.chat_template" in meta,
-            recurrent=_is_recurrent(meta, arch),
+            recurrent=is_recurrent(meta),
+            memory=memory_cost(meta) if own_weights else None,
             sia=sia,
         )
 
 
-def _is_recurrent(meta: GgufMetadata, arch: str) -> bool:
-    """Whether the header describes a recurrent state (state space, RWKV, short convolution), alone or in a hybrid."""
-    return any(key.startswith((f"{arch}.ssm.", f"{arch}.wkv.", f"{arch}.shortconv.")) for key in list(meta.keys()))
+def _whole_size(part: GgufMetadata) -> int:
+    """Bytes of one file. Raises ModelFileError for one that ends before its tensors do."""
+    size = part.path.stat().st_size
+    end = max((sum(part.tensor_span(name)[1:]) for name in part.own_tensors()), default=0)
+    if end > size:
+        raise ModelFileError(
+            f"{part.path}: the file is truncated, it holds {size} bytes and its tensors reach to {end}; download or "
+            "convert it again"
+        )
+    return size
 
 
 def check_fit(base: str | os.PathLike[str], value: str | os.PathLike[str]) -> None:

@@ -87,6 +87,11 @@ def model_options(function: F) -> F:
             is_flag=True,
             help="The value model reads a prompt while the base does, on some of the cores, not at the first junction.",
         ),
+        click.option(
+            "--same-vocabulary",
+            is_flag=True,
+            help="Token ids mean the same in both models, though control tokens have other names.",
+        ),
     )(function)
 
 

@@ -204,6 +204,7 @@ def setup_from(options: Mapping[str, Any], base: Path, config: SiaConfig | None 
         type_v=options.get("kv_type_v") or both,
         flash_attention=options.get("flash_attention") or "auto",
         overlap_prompts=bool(options.get("overlap_prompts")),
+        same_vocabulary=bool(options.get("same_vocabulary")),
     )
 
 

@@ -64,7 +64,7 @@ class SIA:
             if not isinstance(model, Model):
                 model = Model(model, n_gpu_layers=setup.n_gpu_layers)
                 undo.callback(model.close)
-            context = Context(model, options_for(setup, branches))
+            context = Context(model, options_for(model, setup, branches))
             undo.callback(context.close)
             hidden = setup.hidden_states or "value-qhead" in kinds
             engine = Engine(context, setup.slots, branches, keeps_hidden=hidden)

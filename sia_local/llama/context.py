@@ -60,48 +60,69 @@ class ContextOptions:
             )
 
 
-def options_for(setup: Setup, branches: int = 0, *, extra: int = 0) -> ContextOptions:
+def options_for(model: Model, setup: Setup, branches: int = 0, *, extra: int = 0) -> ContextOptions:
     """Context options for the slots of a set-up, each with room for `branches` open candidates; extra: tokens a slot
-    holds beyond setup.n_ctx, where a model reads a longer prompt."""
+    holds beyond setup.n_ctx, where a model reads a longer prompt. Of a recurrent model every slot keeps one state more,
+    that at the end of its prompt."""
+    sequences = setup.slots * (1 + branches)
+    marked = not model.rolls_back and sequences + setup.slots <= MAX_SEQUENCES
     return ContextOptions(
         n_ctx=setup.slots * (setup.n_ctx + extra + branches),
-        n_seq_max=setup.slots * (1 + branches),
+        n_seq_max=sequences + setup.slots * marked,
         n_threads=setup.n_threads,
         type_k=setup.type_k,
         type_v=setup.type_v,
         flash_attention=setup.flash_attention,
-        unified=branches > 0 or setup.slots == 1,
+        unified=branches > 0 or setup.slots == 1 or not model.rolls_back,
     )
 
 
 class _FinalNorm:
-    """Takes a decode's final normed hidden states out of its graph and cancels the rest of it: the output layer.
+    """Takes a decode's final normed hidden states out of its graph; `stops`: and cancels the rest of it, the output
+    layer.
 
     llama.h's cb_eval asks about every node before it is computed, and `False` for a computed one ends the graph
-    (ggml-backend.h). What asking costs, half a microsecond a node, is little against a large vocabulary.
+    (ggml-backend.h). What asking costs, half a microsecond a node, is little against a large vocabulary. It sees one
+    micro-batch after another: their rows are those of the batch in order as long as every sequence in it has one
+    output.
     """
 
     NODE = b"result_norm"
 
-    def __init__(self, n_embd: int):
-        self.rows: FloatArray = np.empty((0, n_embd), np.float32)
+    def __init__(self, n_embd: int, stops: bool):
+        self.stops, self.on = stops, stops
+        self._n_embd = n_embd
+        self._parts: list[FloatArray] = []
         self.callback = C.ggml_backend_sched_eval_callback(self._on_node)
         self._lib = ggml_base()
 
+    def clear(self) -> None:
+        """Forgets an earlier decode's rows, which must not pass for the next one's."""
+        self._parts = []
+
+    @property
+    def rows(self) -> FloatArray:
+        if len(self._parts) != 1:
+            self._parts = [np.concatenate(self._parts or [np.empty((0, self._n_embd), np.float32)])]
+        return self._parts[0]
+
     def _on_node(self, tensor: int, ask: bool, _: Any) -> bool:
         if ask:
-            return bool(self._lib.ggml_get_name(tensor) == self.NODE)
-        n_embd = self.rows.shape[1]
-        self.rows = np.empty((self._lib.ggml_nelements(tensor) // n_embd, n_embd), np.float32)
-        if len(self.rows):
-            self._lib.ggml_backend_tensor_get(tensor, self.rows.ctypes.data, 0, self.rows.nbytes)
-        return False
+            return bool(self.on and self._lib.ggml_get_name(tensor) == self.NODE)
+        rows = np.empty((self._lib.ggml_nelements(tensor) // self._n_embd, self._n_embd), np.float32)
+        if len(rows):
+            self._lib.ggml_backend_tensor_get(tensor, rows.ctypes.data, 0, rows.nbytes)
+            self._parts.append(rows)
+        return not self.stops
 
 
 class Context:
     """One llama_context: a KV cache (unified over its sequences), one preallocated batch, output views.
 
     hidden_only: decodes give hidden states of the rows with output, no logits, and compute no output layer.
+    outputs_all: hidden states are had in llama.cpp's embeddings mode, where every row of a batch is an output. Of a
+    hybrid model they are taken out of the graph: in that mode every sequence would be computed apart, and lfm2 gives
+    no logits beside them.
     """
 
     def __init__(
@@ -126,9 +147,14 @@ class Context:
         params.offload_kqv = options.offload_kqv
         params.pooling_type = C.LLAMA_POOLING_TYPE_NONE
         params.kv_unified = options.unified
+        # Layers with a sliding window keep the whole context: they would pay window + micro-batch cells, but could not
+        # go back beyond the window (retry, shared prefix, another branch). It costs Gemma 3 1B, 22 of whose 26 layers
+        # have a window of 512, 22 MiB of f16 each 1000 tokens, where 4 MiB would do behind the window.
+        params.swa_full = True
         params.no_perf = True
         self.hidden_only = hidden_only
-        self._final_norm = _FinalNorm(model.n_embd) if hidden_only else None
+        self._final_norm = _FinalNorm(model.n_embd, hidden_only) if hidden_only or model.hybrid else None
+        self.outputs_all = self._final_norm is None
         if self._final_norm is not None:
             params.cb_eval = self._final_norm.callback
         with quietly():
@@ -170,8 +196,10 @@ class Context:
             self._ptr = None
 
     def set_embeddings(self, on: bool) -> None:
-        """While on, every token of a batch is an output with logits and hidden state: only for such batches."""
-        if on != self._embeddings:
+        """Whether the following decodes give hidden states, beside logits (hidden_only: either way)."""
+        if self._final_norm is not None:
+            self._final_norm.on = on or self.hidden_only
+        elif on != self._embeddings:
             with quietly():
                 C.llama_set_embeddings(self._ptr, on)
             self._embeddings = on
@@ -184,9 +212,11 @@ class Context:
         """Runs the filled batch. Raises SiaError when llama.cpp refuses it; the batch is empty afterwards."""
         batch = self.batch
         batch.struct.n_tokens = batch.n
+        if batch.embd is not None and self.model.positions == 4:
+            batch.spread_positions()
         batch.n = 0
         if self._final_norm is not None:
-            self._final_norm.rows = self._final_norm.rows[:0]  # those of an earlier decode must not pass for this one's
+            self._final_norm.clear()
         with quietly():
             status = C.llama_decode(self._ptr, batch.struct)
         if status == 1:
@@ -221,6 +251,10 @@ class Context:
                 "memory); use a transformer model"
             )
 
+    def seq_end(self, seq: int) -> int:
+        """The position that comes next in a sequence."""
+        return int(C.llama_memory_seq_pos_max(self._memory, seq)) + 1
+
     def seq_cp(self, src: int, dst: int, p0: int = 0, p1: int = -1) -> None:
         C.llama_memory_seq_cp(self._memory, src, dst, p0, p1)
 
@@ -244,7 +278,8 @@ class Batch:
         self.capacity = capacity
         self.n = 0
         self.token: IntArray = np.zeros(capacity, np.int32)
-        self.pos: IntArray = np.zeros(capacity, np.int32)
+        self._pos: IntArray = np.zeros(4 * capacity, np.int32)
+        self.pos: IntArray = self._pos[:capacity]
         self.n_seq: IntArray = np.zeros(capacity, np.int32)
         self.output = np.zeros(capacity, np.int8)
         self.seq: IntArray = np.zeros((capacity, n_seq_max), np.int32)
@@ -256,7 +291,7 @@ class Batch:
             0,
             self.token.ctypes.data_as(int32_p),
             None,
-            self.pos.ctypes.data_as(int32_p),
+            self._pos.ctypes.data_as(int32_p),
             self.n_seq.ctypes.data_as(int32_p),
             self._rows.ctypes.data_as(ctypes.POINTER(int32_p)),
             self.output.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
@@ -267,3 +302,10 @@ class Batch:
         self.embd = np.zeros((self.capacity, n_embd), np.float32)
         self.struct.token = None  # type: ignore[assignment]
         self.struct.embd = self.embd.ctypes.data_as(ctypes.POINTER(ctypes.c_float))  # type: ignore[assignment]
+
+    def spread_positions(self) -> None:
+        """The positions of vectors for a model with several a token (M-RoPE), as llama.cpp spreads those of ids: the
+        same in three sections of n, zero in the fourth."""
+        n = self.n
+        self._pos[n : 3 * n] = np.tile(self._pos[:n], 2)
+        self._pos[3 * n : 4 * n] = 0

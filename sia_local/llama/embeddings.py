@@ -20,7 +20,9 @@ from .library import FloatArray
 
 
 class EmbeddingRows:
-    """rows[ids] -> float32 [len(ids), n_embd], read from a span of `path` in a ggml row format."""
+    """rows[ids] -> float32 [len(ids), n_embd], read from a span of `path` in a ggml row format, times `scale`."""
+
+    scale = 1.0
 
     def __init__(self, path: str | os.PathLike[str], ggml_type: int, offset: int, n_rows: int, n_embd: int):
         self.n_embd, self.n_rows = n_embd, n_rows
@@ -31,7 +33,8 @@ class EmbeddingRows:
         self._data = np.memmap(path, np.uint8, "r", offset, (n_rows, stride))
 
     def __getitem__(self, ids: Any) -> FloatArray:
-        return dequantize(self._data[np.asarray(ids, np.int64)], self._type, self.n_embd)
+        rows = dequantize(self._data[np.asarray(ids, np.int64)], self._type, self.n_embd)
+        return rows if self.scale == 1 else rows * np.float32(self.scale)
 
     @classmethod
     def from_trailer(cls, path: str | os.PathLike[str]) -> EmbeddingRows | None:
@@ -63,7 +66,7 @@ class EmbeddingRows:
         if rows is None:
             raise IncompatibleError(
                 f"{path}: holds neither output.weight nor token_embd.weight, whose rows a Q-head reads; expected a "
-                "whole base model in one file"
+                "whole base model"
             )
         return rows
 
@@ -73,8 +76,9 @@ class EmbeddingRows:
             shape = meta.tensors().get(name)
             if shape is None or len(shape) != 2:
                 return None
-            ggml_type, offset, _ = meta.tensor_span(name)
-        return cls(path, ggml_type, offset, shape[1], shape[0])
+            part = meta.part_of(name)
+            ggml_type, offset, _ = part.tensor_span(name)
+        return cls(part.path, ggml_type, offset, shape[1], shape[0])
 
 
 def write_trailer(handle: Any, rows: npt.NDArray[np.uint8], ggml_type: int, n_embd: int) -> None:

@@ -5,7 +5,8 @@ tokens only queue up. A decode runs the queues of some slots at once, every toke
 main and shadow sequences, so that the shadows always hold the same prefix as the main one. A branch decode
 adds, for some slots, candidate tokens at the next position, each on a shadow of its own: attention sees exactly
 prefix + own candidate. Accepting one of the candidates keeps its KV (the losers forget their last position, the
-winner's is shared with all): bookkeeping, no decode.
+winner's is shared with all): bookkeeping, no decode. A recurrent state knows no positions: there the queue takes a
+decode of its own, and the shadows copy (see memory.py).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from ..errors import ConfigError, ContextFullError, SiaError
 from .context import Context
 from .embeddings import EmbeddingRows
 from .library import FloatArray
+from .memory import memory_of
 
 Ids = Sequence[int] | npt.NDArray[np.int32]
 
@@ -77,9 +79,8 @@ class Engine:
         self._n_outputs = 0
         self._filled: list[tuple[int, int]] = []
         self._rows = rows
-        self._sequences = np.array(
-            [[s] + [slots + s * branches + j for j in range(branches)] for s in range(slots)], np.int32
-        )
+        self.n_rows = context.model.n_vocab if rows is None else rows.n_rows
+        self.memory = memory_of(context, slots, branches)
         if rows is not None:
             context.batch.use_embeddings(rows.n_embd)
         self.capacity = context.n_ctx // slots - branches
@@ -108,20 +109,20 @@ class Engine:
         )
         # The last token is always decoded: its output row is what the caller wants next.
         common, shared = min(common, len(wanted) - 1), min(shared, len(wanted) - 1)
-        if not self.context.model.rolls_back:
-            # A recurrent state is that of the last token it read; it cannot be shared or shortened.
-            common, shared = common if common == state.n_past else 0, 0
+        common = self.memory.reachable(slot, common, state.n_past)
+        if shared > max(common, self._worth_sharing):
+            shared = self.memory.lendable(donor, shared, self.slots[donor].n_past)
         if shared > max(common, self._worth_sharing):
             self._run_queue(donor, min(shared, len(self.slots[donor].tokens) - 1))
         shared = min(shared, self.slots[donor].n_past)
         if shared > max(common, self._worth_sharing):
             self._forget(slot, 0)
-            for seq in self._sequences[slot]:
-                self.context.seq_share(donor, int(seq), shared)
+            self.memory.share(donor, slot, shared, self.slots[donor].n_past)
             state.n_past = common = shared
         elif common < state.n_past:
             self._forget(slot, common)
         state.tokens, state.row = wanted, None
+        self.memory.mark(slot, len(wanted) - 1, state.n_past)
         return common
 
     def room(self, slot: int) -> int:
@@ -141,14 +142,7 @@ class Engine:
             state.row = None
             return
         winner = state.open.index(token)
-        position, sequences, opened = state.n_past, self._sequences[slot], len(state.open)
-        keeper = int(sequences[1 + winner])
-        for j in range(opened):
-            if j != winner:
-                self.context.seq_rm(int(sequences[1 + j]), position)
-        for seq in sequences:
-            if seq != keeper:
-                self.context.seq_cp(keeper, int(seq), position, position + 1)
+        self.memory.commit(slot, winner, len(state.open), state.n_past)
         state.tokens.append(token)
         state.n_past += 1
         state.row = None if state.open_rows is None else state.open_rows[winner]
@@ -241,7 +235,8 @@ class Engine:
             self._run(hidden)
             yield self.context.hidden(len(part)) if hidden else self.context.logits(len(part))
         # The last token queues again: its row is what a continuation would want.
-        self._forget(slot, len(state.tokens) - 1)
+        if not self.memory.reads_apart:
+            self._forget(slot, len(state.tokens) - 1)
 
     def release(self, slot: int) -> None:
         """Forgets a slot's content and frees its KV cells."""
@@ -250,24 +245,17 @@ class Engine:
         self.slots[slot] = Slot()
 
     def _forget(self, slot: int, keep: int) -> None:
-        for seq in self._sequences[slot]:
-            self.context.seq_rm(int(seq), keep)
-        self.slots[slot].n_past = min(self.slots[slot].n_past, keep)
-        self.slots[slot].row = None
+        state = self.slots[slot]
+        state.n_past, state.row = self.memory.forget(slot, keep, state.n_past), None
 
     def _close_branch(self, slot: int) -> None:
         state = self.slots[slot]
         if state.open is not None:
-            # All of the slot's: an interrupted accept() may have given the winner's position to some.
-            for seq in self._sequences[slot]:
-                self.context.seq_rm(int(seq), state.n_past)
+            state.n_past = self.memory.close(slot, state.n_past)
             state.open = state.open_rows = state.open_hidden = None
 
     def _make_room(self, also: Sequence[int], requests: Sequence[tuple[int, Ids]], hidden: bool) -> None:
         """Runs queues that do not belong into the coming batch beforehand, without outputs."""
-        # An interrupt while an earlier batch was being filled may have left rows behind.
-        self.context.batch.n = 0
-        self._filled.clear()
         slots = [*also, *(slot for slot, _ in requests)]
         candidates = sum(len(c) for _, c in requests)
         queued = sum(map(self.queue_length, slots))
@@ -275,14 +263,30 @@ class Engine:
         room = LONGEST_HIDDEN_QUEUE if self._embeds(hidden) else self.context.batch.capacity - candidates
         if queued <= max(room, len(also)):
             return
-        keep = {slot: 1 for slot in also}
         for slot in slots:
-            self._run_queue(slot, len(self.slots[slot].tokens) - keep.get(slot, 0))
+            self._run_queue(slot, len(self.slots[slot].tokens) - (slot in also))
+
+    def _read_apart(self, also: Sequence[int], requests: Sequence[tuple[int, Ids]]) -> None:
+        """Decodes what is queued before the candidates, all of it at once if it is short, and opens the branches."""
+        self._save_rows(set())
+        for slot in also:
+            self._run_queue(slot, len(self.slots[slot].tokens) - 1)
+        fair = self.context.batch.capacity // max(1, len(requests))
+        for slot, _ in requests:
+            if self.queue_length(slot) > min(fair, self.memory.before_mark(slot, self.slots[slot].n_past)):
+                self._run_queue(slot, len(self.slots[slot].tokens))
+        for slot in [slot for slot, _ in requests if self.queue_length(slot)]:
+            self._fill(slot, self.queue_length(slot))
+        if self.context.batch.n:
+            self._run()
+        for slot, _ in requests:
+            self.memory.open(slot, self.slots[slot].n_past)
 
     def _run_queue(self, slot: int, until: int) -> None:
         """Decodes a slot's queue without outputs until the KV cache holds `until` of its tokens."""
         while (missing := until - self.slots[slot].n_past) > 0:
-            self._fill(slot, min(missing, self.context.batch.capacity))
+            stop = self.memory.before_mark(slot, self.slots[slot].n_past)
+            self._fill(slot, min(missing, stop, self.context.batch.capacity))
             self._run()
 
     def _decode(self, also: Sequence[int], requests: Sequence[tuple[int, Ids]], hidden: bool = False) -> list[int]:
@@ -291,6 +295,11 @@ class Engine:
         Returns the output row of every request's first candidate; the rows of `also` go into their slots.
         """
         hidden = hidden or self.keeps_hidden
+        # An interrupt while an earlier batch was being filled may have left rows behind.
+        self.context.batch.n = 0
+        self._filled.clear()
+        if self.memory.reads_apart:
+            self._read_apart(also, requests)
         self._make_room(also, requests, hidden)
         self._save_rows({*also, *(slot for slot, _ in requests)})
         batch = self.context.batch
@@ -299,7 +308,7 @@ class Engine:
         for slot in also:
             self._fill(slot, self.queue_length(slot))
             last[slot] = batch.n - 1
-            batch.output[batch.n - 1] = 1
+            batch.output[last[slot]] = 1
         for slot, candidates in requests:
             self._fill(slot, self.queue_length(slot))
             first.append(batch.n)
@@ -321,7 +330,7 @@ class Engine:
 
     def _fill(self, slot: int, count: int) -> None:
         """Adds the first `count` queued tokens of a slot to the batch, without output."""
-        batch, state, sequences = self.context.batch, self.slots[slot], self._sequences[slot]
+        batch, state, sequences = self.context.batch, self.slots[slot], self.memory.carried(slot)
         n, past = batch.n, state.n_past
         self._feed(n, state.tokens[past : past + count])
         batch.pos[n : n + count] = np.arange(past, past + count)
@@ -338,13 +347,14 @@ class Engine:
         self._feed(n, candidates)
         batch.pos[n : n + k] = len(state.tokens)
         batch.n_seq[n : n + k] = 1
-        batch.seq[n : n + k, 0] = self._sequences[slot][1 : 1 + k]
+        batch.seq[n : n + k, 0] = self.memory.sequences[slot, 1 : 1 + k]
         batch.output[n : n + k] = 1
         batch.n += k
         state.open, state.open_rows, state.row = [int(c) for c in candidates], None, None
 
     def _feed(self, at: int, tokens: Ids) -> None:
-        batch = self.context.batch
+        # What another model of the family pads its vocabulary with has no row here; this one's padding stands for it.
+        batch, tokens = self.context.batch, np.minimum(tokens, self.n_rows - 1)
         if self._rows is None:
             batch.token[at : at + len(tokens)] = tokens
         else:
@@ -356,22 +366,23 @@ class Engine:
         filled, self._filled = self._filled, []
         n = self.context.batch.n
         try:
-            self.context.set_embeddings(self._embeds(hidden))
+            self.context.set_embeddings(hidden)
             self.context.decode()
         except BaseException:
             self.context.batch.n = 0
             for slot, state in enumerate(self.slots):
                 state.open = state.open_rows = state.open_hidden = state.row = None
-                self._forget(slot, state.n_past)
+                state.n_past = self.memory.recover(slot, state.n_past)
             raise
         for slot, count in filled:
             self.slots[slot].n_past += count
+            self.memory.read(slot, self.slots[slot].n_past)
         self.decodes += 1
         self.decoded_tokens += n
 
     def _embeds(self, hidden: bool) -> bool:
-        """Whether hidden states take llama.cpp's embeddings mode, where every row is an output."""
-        return hidden and not self.context.hidden_only
+        """Whether every row is an output, which llama.cpp's embeddings mode makes them."""
+        return hidden and self.context.outputs_all
 
     def _save_rows(self, running: set[int]) -> None:
         """Rows of slots that sit this decode out would be overwritten; rare, so copying them is fine."""

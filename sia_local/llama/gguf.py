@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import llama_cpp
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ModelFileError
+from ..errors import IncompatibleError, ModelFileError
 from . import keys
 from .library import FloatArray, quietly, reason
 
@@ -34,10 +35,20 @@ def check_gguf(path: str | os.PathLike[str]) -> Path:
     return file
 
 
+_PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
+
+
+def first_part(path: Path) -> Path:
+    """The first of the files of a model in several parts, by the name that llama.cpp gives it."""
+    found = _PART.fullmatch(path.name)
+    return path.with_name(f"{found[1]}-00001-of-{found[3]}.gguf") if found else path
+
+
 class GgufMetadata:
     """Metadata of a GGUF file through ggml's own reader: all keys, arrays included, a few ms a file.
 
-    Use as a context manager; values are copied out, so they outlive it.
+    Use as a context manager; values are copied out, so they outlive it. Of a model in several files the first is given,
+    which has the keys; tensors are those of all. part: read a later file, for its tensors.
     """
 
     _SCALARS = {0: "u8", 1: "i8", 2: "u16", 3: "i16", 4: "u32", 5: "i32", 6: "f32", 7: "bool"} | {
@@ -47,15 +58,24 @@ class GgufMetadata:
     }
     _DTYPES = {0: "u1", 1: "i1", 2: "u2", 3: "i2", 4: "u4", 5: "i4", 6: "f4", 7: "?", 10: "u8", 11: "i8"} | {12: "f8"}
 
-    def __init__(self, path: str | os.PathLike[str]):
+    def __init__(self, path: str | os.PathLike[str], part: int = 0):
         self.path = check_gguf(path)
         self._lib = ggml_base()
+        self._later: list[GgufMetadata] | None = None
         with quietly():
             self._ctx = self._lib.gguf_init_from_file(os.fsencode(self.path), _GgufInit(True, None))
         if not self._ctx:
             raise ModelFileError(
                 f"{self.path}: the GGUF header cannot be read, the file is probably truncated or damaged; "
                 f"download or convert it again{reason()}"
+            )
+        number = self.get("split.no", 0)
+        if number != part:
+            count = self.get("split.count", 0)
+            self.close()
+            raise ModelFileError(
+                f"{self.path}: is part {number + 1} of {count} of a model, expected part {part + 1}; give the first, "
+                f"{first_part(self.path).name}, with the others beside it under their own names"
             )
 
     def __enter__(self) -> GgufMetadata:
@@ -65,9 +85,28 @@ class GgufMetadata:
         self.close()
 
     def close(self) -> None:
+        for part in self._later or []:
+            part.close()
+        self._later = None
         if self._ctx:
             self._lib.gguf_free(self._ctx)
             self._ctx = None
+
+    @property
+    def parts(self) -> list[GgufMetadata]:
+        """This file and the later ones of the same model. ModelFileError if one is not there."""
+        if self._later is None:
+            self._later = []
+            count, found = self.get("split.count", 0), _PART.fullmatch(self.path.name)
+            if count > 1 and not found:
+                raise ModelFileError(
+                    f"{self.path}: is the first of {count} parts under another name; expected one that ends in "
+                    f"-00001-of-{count:05}.gguf, rename it"
+                )
+            for i in range(1, count):
+                assert found is not None
+                self._later.append(GgufMetadata(self.path.with_name(f"{found[1]}-{i + 1:05}-of-{count:05}.gguf"), i))
+        return [self, *self._later]
 
     def keys(self) -> Iterator[str]:
         for i in range(self._lib.gguf_get_n_kv(self._ctx)):
@@ -102,7 +141,11 @@ class GgufMetadata:
         return self._lib.gguf_get_arr_n(self._ctx, i) if i >= 0 else 0
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
-        """Shape by tensor name, ggml order (fastest dimension first)."""
+        """Shape by tensor name, of all parts, ggml order (fastest dimension first)."""
+        return {name: shape for part in self.parts for name, shape in part.own_tensors().items()}
+
+    def own_tensors(self) -> dict[str, tuple[int, ...]]:
+        """Shape by name of the tensors in this very file."""
         out = {}
         for i in range(self._lib.gguf_get_n_tensors(self._ctx)):
             ne = self._lib.gguf_get_tensor_ne(self._ctx, i)
@@ -112,8 +155,15 @@ class GgufMetadata:
             out[self._lib.gguf_get_tensor_name(self._ctx, i).decode()] = tuple(shape)
         return out
 
+    def part_of(self, name: str) -> GgufMetadata:
+        """The part with a tensor. KeyError if there is none of that name."""
+        for part in self.parts:
+            if self._lib.gguf_find_tensor(part._ctx, name.encode()) >= 0:
+                return part
+        raise KeyError(name)
+
     def tensor_span(self, name: str) -> tuple[int, int, int]:
-        """(ggml type, offset in the file, bytes) of one tensor. KeyError if there is none of that name."""
+        """(ggml type, offset, bytes) of one tensor in this very file. KeyError if there is none of that name."""
         i = self._lib.gguf_find_tensor(self._ctx, name.encode())
         if i < 0:
             raise KeyError(name)
@@ -155,6 +205,11 @@ def dequantize(rows: npt.NDArray[np.uint8], ggml_type: int, n: int) -> FloatArra
         return rows.view(np.float32).reshape(len(rows), n)
     out = np.empty((len(rows), n), np.float32)
     traits = ggml_base().ggml_get_type_traits(ggml_type).contents
+    if not traits.to_float:
+        raise IncompatibleError(
+            f"rows in ggml's format {traits.type_name.decode()} were given, expected numbers ggml can read as floats; "
+            "convert the model to another format"
+        )
     traits.to_float(rows.ctypes.data, out.ctypes.data, out.size)
     return out
 

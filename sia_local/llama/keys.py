@@ -76,8 +76,9 @@ def vocab_sha256(tokens: Iterable[bytes]) -> str:
     `tokens` are the entries of `tokenizer.ggml.tokens` in order, UTF-8. Two models whose fingerprints agree
     give one id one meaning, which is what a value model needs to score a base model's candidates.
     """
-    digest = hashlib.sha256()
-    for token in tokens:
-        digest.update(len(token).to_bytes(8, "little"))
-        digest.update(token)
-    return digest.hexdigest()
+    return hashlib.sha256(fingerprinted(tokens)).hexdigest()
+
+
+def fingerprinted(tokens: Iterable[bytes]) -> bytes:
+    """What a fingerprint hashes of these tokens."""
+    return b"".join(part for token in tokens for part in (len(token).to_bytes(8, "little"), token))

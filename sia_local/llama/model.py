@@ -6,7 +6,7 @@ import ctypes
 import os
 
 from ..errors import ConfigError, IncompatibleError, ModelFileError
-from .gguf import check_gguf
+from .gguf import GgufMetadata, check_gguf
 from .library import AMX, C, gpu_layers, quietly, reason
 
 
@@ -23,9 +23,13 @@ class Model:
         with quietly():
             self._ptr = C.llama_model_load_from_file(os.fsencode(self.path), params)
         if not self._ptr:
+            why = reason()
+            with GgufMetadata(self.path) as meta:
+                # A part that is not the first, or one that is missing, says so.
+                meta.parts  # noqa: B018
             raise ModelFileError(
                 f"{self.path}: llama.cpp cannot load this file; it may be truncated, damaged, or of an "
-                f"architecture this release does not know{reason()}"
+                f"architecture this release does not know{why}"
             )
         self._vocab = C.llama_model_get_vocab(self._ptr)
         self.n_vocab = int(C.llama_vocab_n_tokens(self._vocab))
@@ -59,7 +63,17 @@ class Model:
     @property
     def rolls_back(self) -> bool:
         """False for recurrent and hybrid models: their state cannot forget a single token."""
-        return not (C.llama_model_is_recurrent(self._ptr) or C.llama_model_is_hybrid(self._ptr))
+        return not (C.llama_model_is_recurrent(self._ptr) or self.hybrid)
+
+    @property
+    def hybrid(self) -> bool:
+        """Whether some layers have a recurrent state and others attention."""
+        return bool(C.llama_model_is_hybrid(self._ptr))
+
+    @property
+    def positions(self) -> int:
+        """Positions a token of input takes: 4 with M-RoPE, whose sections of a text are the same, else 1."""
+        return 4 if C.llama_model_rope_type(self._ptr) in (C.LLAMA_ROPE_TYPE_MROPE, C.LLAMA_ROPE_TYPE_IMROPE) else 1
 
     def meta(self, key: str) -> str | None:
         """A scalar metadata value as llama.cpp prints it; None if absent. Arrays: GgufMetadata."""

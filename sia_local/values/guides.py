@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -23,15 +22,15 @@ from ..errors import ConfigError, IncompatibleError
 from ..llama.chat import TEMPLATE_ROOM, tokenize_chat
 from ..llama.context import Context, options_for
 from ..llama.engine import Engine
-from ..llama.gguf import GgufMetadata
 from ..llama.library import FloatArray
 from ..llama.model import Model
+from ..llama.vocabulary import Vocabulary
 from ..records import Float64, IntArray, Prompt
 from ..steering.entropy import log_partition
 
 PathLike = str | os.PathLike[str]
 
-_PADDING = re.compile(rb"\[PAD\d*\]|<pad\d*>|<unused\d+>", re.IGNORECASE)
+INSTEAD = "use a guide of the same family, or --nudge, which works on text"
 
 
 @dataclass(frozen=True)
@@ -180,14 +179,17 @@ class GuidePair:
         return np.cumsum(values)
 
 
-def open_guides(spec: Guides, base: Model, vocabulary: Sequence[bytes], setup: Setup) -> GuidePair:
+def open_guides(spec: Guides, base: Model, vocabulary: Vocabulary | None, setup: Setup) -> GuidePair:
     with ExitStack() as undo:
         guides = []
         shared: dict[Path, Model] = {Path(base.path).resolve(): base}
         for path, rewording in ((spec.plus, spec.plus_prompt), (spec.minus, spec.minus_prompt)):
             if path is None:
                 continue
-            check_same_vocabulary(vocabulary, base.path, path)
+            guide = Vocabulary.read(path)
+            if vocabulary is None or guide is None:
+                raise IncompatibleError(f"{Path(path).name} or {base.path.name} has no vocabulary; {INSTEAD}")
+            vocabulary.check_same(guide, renamed=setup.same_vocabulary, instead=INSTEAD)
             # A guide that is the base, or the other guide under another instruction, shares its weights.
             model = shared.get(Path(path).resolve())
             owned: list[Any] = []
@@ -195,7 +197,7 @@ def open_guides(spec: Guides, base: Model, vocabulary: Sequence[bytes], setup: S
                 model = shared[Path(path).resolve()] = Model(path, n_gpu_layers=setup.n_gpu_layers)
                 owned.append(model)
                 undo.callback(model.close)
-            context = Context(model, options_for(setup, extra=TEMPLATE_ROOM))
+            context = Context(model, options_for(model, setup, extra=TEMPLATE_ROOM))
             undo.callback(context.close)
             guides.append(Guide(model, Engine(context, setup.slots), rewording, [context, *owned]))
         undo.pop_all()
@@ -203,20 +205,3 @@ def open_guides(spec: Guides, base: Model, vocabulary: Sequence[bytes], setup: S
     if len(guides) == 2 and guides[1].model is guides[0].model:
         guides[0]._owned, guides[1]._owned = guides[0]._owned[:1], [*guides[1]._owned, *guides[0]._owned[1:]]
     return GuidePair(guides[0], guides[1] if len(guides) == 2 else None, spec.name, spec.spread)
-
-
-def check_same_vocabulary(base: Sequence[bytes], base_path: PathLike, guide_path: PathLike) -> None:
-    """Raises IncompatibleError unless every id both models use means the same token (padding aside)."""
-    with GgufMetadata(guide_path) as meta:
-        tokens = meta.get("tokenizer.ggml.tokens") or []
-    different = sum(
-        a != b and not _PADDING.fullmatch(a) and not _PADDING.fullmatch(b) for a, b in zip(base, tokens, strict=False)
-    )
-    longer = base if len(base) > len(tokens) else tokens
-    different += sum(not _PADDING.fullmatch(t) for t in longer[min(len(base), len(tokens)) :])
-    if not tokens or different:
-        raise IncompatibleError(
-            f"{Path(guide_path).name} ({len(tokens)} tokens) and {Path(base_path).name} ({len(base)} tokens) have "
-            f"different vocabularies ({different} tokens differ), so a guide's probabilities do not mean the base's "
-            "tokens; use a guide of the same family, or --nudge, which works on text"
-        )

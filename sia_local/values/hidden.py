@@ -11,6 +11,7 @@ from ..errors import ConfigError, IncompatibleError
 from ..llama.embeddings import EmbeddingRows
 from ..llama.engine import Engine
 from ..llama.model import Model
+from ..llama.vocabulary import Vocabulary, check_vocabulary
 from ..records import Float64, Prompt
 from .qhead import QHeadFile
 
@@ -60,9 +61,13 @@ class HiddenValues:
         return np.concatenate([level for row in rows if (level := self.file.qhead.level(row)) is not None])
 
 
-def open_qhead(file: QHeadFile, base: Model, engine: Engine | None, base_sha256: str | None) -> HiddenValues:
+def open_qhead(
+    file: QHeadFile, base: Model, engine: Engine | None, vocabulary: Vocabulary | None, renamed: bool = False
+) -> HiddenValues:
     """A Q-head beside its base. Raises IncompatibleError where it belongs to another, or the base decodes elsewhere."""
-    file.check_fits(base.n_embd, base_sha256, base.path.name)
+    file.check_fits(base.n_embd, base.path.name)
+    instead = "use a Q-head distilled on this base"
+    check_vocabulary(vocabulary, file.path, file.meta.vocab_sha256, renamed=renamed, instead=instead)
     if engine is None:
         raise IncompatibleError(
             f"{file.path.name} is a value-qhead: it reads the hidden states of the base's own decode, which belongs to "

@@ -26,12 +26,17 @@ from ..llama.engine import Engine
 from ..llama.gguf import GgufMetadata
 from ..llama.library import FloatArray
 from ..llama.model import LoraAdapter, Model
+from ..llama.vocabulary import Vocabulary, check_vocabulary
 from ..records import Float64, Prompt
 from .qhead import ACTIVATIONS
 
 # Weights of an output layer from which on leaving it out saves more than the callback for it costs.
 LARGE_OUTPUT_LAYER = 1 << 24
 READABLE_GRAPHS = ("llama", "qwen2", "qwen3")
+# llama.cpp multiplies the embeddings of ids, but not vectors that are fed in, by the root of the width.
+SCALED_EMBEDDINGS = ("gemma3",)
+# A layer looks up embeddings of its own, by ids that a lean model is not given.
+EMBEDDINGS_A_LAYER = ("gemma3n", "gemma4")
 
 
 @dataclass(frozen=True)
@@ -99,6 +104,11 @@ class ValueFile:
                     f"{path}: layout {layout!r} of value model; expected one of {', '.join(keys.LAYOUTS)}, update "
                     "sia_local or export again"
                 )
+            if kind == "value" and layout == "lean" and len(meta.parts) > 1:
+                raise IncompatibleError(
+                    f"{path}: a lean value model in {len(meta.parts)} files, which leaves out its embedding rows; give "
+                    "the one file it was exported to"
+                )
             activation = meta.get(keys.HEAD_ACTIVATION, "silu")
             if activation not in ACTIVATIONS:
                 raise IncompatibleError(
@@ -144,13 +154,10 @@ class ValueFile:
                 },
             )
 
-    def check_fits(self, base: Model, base_sha256: str | None) -> None:
+    def check_fits(self, base: Model, vocabulary: Vocabulary | None, renamed: bool = False) -> None:
         """Raises IncompatibleError unless token ids mean the same in both and widths agree where shared."""
-        if self.vocab_sha256 and base_sha256 and self.vocab_sha256 != base_sha256:
-            raise IncompatibleError(
-                f"{self.path.name} and {base.path.name} have different vocabularies, so their token ids do not "
-                "mean the same; use a value model trained for this base"
-            )
+        instead = "use a value model trained for this base"
+        check_vocabulary(vocabulary, self.path, self.vocab_sha256, renamed=renamed, instead=instead)
         if self.kind != "value" and self.head.n_embd != base.n_embd:
             raise IncompatibleError(
                 f"{self.path.name} has a head of width {self.head.n_embd}, {base.path.name} has hidden states of "
@@ -214,13 +221,15 @@ class ValueModel:
 
         also: slots of the base whose queued tokens ride along when the engine is the base's.
         """
-        rows = self.engine.branch(
-            requests,
-            also=also if self.shares_base else (),
-            hidden=not self._lean,
-            keep_rows=self.shares_base,
-        )
-        return [self._values(row) for row in rows]
+        known = [(slot, ids[ids < self.engine.n_rows]) for slot, ids in requests]
+        asked = [request for request in known if len(request[1])]
+        also = also if self.shares_base else ()
+        rows: list[FloatArray] = []
+        if asked or also:
+            rows = self.engine.branch(asked, also=also, hidden=not self._lean, keep_rows=self.shares_base)
+        left = iter(rows)
+        scored = [self._values(next(left)) if len(ids) else np.zeros(0) for _, ids in known]
+        return [_spread(values, ids, self.engine.n_rows) for values, (_, ids) in zip(scored, requests, strict=True)]
 
     def trajectory(self, slot: int, prompt: Prompt, tokens: Sequence[int]) -> Float64:
         """V after every token of a finished text, float64 [n]; the slot's content is replaced by it."""
@@ -237,16 +246,20 @@ class ValueModel:
             self.engine.accept(slot, token)
 
 
+def _spread(values: Float64, ids: Any, n_rows: int) -> Float64:
+    """Values of the ids below n_rows, and for the padding above them, which count as unasked, their mean."""
+    if len(values) == len(ids):
+        return values
+    out = np.full(len(ids), values.mean() if len(values) else 0.0)
+    out[np.asarray(ids) < n_rows] = values
+    return out
+
+
 def open_value(
-    file: ValueFile, base: Model, base_engine: Engine | None, base_sha256: str | None, setup: Setup
+    file: ValueFile, base: Model, base_engine: Engine | None, vocabulary: Vocabulary | None, setup: Setup
 ) -> ValueModel:
     """Loads a value file beside its base. Only a value-head needs `base_engine`."""
-    file.check_fits(base, base_sha256)
-    if file.kind != "value" and not base.rolls_back:
-        raise IncompatibleError(
-            f"{base.path.name} is recurrent or hybrid and cannot forget a rejected candidate, so a {file.kind} does "
-            "not work on it; use a value model of its own (kind value)"
-        )
+    file.check_fits(base, vocabulary, setup.same_vocabulary)
     if file.kind == "value-head":
         if base_engine is None:
             raise IncompatibleError(
@@ -255,35 +268,35 @@ def open_value(
             )
         return ValueModel(file, base, base_engine, shares_base=True)
     slots, candidates = setup.slots, setup.candidates
-    options = options_for(setup, candidates)
     if file.kind == "value-adapter":
         adapter = LoraAdapter(base, file.path)
-        context = Context(base, options, adapter, hidden_only=_skips_output_layer(base, file))
+        context = Context(
+            base, options_for(base, setup, candidates), adapter, hidden_only=_skips_output_layer(base, file)
+        )
         return ValueModel(file, base, Engine(context, slots, candidates), shares_base=False, owned=(context, adapter))
     model = Model(file.path, n_gpu_layers=setup.n_gpu_layers)
     try:
-        if not model.rolls_back:
-            raise IncompatibleError(
-                f"{file.path}: architecture {file.architecture} is recurrent or hybrid and cannot forget a rejected "
-                "candidate; use a transformer value model"
-            )
         rows = None
         if file.layout == "lean":
             rows = EmbeddingRows.from_trailer(file.path) or EmbeddingRows.from_model(base.path)
-            if rows.n_embd != model.n_embd or rows.n_rows < base.n_vocab:
+            needed = vocabulary.unpadded if vocabulary is not None else base.n_vocab
+            if rows.n_embd != model.n_embd or rows.n_rows < needed:
                 raise IncompatibleError(
                     f"{file.path}: embedding rows are {rows.n_rows} x {rows.n_embd}, expected at least "
-                    f"{base.n_vocab} x {model.n_embd}; export the lean model with its own rows"
+                    f"{needed} x {model.n_embd}; export the lean model with its own rows"
                 )
-        elif model.n_vocab != base.n_vocab:
-            raise IncompatibleError(
-                f"{file.path.name} has {model.n_vocab} tokens, {base.path.name} has {base.n_vocab}; use a value "
-                "model trained for this base"
-            )
+            if file.architecture in EMBEDDINGS_A_LAYER:
+                raise IncompatibleError(
+                    f"{file.path}: a lean {file.architecture} cannot be fed, since its layers look up embeddings of "
+                    "their own; export it merged"
+                )
+            if file.architecture in SCALED_EMBEDDINGS:
+                rows.scale = math.sqrt(model.n_embd)
         if file.head.n_embd != model.n_embd:
             raise IncompatibleError(
                 f"{file.path}: the head is {file.head.n_embd} wide, the model {model.n_embd}; export it again"
             )
+        options = options_for(model, setup, candidates)
         context = Context(model, options, hidden_only=file.layout != "lean" and _skips_output_layer(model, file))
     except BaseException:
         model.close()

@@ -219,17 +219,12 @@ class QHeadFile:
             raise type(error)(f"{path}: {error}") from error
         return cls(Path(path), qhead, _meta_of(name, found))
 
-    def check_fits(self, n_embd: int, vocab_sha256: str | None, base_name: str) -> None:
-        """IncompatibleError unless it reads hidden states and embedding rows of this base."""
+    def check_fits(self, n_embd: int, base_name: str) -> None:
+        """IncompatibleError unless it reads hidden states and embedding rows of this width."""
         if self.qhead.n_embd != n_embd:
             raise IncompatibleError(
                 f"{self.path.name} reads hidden states of width {self.qhead.n_embd}, {base_name} has {n_embd}; use a "
                 "Q-head distilled on this base"
-            )
-        if self.meta.vocab_sha256 and vocab_sha256 and self.meta.vocab_sha256 != vocab_sha256:
-            raise IncompatibleError(
-                f"{self.path.name} and {base_name} have different vocabularies, so their token ids do not mean the "
-                "same; use a Q-head distilled on this base"
             )
 
 

@@ -19,8 +19,9 @@ from ..config import Setup
 from ..errors import ConfigError
 from ..llama.engine import Engine
 from ..llama.gguf import GgufMetadata
-from ..llama.keys import KIND, QHEAD_KIND, TRAIN_LOSS, vocab_sha256
+from ..llama.keys import KIND, QHEAD_KIND, TRAIN_LOSS
 from ..llama.model import Model
+from ..llama.vocabulary import Vocabulary
 from ..records import Float64, IntArray, Prompt, Values
 from .guides import Guides, PathLike, check_weight, open_guides
 from .hidden import open_qhead
@@ -193,11 +194,7 @@ def open_sources(
     """
     if not specs:
         return None
-    with GgufMetadata(base.path) as meta:
-        vocabulary = meta.get("tokenizer.ggml.tokens") or []
-    sha256 = vocab_sha256(vocabulary) if vocabulary else None
-    if not any(isinstance(spec, Guides) for spec in specs):
-        vocabulary = []  # 15 MB of short strings, which only guides are compared with
+    vocabulary = Vocabulary.read(base.path)
     with ExitStack() as undo:
         opened: list[Source] = []
         for spec, file in zip(specs, files, strict=True):
@@ -205,10 +202,10 @@ def open_sources(
             if isinstance(spec, Guides):
                 source = open_guides(spec, base, vocabulary, setup)
             elif isinstance(file, QHeadFile):
-                source = open_qhead(file, base, base_engine, sha256)
+                source = open_qhead(file, base, base_engine, vocabulary, setup.same_vocabulary)
             else:
                 assert file is not None
-                source = open_value(file, base, base_engine, sha256, setup)
+                source = open_value(file, base, base_engine, vocabulary, setup)
             undo.callback(source.close)
             opened.append(source)
         if len(opened) == 1 and specs[0].weight is None:

@@ -1,0 +1,73 @@
+"""What a sequence costs in memory, from a file's metadata: KV bytes a token, bytes of recurrent state."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .gguf import GgufMetadata, row_bytes
+
+_F16, _F32 = 1, 0
+
+
+@dataclass(frozen=True)
+class MemoryCost:
+    """kv_bytes: of one token, in all layers with attention, which sequences share; state_bytes: of one sequence, which
+    every branch has of its own (llama.cpp keeps it in f32)."""
+
+    kv_bytes: int
+    state_bytes: int
+
+
+def memory_cost(meta: GgufMetadata, type_k: int = _F16, type_v: int = _F16) -> MemoryCost | None:
+    """None for an architecture whose state is not laid out as those known here. The layouts are those of
+    llama_hparams::n_embd_r and n_embd_s."""
+    arch = str(meta.get("general.architecture", "?"))
+
+    def key(name: str, default: Any = 0) -> Any:
+        return meta.get(f"{arch}.{name}", default)
+
+    layers, width = int(key("block_count")), int(key("embedding_length"))
+    if not layers or not width or any(name.startswith(f"{arch}.wkv.") for name in list(meta.keys())):
+        return None
+    heads = _a_layer(key("attention.head_count"), layers)
+    kv = _a_layer(key("attention.head_count_kv", heads), layers)
+    head_width = width // max(1, int(heads.max()))
+    recurrent = _recurrent_layers(arch, key, layers, kv)
+    attends = ~recurrent & (kv > 0)
+    k, v = (int(key(f"attention.{name}_length", head_width)) for name in ("key", "value"))
+    kv_bytes = sum(row_bytes(type_k, int(n) * k) + row_bytes(type_v, int(n) * v) for n in kv[attends])
+    if conv := int(key("shortconv.l_cache")):
+        state = width * (conv - 1)
+    else:
+        inner, size = int(key("ssm.inner_size")), int(key("ssm.state_size"))
+        state = max(0, int(key("ssm.conv_kernel")) - 1) * (inner + 2 * int(key("ssm.group_count")) * size)
+        state += inner * size
+    return MemoryCost(kv_bytes, row_bytes(_F32, state) * int(recurrent.sum()))
+
+
+def is_recurrent(meta: GgufMetadata) -> bool:
+    """Whether the header describes a recurrent state (state space, RWKV, short convolution), alone or in a hybrid."""
+    arch = meta.get("general.architecture", "?")
+    return any(key.startswith((f"{arch}.ssm.", f"{arch}.wkv.", f"{arch}.shortconv.")) for key in list(meta.keys()))
+
+
+def _a_layer(value: Any, layers: int) -> Any:
+    return np.broadcast_to(np.asarray(value, np.int64), layers) if np.ndim(value) == 0 else np.asarray(value, np.int64)
+
+
+def _recurrent_layers(arch: str, key: Any, layers: int, kv: Any) -> Any:
+    """bool[layers]: those with a recurrent state."""
+    if key("shortconv.l_cache"):
+        return kv == 0
+    if not key("ssm.inner_size"):
+        return np.zeros(layers, bool)
+    if (listed := key("attention.recurrent_layers", None)) is not None:
+        return np.broadcast_to(np.asarray(listed, bool), layers)
+    if arch.startswith(("qwen35", "qwen3next")):
+        return np.arange(1, layers + 1) % int(key("full_attention_interval", 4)) != 0
+    feed = _a_layer(key("feed_forward_length"), layers)
+    # nemotron_h: a block is one of the three, attention, state space or feed forward.
+    return (kv == 0) & (feed == 0) if np.ndim(key("feed_forward_length")) else kv == 0

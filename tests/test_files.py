@@ -1,0 +1,132 @@
+"""Models in several files, rows in every ggml format, and what a sequence costs in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+from architectures import ARCHITECTURES, RECURRENT
+from click.testing import CliRunner
+
+from sia_local import SIA, SiaConfig
+from sia_local.cli import main
+from sia_local.cli.inspection import inspect_file
+from sia_local.errors import IncompatibleError, ModelFileError
+from sia_local.llama.context import Context, ContextOptions
+from sia_local.llama.costs import memory_cost
+from sia_local.llama.embeddings import EmbeddingRows
+from sia_local.llama.gguf import GgufMetadata, dequantize
+from sia_local.llama.library import C
+from sia_local.llama.model import Model
+from sia_local.llama.vocabulary import Vocabulary
+
+Make = Callable[..., Path]
+LOAD = {"n_ctx": 96, "n_threads": 1}
+DENSE = SiaConfig(gate="dense", k=4)
+
+
+def texts(base: Path, value: Path) -> list[int]:
+    with SIA.load(base, value, **LOAD) as sia:
+        return [step.token for step in sia.generate("hello", DENSE, max_tokens=8, seed=3)]
+
+
+def test_a_model_in_several_files_is_read_whole(make_gguf: Make) -> None:
+    whole, first = make_gguf("base"), make_gguf("base", split=5)
+    assert first.name.endswith("-00001-of-00005.gguf")
+    one, several = inspect_file(whole), inspect_file(first)
+    assert (one.parameters, one.vocab_sha256, one.n_embd) == (several.parameters, several.vocab_sha256, several.n_embd)
+    files = list(first.parent.glob(first.name.replace("-00001-", "-*-")))
+    assert several.parts == 5 == len(files) and several.size_bytes == sum(file.stat().st_size for file in files)
+    for rows in (EmbeddingRows.output_of, EmbeddingRows.from_model):
+        np.testing.assert_array_equal(rows(whole)[[3, 0, 319]], rows(first)[[3, 0, 319]])
+    assert Vocabulary.read(first).tokens == Vocabulary.read(whole).tokens
+    for kind in ("merged", "lean", "adapter", "head", "qhead"):
+        assert texts(first, make_gguf(kind)) == texts(whole, make_gguf(kind))
+    assert texts(whole, make_gguf("merged", split=5)) == texts(whole, make_gguf("merged"))
+    assert " in 5 files" in CliRunner().invoke(main, ["inspect", str(first)]).output
+
+
+def test_another_part_or_a_missing_one_is_named(make_gguf: Make, tmp_path: Path) -> None:
+    first = make_gguf("base", split=9)
+    second = first.with_name(first.name.replace("00001-of", "00002-of"))
+    for read in (Model, inspect_file, EmbeddingRows.output_of, Vocabulary.read):
+        with pytest.raises(ModelFileError, match=rf"part 2 of \d .*give the first, {first.name}"):
+            read(second)
+    alone = tmp_path / first.name
+    alone.write_bytes(first.read_bytes())
+    for read in (Model, inspect_file, EmbeddingRows.output_of):
+        with pytest.raises(ModelFileError, match=f"{second.name}: no such file"):
+            read(alone)
+    renamed = tmp_path / "renamed.gguf"
+    renamed.write_bytes(first.read_bytes())
+    for read in (Model, inspect_file):
+        with pytest.raises(ModelFileError, match="first of 3 parts under another name"):
+            read(renamed)
+
+
+def test_a_lean_model_in_several_files_has_lost_its_rows(make_gguf: Make) -> None:
+    with pytest.raises(IncompatibleError, match="leaves out its embedding rows"):
+        SIA.load(make_gguf("base"), make_gguf("lean", split=5), **LOAD)
+
+
+FORMATS = (
+    "F16", "BF16", "Q4_0", "Q8_0", "Q4_K", "Q6_K", "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S",
+    "IQ4_NL", "IQ4_XS", "MXFP4", "TQ1_0", "TQ2_0",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_rows_of_every_format_are_read_as_gguf_reads_them(name: str) -> None:
+    kind = gguf.GGMLQuantizationType[name]
+    block, size = gguf.GGML_QUANT_SIZES[kind]
+    rows = np.random.default_rng(1).integers(0, 60, (3, 512 // block * size), np.uint8)
+    np.testing.assert_allclose(dequantize(rows, int(kind), 512), gguf.quants.dequantize(rows, kind), rtol=1e-5)
+
+
+def test_rows_that_are_no_numbers_are_refused() -> None:
+    with pytest.raises(IncompatibleError, match="format i32 were given"):
+        dequantize(np.zeros((1, 64), np.uint8), int(gguf.GGMLQuantizationType.I32), 16)
+
+
+# A saved sequence leaves out what lies before the window of gemma3.
+@pytest.mark.parametrize("arch", [arch for arch in (*ARCHITECTURES, "qwen3") if arch != "gemma3"])
+def test_memory_is_what_llama_cpp_saves_of_a_sequence(make_gguf: Make, arch: str) -> None:
+    """A saved sequence holds its state and the keys and values of its tokens, and little else."""
+    path = make_gguf("base", arch)
+    with GgufMetadata(path) as meta:
+        cost = memory_cost(meta)
+    assert cost is not None and (cost.state_bytes > 0) == (arch in RECURRENT)
+
+    def saved(context: Context) -> int:
+        return int(C.llama_state_seq_get_size(context._ptr, 0))
+
+    with Model(path) as model, Context(model, ContextOptions(n_ctx=256, n_threads=1)) as context:
+        from sia_local.llama.engine import Engine
+
+        sizes = []
+        for n in (20, 120):
+            list(Engine(context, 1).trail(0, [], list(range(n))))
+            sizes.append(saved(context))
+            context.seq_rm(0, 0)
+    # Every cell has a position and its sequences beside its keys and values, and those with M-RoPE more.
+    assert 0 <= sizes[1] - sizes[0] - 100 * cost.kv_bytes <= 100 * 32
+    assert 0 <= sizes[0] - 20 * cost.kv_bytes - cost.state_bytes <= 20 * 32 + 512
+
+
+def test_inspect_says_what_a_branch_costs(make_gguf: Make) -> None:
+    said = CliRunner().invoke(main, ["inspect", str(make_gguf("base", "lfm2"))]).output
+    assert "768 bytes of state, a sequence and candidate each; two decodes a junction where tokens wait" in said
+    said = CliRunner().invoke(main, ["inspect", str(make_gguf("base"))]).output
+    assert "256 bytes of KV cache (f16)" in said and "one decode a junction" in said and "adapter, head" in said
+
+
+def test_the_converter_reads_several_files_whole(make_gguf: Make, tmp_path: Path) -> None:
+    from sia_convert.formats.gguf_io import read_gguf
+
+    whole, first = make_gguf("base"), make_gguf("base", split=5)
+    assert sorted(read_gguf(whole)[1]) == sorted(read_gguf(first)[1])
+    with pytest.raises(ModelFileError, match=f"give the first, {first.name}"):
+        read_gguf(first.with_name(first.name.replace("00001-of", "00003-of")))
