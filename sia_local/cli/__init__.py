@@ -12,6 +12,7 @@ COMMANDS = {
     "inspect": "What a GGUF holds, and whether a base and a value model fit.",
     "eval": "Compare steering arms on many prompts: reward, KL, intervals.",
     "calibrate": "Choose threshold and beta for a base and a value model.",
+    "serve": "Serve steered models to OpenAI clients, with a page to chat at.",
     "bench": "Measure speed and memory, steered and unsteered.",
 }
 

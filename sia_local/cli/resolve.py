@@ -73,7 +73,7 @@ def profile_from(options: Mapping[str, Any], default: str | None = None) -> Prof
     return profile
 
 
-def _shipped_profile(options: Mapping[str, Any]) -> str | None:
+def shipped_profile(options: Mapping[str, Any]) -> str | None:
     """The demo models come with settings; whoever names models, values or a published method means other ones."""
     if any(options.get(name) for name in ("model", "value", "guide_plus", "nudge", "preset", "paper")):
         return None
@@ -83,7 +83,7 @@ def _shipped_profile(options: Mapping[str, Any]) -> str | None:
 
 def profile_fields(options: Mapping[str, Any]) -> dict[str, Any]:
     """A profile's fields of SiaConfig, the threshold fitting the rate that was asked for."""
-    profile = profile_from(options, _shipped_profile(options))
+    profile = profile_from(options, shipped_profile(options))
     if profile is None:
         return {}
     if options.get("beta_unit") is not None and options.get("beta") is None:
