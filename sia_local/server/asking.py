@@ -71,7 +71,7 @@ def chat(sia: SIA, defaults: Defaults, body: ChatBody) -> Asked:
     top = body.top_logprobs if body.logprobs else None
     if body.top_logprobs and not body.logprobs:
         raise RefusedError(400, "top_logprobs was given without logprobs; set it to true", param="top_logprobs")
-    return _asked(sia, defaults, body, [prompt], config, body.max_completion_tokens or body.max_tokens, top)
+    return _asked(sia, defaults, body, [prompt], config, body.max_completion_tokens, top)
 
 
 def completion(sia: SIA, defaults: Defaults, body: CompletionBody) -> Asked:
@@ -79,7 +79,7 @@ def completion(sia: SIA, defaults: Defaults, body: CompletionBody) -> Asked:
     prompts = [_plain_prompt(sia, prompt) for prompt in _each_prompt(body.prompt)]
     config = _config(sia, defaults, body, body.grammar)
     only_reads = body.max_tokens == 0 and body.echo
-    asked = _asked(sia, defaults, body, prompts, config, 1 if only_reads else body.max_tokens, body.logprobs)
+    asked = _asked(sia, defaults, body, prompts, config, 1 if only_reads else None, body.logprobs)
     return replace(asked, echo=body.echo, jobs=[] if only_reads else asked.jobs)
 
 
@@ -152,6 +152,8 @@ def _asked(
 ) -> Asked:
     if len(prompts) * body.n > MOST_TEXTS:
         raise RefusedError(400, f"{len(prompts) * body.n} texts were asked for; expected at most {MOST_TEXTS}")
+    for named in (body.max_tokens, body.n_predict):
+        max_tokens = named if max_tokens is None else max_tokens
     if max_tokens is not None and max_tokens < -1:
         raise RefusedError(400, f"max_tokens is {max_tokens}; expected 1 or more", param="max_tokens")
     if max_tokens is None or max_tokens == -1:

@@ -43,6 +43,7 @@ class TextFields(Body):
 
     model: str | None = None
     max_tokens: int | None = None
+    n_predict: int | None = None
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
@@ -67,7 +68,7 @@ class TextFields(Body):
     service_tier: Any = None
     safety_identifier: Any = None
     prompt_cache_key: Any = None
-    cache_prompt: Literal[True] = True
+    cache_prompt: Any = None
     timings_per_token: Any = None
 
 
