@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 from sia_local.errors import DataError
 from sia_local.files import atomic_write
 
-from .aside import provenance
+from .aside import provenance, sweep
 from .progress import duration
 
 # What decides how a Hugging Face folder behaves; anything else in it may change freely.
@@ -23,7 +23,8 @@ MODEL_FILES = (".json", ".safetensors", ".bin", ".model", ".jinja", ".txt")
 @dataclass(frozen=True)
 class Step:
     """One link of the chain. `settings` and the content of `inputs`, files or model folders, decide whether it
-    must run again. `resumes` are left in place for an interrupted run of the same key, removed otherwise."""
+    must run again. `resumes` are left in place for an interrupted run of the same key, removed otherwise.
+    `estimate`: seconds it will take, where its settings say so."""
 
     name: str
     run: Callable[[], object]
@@ -31,11 +32,16 @@ class Step:
     inputs: tuple[Path, ...] = ()
     outputs: tuple[Path, ...] = ()
     resumes: tuple[Path, ...] = ()
+    estimate: float | None = None
 
 
 @dataclass
 class State:
-    """What was made from what, in `make.json` of the work folder; file hashes are cached by size and time."""
+    """What was made from what, in `make.json` of the work folder; file hashes are cached by size and time.
+
+    Of a step: key, finished, seconds (of all runs of this key), began (the clock when a run began that did not
+    report its end), took (seconds when it was last finished, whatever its key).
+    """
 
     path: Path
     steps: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -76,29 +82,82 @@ class State:
         parts += [self.content(path) for path in step.inputs]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
+    def done(self, step: Step, key: str) -> bool:
+        entry = self.steps.get(step.name, {})
+        return entry.get("key") == key and bool(entry.get("finished")) and all(p.exists() for p in step.outputs)
 
-def run_steps(steps: list[Step], state: State, echo: Callable[[str], None] = print) -> float:
+    def spent(self, step: Step, key: str) -> float:
+        """Seconds that unfinished runs of this key took. A killed one counts to the last file it wrote."""
+        entry = self.steps.get(step.name, {})
+        if entry.get("key") != key or entry.get("finished"):
+            return 0.0
+        written = [path.stat().st_mtime for path in (*step.outputs, *step.resumes) if path.exists()]
+        killed = max(written, default=0.0) - entry["began"] if "began" in entry else 0.0
+        return float(entry["seconds"]) + max(0.0, killed)
+
+
+def run_steps(steps: Sequence[Step], state: State, echo: Callable[[str], None] = print) -> float:
     """Runs what is not done and returns the seconds that all steps took when they ran."""
+    sweep(state.path)
     for step in steps:
         key = state.key(step)
-        done = state.steps.get(step.name, {})
-        if done.get("key") == key and done.get("finished") and all(p.exists() for p in step.outputs):
-            echo(f"{step.name}: done before, in {duration(done['seconds'])}")
+        before = state.steps.get(step.name, {})
+        if state.done(step, key):
+            echo(f"{step.name}: done before, in {duration(before['seconds'])}")
             continue
-        before = done.get("seconds", 0.0) if done.get("key") == key and not done.get("finished") else 0.0
-        if done.get("key") != key:
+        spent = state.spent(step, key)
+        if before.get("key") != key:
             for path in step.resumes:
                 path.unlink(missing_ok=True)
-        state.steps[step.name] = {"key": key, "finished": False, "seconds": before}
+        entry: dict[str, Any] = {"key": key, "finished": False, "seconds": spent, "began": time.time()}
+        if (took := _took(before)) is not None:
+            entry["took"] = took
+        state.steps[step.name] = entry
         state.save()
-        echo(f"{step.name} …")
+        echo(f"{step.name} …" if not spent else f"{step.name} … continues after {duration(spent)}")
         started = time.monotonic()
         try:
             step.run()
         finally:
-            state.steps[step.name]["seconds"] = round(before + time.monotonic() - started, 1)
+            entry["seconds"] = round(spent + time.monotonic() - started, 1)
+            del entry["began"]
             state.save()
-        state.steps[step.name]["finished"] = True
+        entry |= {"finished": True, "took": entry["seconds"]}
         state.save()
-        echo(f"{step.name}: {duration(state.steps[step.name]['seconds'])}")
+        echo(f"{step.name}: {duration(entry['seconds'])}")
     return float(sum(state.steps[step.name]["seconds"] for step in steps))
+
+
+def preview(steps: Sequence[Step], state: State) -> list[str]:
+    """A line a step: done, or to do and how long it may take; nothing is run or written."""
+    lines, left, unknown, changed = [], 0.0, 0, set[Path]()
+    for step in steps:
+        waits = bool(changed & set(step.inputs)) or not all(path.exists() for path in step.inputs)
+        key = "" if waits else state.key(step)
+        entry = state.steps.get(step.name, {})
+        if not waits and state.done(step, key):
+            lines.append(f"{step.name}: done, in {duration(entry['seconds'])}")
+            continue
+        changed |= set(step.outputs)
+        spent = 0.0 if waits else state.spent(step, key)
+        before = _took(entry)
+        whole = step.estimate if before is None else before
+        begun = f", {duration(spent)} of it done" if spent else ""
+        if whole is None:
+            unknown += 1
+            lines.append(f"{step.name}: to do{begun}")
+            continue
+        left += max(0.0, whole - spent)
+        source = "by its settings" if before is None else "as last time"
+        lines.append(f"{step.name}: to do, about {duration(whole)} {source}{begun}")
+    if changed:
+        rest = f", and {unknown} steps that never ran here" if unknown else ""
+        known = unknown < sum(": to do" in line for line in lines)
+        lines.append(f"about {duration(left)} to go{rest}" if known else f"{unknown} steps to go that never ran here")
+    return lines
+
+
+def _took(entry: dict[str, Any]) -> float | None:
+    if "took" in entry:
+        return float(entry["took"])
+    return float(entry["seconds"]) if entry.get("finished") else None

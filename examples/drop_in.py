@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from llama_cpp import Llama, LogitsProcessorList
+from llama_cpp import Llama
 
 from sia_local import SiaConfig, SiaLogitsProcessor  # +
 
@@ -19,7 +19,7 @@ answer = llm.create_chat_completion(
     top_k=10,
     top_p=1.0,
     min_p=0.0,
-    logits_processor=LogitsProcessorList([sia]),  # +
+    logits_processor=sia.processors,  # +
 )
 print(answer["choices"][0]["message"]["content"])
 

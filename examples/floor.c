@@ -102,7 +102,7 @@ static void run(struct llama_context ** contexts, operation * ops, int32_t from,
     }
 }
 
-// What sia_local/runtime.py does for values that need no logits: the graph ends before the output layer.
+// What sia_local/values/model.py does for values that need no logits: the graph ends before the output layer.
 static bool stop_at_final_norm(struct ggml_tensor * tensor, bool ask, void * data) {
     (void) data;
     return ask && !strcmp(tensor->name, "result_norm");

@@ -153,7 +153,8 @@ async def terminated(client: httpx.AsyncClient, server: subprocess.Popen[bytes])
         async with client.stream("POST", "/v1/chat/completions", json=body(i, 800, stream=True)) as answer:
             async for line in answer.aiter_lines():
                 last = line or last
-        TALLY["stream ended" if last == "data: [DONE]" else "stream broken"] += 1
+        ended = last == "data: [DONE]"
+        TALLY["stream ended" if ended else "told to come again" if "stopping" in last else "stream broken"] += 1
 
     streams = [asyncio.create_task(one(i)) for i in range(8)]
     await asyncio.sleep(1)

@@ -34,7 +34,8 @@ class Request:
 
     prompt: a user's message, a chat, or a Prompt that SIA.prompt made. max_tokens: most tokens to write. seed: the
     same gives the same text. stop: strings that end the text; one string counts as one. raw: the prompt is plain text
-    to continue, no chat template. trace: steps keep their candidates. Raises ConfigError with a sentence.
+    to continue, no chat template. trace: steps keep their candidates. special: control tokens stand in the text by
+    their names, such as <|channel|>. Raises ConfigError with a sentence.
     """
 
     prompt: str | Messages | Prompt
@@ -44,6 +45,7 @@ class Request:
     stop: Sequence[str] = ()
     raw: bool = False
     trace: bool = False
+    special: bool = False
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:

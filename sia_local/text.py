@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from .errors import ConfigError
 
 
 class TextStream:
-    """Text of one sequence. Bytes of an unfinished character, and text that may begin a stop string, wait."""
+    """Text of one sequence. Bytes of an unfinished character, and text that may begin a stop string, wait.
 
-    def __init__(self, piece: Callable[[int], bytes], stop: Sequence[str] = ()):
+    stop_tokens: ids that end the text as a stop string does, such as control tokens, which have no text.
+    """
+
+    def __init__(self, piece: Callable[[int], bytes], stop: Sequence[str] = (), stop_tokens: Collection[int] = ()):
         if any(not s for s in stop):
             raise ConfigError("a stop string is empty; give at least one character")
         self._piece = piece
-        self._stop = tuple(stop)
+        self._stop, self._stop_tokens = tuple(stop), frozenset(stop_tokens)
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""
 
@@ -24,6 +27,9 @@ class TextStream:
 
         `last`: no token follows; held text comes out, an unfinished character as U+FFFD.
         """
+        if token in self._stop_tokens:
+            held, self._held = self._held + self._decoder.decode(b"", final=True), ""
+            return held, True
         text = self._held + self._decoder.decode(self._piece(token), final=last)
         at = min((i for s in self._stop if (i := text.find(s)) >= 0), default=-1)
         if at >= 0:

@@ -66,7 +66,7 @@ def _hparams(writer: gguf.GGUFWriter) -> None:
     writer.add_layer_norm_rms_eps(1e-6)
 
 
-def _tokenizer(writer: gguf.GGUFWriter, n_vocab: int, template: str | None) -> None:
+def _tokenizer(writer: gguf.GGUFWriter, n_vocab: int, over: dict[str, Any]) -> None:
     words, types, merges, special = vocabulary(n_vocab)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("qwen2")
@@ -74,9 +74,11 @@ def _tokenizer(writer: gguf.GGUFWriter, n_vocab: int, template: str | None) -> N
     writer.add_token_types(types)
     writer.add_token_merges(merges)
     writer.add_eos_token_id(special["<|im_end|>"])
-    writer.add_bos_token_id(special["<|endoftext|>"])
-    writer.add_add_bos_token(False)
-    if template:
+    if over.get("bos", True):
+        writer.add_bos_token_id(special["<|endoftext|>"])
+    writer.add_add_bos_token(over.get("add_bos", False))
+    writer.add_add_eos_token(over.get("add_eos", False))
+    if template := over.get("template", TEMPLATE):
         writer.add_chat_template(template)
 
 
@@ -95,13 +97,37 @@ def _contract(writer: gguf.GGUFWriter, kind: str, n_vocab: int, over: dict[str, 
     writer.add_string(keys.VOCAB_SHA256, over.get("sha256", digest))
 
 
-def write(path: Path, arch: str = "qwen3", kind: str = "base", seed: int = 0, **over: Any) -> Path:
-    """kind: base, merged, lean, adapter or head.
+def _qhead(path: Path, rng: np.random.Generator, over: dict[str, Any]) -> Path:
+    from sia_local.values.qhead import QHead, QHeadMeta, write_qhead
 
-    over: n_vocab, template, version, sha256, head, hidden, spread, nan, ascii, layout.
+    def matrix(*shape: int) -> np.ndarray:
+        return (rng.standard_normal(shape) / np.sqrt(shape[-1])).astype(np.float32)
+
+    qhead = QHead(
+        weight=matrix(8, 24),
+        bias=matrix(8),
+        token_weight=matrix(8, N_EMBD),
+        token_bias=matrix(N_EMBD),
+        hidden_weight=matrix(24, N_EMBD),
+        hidden_bias=matrix(24),
+        spread=over.get("spread", 0.5),
+        level_weight=matrix(N_EMBD) if over.get("level", True) else None,
+        level_bias=0.25,
+    )
+    vocab = keys.vocab_sha256(t.encode() for t in tokens(over.get("n_vocab", N_VOCAB)))
+    write_qhead(path, qhead, QHeadMeta(vocab_sha256=over.get("sha256", vocab)), dtype="f32")
+    return path
+
+
+def write(path: Path, arch: str = "qwen3", kind: str = "base", seed: int = 0, **over: Any) -> Path:
+    """kind: base, merged, lean, adapter, head or qhead.
+
+    over: n_vocab, template, bos, add_bos, add_eos, version, sha256, head, hidden, spread, nan, ascii, layout.
     ascii: the likeliest tokens are plain text, no halves of characters and no end.
     """
     rng = np.random.default_rng(seed)
+    if kind == "qhead":
+        return _qhead(path, rng, over)
     n_vocab = over.get("n_vocab", N_VOCAB)
     writer = gguf.GGUFWriter(str(path), arch)
     writer.add_name(path.stem)
@@ -115,7 +141,7 @@ def write(path: Path, arch: str = "qwen3", kind: str = "base", seed: int = 0, **
     if kind in ("base", "merged"):
         _hparams(writer)
         writer.add_vocab_size(n_vocab)
-        _tokenizer(writer, n_vocab, over.get("template", TEMPLATE))
+        _tokenizer(writer, n_vocab, over)
         weights = {"token_embd.weight": embeddings, "output.weight": output, **layers}
         if over.get("nan"):
             weights["output_norm.weight"] = np.full(N_EMBD, np.nan, np.float32)

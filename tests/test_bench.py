@@ -273,7 +273,6 @@ def test_the_command_prints_each_format(folder: Path, base: Path, values: tuple[
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ([], "--synthetic"),
         (["-m", "nowhere.gguf"], "no such file"),
         (["-m", "x", "--synthetic", "tiny"], "one of them"),
         (["--synthetic", "giant"], "giant"),

@@ -249,7 +249,7 @@ def write_mamba(path: Path, vocabulary_of: Path) -> Path:
     writer.add_ssm_time_step_rank(dt)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_vocab_size(N_VOCAB)
-    _tokenizer(writer, N_VOCAB, None)
+    _tokenizer(writer, N_VOCAB, {"template": None})
     _contract(writer, "value", N_VOCAB, {})
     block = {
         "attn_norm.weight": (N_EMBD,),

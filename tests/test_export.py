@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,12 +24,14 @@ import tiny
 import torch
 import transformers
 from sia_convert.formats.arch import Hparams
-from sia_convert.formats.export import LAYOUTS, default_layout, export_base, export_value
-from sia_convert.formats.hf import read_json
+from sia_convert.formats.checkpoint import ValueCheckpoint
+from sia_convert.formats.export import LAYOUTS, ExportConfig, default_layout, export_base, export_value
 from sia_convert.formats.quantize import quantize_gguf
-from sia_convert.proof.junctions import Runtime
-from sia_convert.proof.verify import verify
-from sia_convert.train.head import ValueCheckpoint
+from sia_convert.formats.tensors import read_json
+from sia_convert.proof.junctions import JunctionConfig
+from sia_convert.proof.walk import store_spread, walk
+from sia_convert.settings import Machine
+from tiny import prove
 
 LLAMA3 = {
     "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -45,7 +48,6 @@ BASES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("qwen3", {}),
     "qwen3-tied-yarn": ("qwen3", {"tie_word_embeddings": True, "rope_parameters": {**YARN, "attention_factor": 1.3}}),
 }  # fmt: skip
-EVERYWHERE = {"threshold": 0.0, "per_trajectory": 4, "runtime": Runtime(256, 1)}
 IDS = np.random.default_rng(2).integers(3, 384, 90).tolist()
 
 
@@ -157,7 +159,7 @@ def test_values_are_those_of_peft_and_verify_agrees(
     """With the value model's output layer computed, as with a small vocabulary, and left out."""
     monkeypatch.setattr("sia_local.values.model.LARGE_OUTPUT_LAYER", 1 << 62 if output_layer else 0)
     checkpoint = chain["none" if layout == "head" else "lora"]
-    path = export_value(checkpoint, chain["root"] / f"{layout}.gguf", layout, chain["base"], "f32")
+    path = export_value(checkpoint, chain["root"] / f"{layout}.gguf", chain["base"], ExportConfig(layout, "f32"))
     with load(chain["base"], path) as sia:
         prompt = sia.prompt("the old king")
         value: Any = sia.value
@@ -165,9 +167,41 @@ def test_values_are_those_of_peft_and_verify_agrees(
         read = list(value.tokens(prompt))
         values = value.trajectory(0, prompt, IDS)
     np.testing.assert_allclose(values, peft_values(checkpoint, [*read, *IDS])[len(read) :], atol=2e-4)
-    row = verify(checkpoint, [path], chain["base"], [chain["data"]], limit=4, **EVERYWHERE)[0]
+    row = prove(checkpoint, path, chain["base"], chain["data"], limit=4)
     assert (row.kind, row.type, row.failures, row.same_prompt) == (layout, "F32", (), True)
     assert row.junctions == 16 and row.max_abs < 1e-3 and row.spread > 0.01
+
+
+def test_one_pass_serves_spread_and_verify_and_rewrites_nothing(
+    chain: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without = shutil.ignore_patterns("junctions.npz")
+    folder = shutil.copytree(chain["lora"].folder, chain["root"] / "walked", ignore=without)
+    checkpoint = ValueCheckpoint.open(folder)
+    before = {path.name: path.read_bytes() for path in checkpoint.folder.iterdir() if path.is_file()}
+    config, machine = JunctionConfig(threshold=0.0, limit=3, per_trajectory=4, n_ctx=256), Machine(threads=1)
+    seen = walk(checkpoint, chain["base"], [chain["data"]], config, machine)
+    spread = store_spread(checkpoint, seen)
+    monkeypatch.setattr("sia_convert.proof.walk.find_cases", None)  # whoever walks again fails
+    again = walk(checkpoint, chain["base"], [chain["data"]], config, machine)
+    for a, b in zip(seen.cases, again.cases, strict=True):
+        assert (a.trajectory, a.prompt_ids, a.positions) == (b.trajectory, b.prompt_ids, b.positions)
+        assert np.array_equal(a.candidates, b.candidates)
+    assert all(np.array_equal(a, b) for a, b in zip(seen.values, again.values, strict=True))
+    path = export_value(checkpoint, chain["root"] / "walked.gguf", chain["base"], ExportConfig("merged", "f32"))
+    with GgufMetadata(path) as meta:
+        assert meta.get(keys.VALUE_SPREAD) == np.float32(spread)
+    assert all((checkpoint.folder / name).read_bytes() == data for name, data in before.items())
+    # Of another model, other junctions or a damaged file nothing is taken.
+    other = replace(checkpoint, head=replace(checkpoint.head, bias=checkpoint.head.bias + 1.0))
+    assert other.spread() is None
+    for model, how in ((other, config), (checkpoint, replace(config, k=5))):
+        with pytest.raises(TypeError):
+            walk(model, chain["base"], [chain["data"]], how, machine)
+    kept = checkpoint.folder / "junctions.npz"
+    kept.write_bytes(kept.read_bytes()[:-40])
+    with pytest.raises(TypeError):
+        walk(checkpoint, chain["base"], [chain["data"]], config, machine)
 
 
 @pytest.mark.parametrize("layout", ["adapter", "head"])
@@ -175,12 +209,12 @@ def test_what_lies_over_the_base_needs_only_its_gguf(layout: str, chain: dict[st
     checkpoint, root = chain["none" if layout == "head" else "lora"], chain["root"]
     away = ValueCheckpoint.open(checkpoint.folder, root / "moved-away")
     with_folder, without = (
-        export_value(c, root / f"{layout}-{i}.gguf", layout, chain["base"], "f32", name="x")
+        export_value(c, root / f"{layout}-{i}.gguf", chain["base"], ExportConfig(layout, "f32", name="x"))
         for i, c in enumerate((checkpoint, away))
     )
     assert with_folder.read_bytes() == without.read_bytes()
     with pytest.raises(ModelFileError, match=r"no model at .*moved-away"):
-        export_value(away, root / "merged-away.gguf", "merged", chain["base"])
+        export_value(away, root / "merged-away.gguf", chain["base"], ExportConfig("merged"))
 
 
 def test_the_layout_follows_the_placement(chain: dict[str, Any]) -> None:
@@ -194,7 +228,7 @@ def test_the_layout_follows_the_placement(chain: dict[str, Any]) -> None:
         ("head", wide, "head"),
     ):
         assert default_layout(replace(found, meta=replace(found.meta, placement=placement), head=head)) == layout
-    path = export_value(found, chain["root"] / "default.gguf", base=chain["base"], dtype="f32")
+    path = export_value(found, chain["root"] / "default.gguf", chain["base"], ExportConfig(dtype="f32"))
     with GgufMetadata(path) as meta:
         assert meta.get(keys.LAYOUT) == "lean"
 
@@ -209,20 +243,20 @@ def test_a_backbone_without_a_tokenizer_takes_the_bases(
     for folder in (make_hf(), tmp_path / "hf"):
         checkpoint = tiny.tiny_checkpoint(tmp_path / f"value-{len(paths)}", folder)
         target = tmp_path / f"{len(paths)}.gguf"
-        paths.append(export_value(checkpoint, target, "merged", tiny_base, "f32", name="x"))
+        paths.append(export_value(checkpoint, target, tiny_base, ExportConfig("merged", "f32", name="x")))
     with Model(paths[0], vocab_only=True) as a, Model(paths[1], vocab_only=True) as b:
         assert a.tokenize("the old king", parse_special=True) == b.tokenize("the old king", parse_special=True)
     with GgufMetadata(paths[0]) as a, GgufMetadata(paths[1]) as b:
         assert a.vocab_sha256() == b.vocab_sha256() == a.get(keys.VOCAB_SHA256)
     with pytest.raises(IncompatibleError, match="has no tokenizer: add it, or give the base GGUF with --base"):
-        export_value(checkpoint, tmp_path / "c.gguf", "merged")
+        export_value(checkpoint, tmp_path / "c.gguf", None, ExportConfig("merged"))
 
 
 def test_verify_notices_a_head_that_is_not_the_checkpoints(chain: dict[str, Any]) -> None:
     other = tiny.tiny_checkpoint(chain["root"] / "other", Path(chain["lora"].meta.backbone))
     other.head.weight[0] += 0.01
-    path = export_value(other, chain["root"] / "other.gguf", "merged", chain["base"], "f32")
-    row = verify(chain["lora"], [path], chain["base"], [chain["data"]], limit=2, **EVERYWHERE)[0]
+    path = export_value(other, chain["root"] / "other.gguf", chain["base"], ExportConfig("merged", "f32"))
+    row = prove(chain["lora"], path, chain["base"], chain["data"], limit=2)
     assert row.failures[0].startswith("max |dV|")
 
 
@@ -233,16 +267,16 @@ def test_changed_or_shortened_backbones_verify(
     tune: str, layers: int | None, layout: str, make_hf: Callable[..., Path], tiny_base: Path, tmp_path: Path
 ) -> None:
     checkpoint = tiny.tiny_checkpoint(tmp_path / "value", make_hf(), tune, layers)
-    path = export_value(checkpoint, tmp_path / "value.gguf", layout, tiny_base, "f32")
+    path = export_value(checkpoint, tmp_path / "value.gguf", tiny_base, ExportConfig(layout, "f32"))
     data = tiny.tiny_trajectories(tmp_path / "data.jsonl", make_hf(), prompts=2, samples=1)
-    row = verify(checkpoint, [path], tiny_base, [data], **EVERYWHERE)[0]
+    row = prove(checkpoint, path, tiny_base, data)
     assert row.failures == () and row.max_abs < 1e-3
     with GgufMetadata(path) as meta:
         assert meta.get("qwen3.block_count") == (layers or 2)
 
 
 def test_quantizing_leaves_the_head_and_a_lean_files_rows(chain: dict[str, Any]) -> None:
-    source = export_value(chain["lora"], chain["root"] / "full.gguf", "lean", chain["base"], "f32")
+    source = export_value(chain["lora"], chain["root"] / "full.gguf", chain["base"], ExportConfig("lean", "f32"))
     path = quantize_gguf(source, chain["root"] / "small.gguf", "Q8_0", n_threads=1)
     with GgufMetadata(source) as a, GgufMetadata(path) as b:
         for key in (keys.HEAD_WEIGHT, keys.HEAD_BIAS, keys.REWARD_MEAN, keys.VOCAB_SHA256):
@@ -250,7 +284,7 @@ def test_quantizing_leaves_the_head_and_a_lean_files_rows(chain: dict[str, Any])
         assert np.array_equal(a.get(keys.HEAD_WEIGHT), chain["lora"].head.weight * np.float32(1.5))
     tail = 400 * 64 * 4 + keys.TRAILER_FOOTER.size
     assert source.read_bytes()[-tail:] == path.read_bytes()[-tail:]
-    row = verify(chain["lora"], [path], chain["base"], [chain["data"]], limit=6, **EVERYWHERE)[0]
+    row = prove(chain["lora"], path, chain["base"], chain["data"], limit=6)
     assert row.type == "Q8_0" and row.failures == () and 0 < row.mean_in_spreads < 0.1
 
 
@@ -282,7 +316,7 @@ def test_a_tokenizer_of_another_base_is_refused(make_hf: Callable[..., Path], ti
     tiny.retokenized(make_hf(), tmp_path / "hf", "gpt-2", words="un deux trois quatre cinq six sept huit neuf dix")
     checkpoint = tiny.tiny_checkpoint(tmp_path / "value", tmp_path / "hf")
     with pytest.raises(IncompatibleError, match=r"the tokenizer in .* does not match that of base-F32.gguf"):
-        export_value(checkpoint, tmp_path / "value.gguf", "merged", tiny_base)
+        export_value(checkpoint, tmp_path / "value.gguf", tiny_base, ExportConfig("merged"))
     assert not (tmp_path / "value.gguf").exists()
 
 
@@ -290,12 +324,12 @@ def test_what_does_not_fit_is_refused(make_hf: Callable[..., Path], tiny_base: P
     wide = export_base(make_hf("qwen3", hidden_size=32, seed=4), tmp_path / "narrow.gguf", "f32")
     lora = tiny.tiny_checkpoint(tmp_path / "lora", make_hf())
     with pytest.raises(IncompatibleError, match="qwen3 with 2 blocks of width 32, the value model was trained on"):
-        export_value(lora, tmp_path / "a.gguf", "adapter", wide)
+        export_value(lora, tmp_path / "a.gguf", wide, ExportConfig("adapter"))
     with pytest.raises(IncompatibleError, match="train with --placement head"):
-        export_value(lora, tmp_path / "a.gguf", "head", tiny_base)
+        export_value(lora, tmp_path / "a.gguf", tiny_base, ExportConfig("head"))
     moved = ValueCheckpoint.open(tmp_path / "lora", make_hf("qwen3", hidden_size=32, seed=4))
     with pytest.raises(IncompatibleError, match=r"fits a weight|the head reads 64 values"):
-        export_value(moved, tmp_path / "a.gguf", "merged", tiny_base)
+        export_value(moved, tmp_path / "a.gguf", tiny_base, ExportConfig("merged"))
     (tmp_path / "lora/head.safetensors").unlink()
     with pytest.raises(ModelFileError, match="no head at"):
         ValueCheckpoint.open(tmp_path / "lora")

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from sia_local.errors import ConfigError, DataError
+from sia_local.errors import ConfigError, DataError, SiaError
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -16,7 +17,9 @@ import tiny
 from click.testing import CliRunner
 from sia_convert.cli import main
 from sia_convert.data.trajectories import read_trajectories
-from sia_convert.make import make, read_plan
+from sia_convert.make import make
+from sia_convert.plan import read_plan
+from sia_convert.steps import State, Step, run_steps
 
 PLAN = """
 work = "work"
@@ -93,12 +96,54 @@ def test_chain_ends_in_a_verified_q8_0_and_reruns_only_what_changed(plan: Path) 
 
     assert run(plan) == []
     change = plan.with_name("change.toml")
-    change.write_text("[verify]\nlimit = 6\nper_trajectory = 5\n")
+    change.write_text("[verify]\nalso = ['Q4_0']\n")
     assert run(plan, change) == ["verify"]
+    change.write_text("[verify]\nper_trajectory = 5\n")
+    assert run(plan, change) == ["spread", "export", "value to Q8_0", "verify"]
     change.write_text("[value]\nlr = 2e-3\n[verify]\nper_trajectory = 5\n")
     assert run(plan, change) == ["train", "spread", "export", "value to Q8_0", "verify"]
     (plan.parent / "value-Q8_0.gguf").unlink()
     assert run(plan, change) == ["value to Q8_0"]
+
+
+def preview(*paths: Path) -> list[str]:
+    lines: list[str] = []
+    make(*paths, echo=lines.append, dry_run=True)
+    return lines
+
+
+def test_a_dry_run_tells_what_is_done_and_what_is_to_do(plan: Path) -> None:
+    change = plan.with_name("dry.toml")
+    change.write_text("work = 'dry'\n[base]\ngguf = 'base.gguf'\n")
+    fresh = preview(plan, change)
+    assert fresh[0] == "rollouts: to do" and fresh[-1] == "8 steps to go that never ran here" and len(fresh) == 9
+    assert not (plan.parent / "dry").exists()
+    lines: list[str] = []
+    make(plan, change, echo=lines.append)
+    made = [line.strip().split(",")[0] for line in lines[-2:]]
+    assert made == [str(plan.parent / "base.gguf"), str(plan.parent / "value-Q8_0.gguf")]
+    assert "everything made" in lines[-3]
+    assert all(": done, in " in line for line in preview(plan, change))
+    change.write_text(f"{change.read_text()}[value]\nlr = 3e-3\n")
+    again = preview(plan, change)
+    assert [line.split(":")[0] for line in again if ": to do, about " in line and "as last time" in line] == [
+        "train", "spread", "export", "value to Q8_0", "verify",
+    ]  # fmt: skip
+    assert again[-1].startswith("about ") and again[-1].endswith(" to go")
+
+
+def test_the_time_of_a_killed_run_counts(tmp_path: Path) -> None:
+    """It is taken to have worked until its last file was written."""
+    out = tmp_path / "texts.jsonl"
+    step = Step("rollouts", lambda: None, None, (), (out,), (out,))
+    state = State(tmp_path / "make.json")
+    out.write_text("half")
+    state.steps["rollouts"] = {"key": state.key(step), "finished": False, "seconds": 5.0, "began": 1000.0}
+    os.utime(out, (1100.0, 1100.0))
+    lines: list[str] = []
+    assert run_steps([step], state, lines.append) == pytest.approx(105.0, abs=5)
+    assert lines == ["rollouts … continues after 1 min 45 s", "rollouts: 1 min 45 s"]
+    assert "began" not in State.load(state.path).steps["rollouts"]
 
 
 def test_a_base_that_is_only_a_gguf_is_its_own_backbone(plan: Path) -> None:
@@ -149,7 +194,6 @@ def test_a_file_beyond_its_tolerance_fails_the_chain(plan: Path, monkeypatch: py
     [
         ("work = 1\n", ConfigError, "lacks base, rollouts, reward, value, export"),
         ("[rollout]\n", ConfigError, "unknown 'rollout'; expected work, threads"),
-        ("[export]\nlayuot = 'lean'\n", ConfigError, r"\[export\] has no setting 'layuot'; expected out, layout"),
         ("[value\n", DataError, "is not valid TOML"),
     ],
 )
@@ -160,8 +204,38 @@ def test_a_wrong_plan_is_one_sentence(tmp_path: Path, text: str, error: type[Exc
         read_plan(path)
 
 
-def test_a_wrong_training_setting_is_one_sentence(plan: Path) -> None:
-    change = plan.with_name("wrong.toml")
-    change.write_text("[value]\nlearning_rate = 1\n")
-    with pytest.raises(ConfigError, match=r"\[value\] has no setting 'learning_rate'"):
-        make(plan, change, echo=lambda line: None)
+WRONG = {
+    "[value]\nlearning_rate = 1\n": r"\[value\] has no setting 'learning_rate'; expected placement, tune",
+    "[export]\nlayuot = 'lean'\n": r"\[export\] has no setting 'layuot'; expected layout, dtype",
+    "[verify]\nsmaples = 2\n": r"\[verify\] has no setting 'smaples'; expected also",
+    "[value]\nloss = 'mse'\n": r"\[value\] loss 'mse': expected one of trajectory-mean, per-token, td-lambda",
+    "[value]\nlora = { targets = ['q_porj'] }\n": r"LoRA target 'q_porj': expected all-linear alone, or some of q_proj",
+    "[value]\nlora = { rank = 4 }\n": r"\[value.lora\] has no setting 'rank'; expected r, alpha",
+    "[value]\nbackbone = 'nowhere'\n": r"\[value\] backbone: nothing at .*nowhere",
+    "[value]\ntemplate = 'none.jinja'\n": "none.jinja: expected chat, raw or the path of a jinja file",
+    "[export]\nlayout = 'flat'\n": r"\[export\] layout 'flat': expected one of merged, lean, adapter, head",
+    "[export]\nlayout = 'head'\n": "the head layout needs a frozen, whole backbone",
+    "[value]\nhead_hidden = 8\n": "the lean layout holds a linear head only",
+    "[value]\nplacement = 'adapter'\n[export]\nlayout = 'adapter'\n": "layout adapter holds nothing to quantize",
+    "[export]\nquantize = ['Q9']\n": r"\[export\] quantize 'Q9': expected types of llama.cpp",
+    "[export]\nout = 'v.gguf'\nquantize = ['Q8_0', 'Q4_0']\n": "v.gguf is one file, but 2 types were asked for",
+    "[rollouts]\nprompts = 'none.txt'\n": r"\[rollouts\] prompts: nothing at .*none.txt",
+    "[rollouts]\nsamples = '3'\n": r"\[rollouts\] samples is '3'; expected a whole number",
+    "[verify]\nprompts = 'none.txt'\n": r"\[verify\] prompts: nothing at .*none.txt",
+    "[reward]\nsource = 'happyness'\n": "reward 'happyness' is not known; expected vader",
+    "[reward]\nsource = 'no_such_module:f'\n": "the module 'no_such_module' cannot be imported",
+    "[reward]\nsource = 'hf:./none'\n": r"\[reward\] source: nothing at .*none",
+    "[reward]\nsource = 'data'\n": "rewards that stand in pairs; sampled texts have none",
+    "[rollouts]\npairs = true\n[steered]\n": r"\[steered\] samples texts, but \[rollouts\] takes pairs",
+    "[steered]\ngate = 'sometimes'\n": r"\[steered\] unknown gate 'sometimes'",
+    "[base]\ngguf = 'none.gguf'\n": r"\[base\] gguf: nothing at .*none.gguf",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", WRONG)
+def test_a_plan_is_checked_whole_before_its_first_step(plan: Path, text: str) -> None:
+    change, lines = plan.with_name("wrong.toml"), list[str]()
+    change.write_text(f"work = 'never'\n{text}")
+    with pytest.raises(SiaError, match=WRONG[text]):
+        make(plan, change, echo=lines.append)
+    assert not lines and not (plan.parent / "never").exists()

@@ -19,9 +19,8 @@ import tiny
 import torch
 import transformers
 from sia_convert.cli import main
-from sia_convert.proof.junctions import Runtime
-from sia_convert.proof.verify import verify
-from sia_convert.train.head import ValueCheckpoint
+from sia_convert.formats.checkpoint import ValueCheckpoint
+from tiny import prove
 
 from sia_local import SIA
 
@@ -80,7 +79,7 @@ def test_imports_exports_and_verifies(kind: str, make_hf: Callable[..., Path], t
     result = CliRunner().invoke(main, words)
     assert result.exit_code == 0, result.output
     data = tiny.tiny_trajectories(tmp_path / "data.jsonl", make_hf(), prompts=3, samples=1)
-    row = verify(ValueCheckpoint.open(out), [gguf], tiny_base, [data], threshold=0.0, runtime=Runtime(256, 1))[0]
+    row = prove(ValueCheckpoint.open(out), gguf, tiny_base, data)
     assert row.failures == () and row.max_abs < 1e-3
     ids = list(range(3, 40))
     with SIA.load(tiny_base, gguf, n_ctx=128, n_threads=1, type_k="f32", type_v="f32", flash_attention="off") as sia:

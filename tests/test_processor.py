@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -75,6 +78,41 @@ def test_a_chat_completion_is_steered(llm: Llama, base_gguf: Path, value_gguf: P
         assert answer["choices"][0]["message"]["content"] == expected.replace("\ufffd", "")
         completion: Any = llm("hello", **options)
         assert completion["choices"][0]["text"] and processor.last_stats.junctions > 0
+
+
+def test_logit_bias_leaves_the_processor_in_place(llm: Llama, value_gguf: Path) -> None:
+    config = SiaConfig(gate="dense", sampling=GREEDY)
+    with SiaLogitsProcessor(llm, value_gguf, config, **EXACT) as processor:
+        given = processor.processors
+        options: Any = {"max_tokens": 6, "temperature": 0.0, "logits_processor": given}
+        plain: Any = llm("hello", **options)
+        biased: Any = llm("hello", logit_bias={7: 1.0}, **options)
+        assert len(processor.steps) == 6 and len(given) == 1
+        again: Any = llm("hello", **options)
+        assert biased and again["choices"][0]["text"] == plain["choices"][0]["text"]
+
+
+def test_a_draft_model_is_refused(value_gguf: Path, base_gguf: Path) -> None:
+    drafted = SimpleNamespace(model_path=str(base_gguf), draft_model=object())
+    with pytest.raises(ConfigError, match=r"has a draft model, .* make it without draft_model"):
+        SiaLogitsProcessor(drafted, value_gguf)
+
+
+def test_a_callers_own_llama_logs_as_ever(base_gguf: Path) -> None:
+    """Lines that a verbose Llama prints, with and without this package in the process, which itself prints none."""
+    code = (
+        "import sys; from llama_cpp import Llama\n"
+        f"path = {str(base_gguf)!r}\n"
+        "if sys.argv[1] == 'with':\n"
+        "    from sia_local import SIA\n"
+        "    SIA.load(path, n_ctx=64, n_threads=1).close()\n"
+        "Llama(path, n_ctx=64, verbose=True)"
+    )
+    lines = [
+        len(subprocess.run([sys.executable, "-c", code, how], capture_output=True, check=True).stderr.splitlines())
+        for how in ("with", "without")
+    ]
+    assert abs(lines[0] - lines[1]) <= 5 and lines[1] > 50
 
 
 @pytest.mark.parametrize("config", [SiaConfig(gate="off"), SiaConfig(gate="dense", beta=0.0)])

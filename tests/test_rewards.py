@@ -72,6 +72,27 @@ def test_bad_returns_are_named() -> None:
         load_reward("data")(["p"], ["r"])
 
 
+def _no_knights(prompts: list[str], responses: list[str]) -> list[float]:
+    return [1.0 / (1 - response.count("knight")) for response in responses]
+
+
+def test_a_function_that_raises_is_a_sentence_with_its_name_and_the_text() -> None:
+    reward = FunctionReward("mine:f", _no_knights)
+    with pytest.raises(DataError) as caught:
+        reward(["Tell me."] * 3, ["a king", "a knight " + "rode on " * 20, "a day"])
+    assert str(caught.value) == (
+        "reward 'mine:f' failed on the response 'a knight rode on rode on rode on rode on rode on rode on rod…' to "
+        "'Tell me.': ZeroDivisionError: float division by zero; mend the function, or see where with --debug"
+    )
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+
+    def only_together(prompts: list[str], responses: list[str]) -> list[float]:
+        raise ValueError("no") if len(responses) > 1 else ConfigError("not reached")
+
+    with pytest.raises(DataError, match="failed on a batch of 2: ValueError: no; mend"):
+        FunctionReward("f", lambda p, r: only_together(p, r) if len(r) > 1 else [0.0])(["a", "b"], ["c", "d"])
+
+
 def test_features_are_words_and_pairs() -> None:
     assert features("Don\u2019t stop, now!") == {
         "don't", "stop", "now", "!", "don't stop", "stop now", "now !",
@@ -105,7 +126,7 @@ def test_shipped_judge_hears_the_tone_and_does_not_saturate() -> None:
 
 
 def test_no_heavy_import() -> None:
-    code = "import sys, sia_local.rewards.load as r; r.load_reward('polarity'); "
-    code += "print({'torch', 'sklearn'} & set(sys.modules))"
+    load = "from sia_local.rewards.load import load_reward; load_reward('polarity')"
+    code = f"import sys; {load}; print({{'torch', 'sklearn'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"

@@ -16,23 +16,25 @@ pytest.importorskip("transformers")
 
 import tiny
 from sia_convert.cli import main
-from sia_convert.data.rollouts import RolloutConfig, sample, take_pairs
+from sia_convert.data.outputs import Appender
+from sia_convert.data.pairs import take_pairs
+from sia_convert.data.rollouts import RolloutConfig, sample
 from sia_convert.data.score import score_files
-from sia_convert.data.trajectories import Appender, Shard, Trajectory, read_trajectories
+from sia_convert.data.trajectories import Shard, Trajectory, read_trajectories
+from sia_convert.settings import Machine
 
 PROMPTS = [f"the {word} king" for word in ("sad", "old", "bad", "kind", "big")]
 
 
-@pytest.fixture
-def config(tiny_base: Path) -> RolloutConfig:
-    return RolloutConfig(base=str(tiny_base), samples=2, max_tokens=8, slots=3, n_ctx=64, n_threads=1)
+CONFIG = RolloutConfig(samples=2, max_tokens=8, slots=3, n_ctx=64)
+MACHINE = Machine(threads=1)
 
 
 @pytest.fixture(scope="module")
 def sampled(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One uninterrupted, unsharded run."""
     out = tmp_path_factory.mktemp("rollouts") / "whole.jsonl"
-    sample(PROMPTS, out, RolloutConfig(str(tiny_base), 2, 8, 3, 64, 1))
+    sample(PROMPTS, out, tiny_base, CONFIG, MACHINE)
     return out
 
 
@@ -60,17 +62,17 @@ def test_a_trajectory_holds_what_was_read_and_written(
     assert {"llama-cpp-python", "sia-local"} <= set(made["versions"]) and made["command"]
 
 
-def test_shards_together_are_the_whole(sampled: Path, config: RolloutConfig, tmp_path: Path) -> None:
+def test_shards_together_are_the_whole(sampled: Path, tiny_base: Path, tmp_path: Path) -> None:
     parts = [tmp_path / "1.jsonl", tmp_path / "2.jsonl"]
     for index, part in enumerate(parts, 1):
-        sample(PROMPTS, part, config, Shard(index, 2))
+        sample(PROMPTS, part, tiny_base, CONFIG, MACHINE, Shard(index, 2))
     assert [{t.prompt_id for t in by_id(part).values()} for part in parts] == [{0, 2, 4}, {1, 3}]
     assert by_id(parts[0]) | by_id(parts[1]) == by_id(sampled)
 
 
 @pytest.mark.parametrize("torn", [b"", b'{"id": "4-1", "tok'])
 def test_an_interrupted_run_loses_no_finished_line(
-    torn: bytes, sampled: Path, config: RolloutConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    torn: bytes, sampled: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out.jsonl"
     write = Appender.__call__
@@ -82,13 +84,13 @@ def test_an_interrupted_run_loses_no_finished_line(
 
     monkeypatch.setattr(Appender, "__call__", stop_at_the_fourth)
     with pytest.raises(KeyboardInterrupt):
-        sample(PROMPTS, out, config)
+        sample(PROMPTS, out, tiny_base, CONFIG, MACHINE)
     monkeypatch.setattr(Appender, "__call__", write)
     before = out.read_bytes()
     out.write_bytes(before + torn)
-    assert sample(PROMPTS, out, config) == 6
+    assert sample(PROMPTS, out, tiny_base, CONFIG, MACHINE) == 6
     assert out.read_bytes().startswith(before) and by_id(out) == by_id(sampled)
-    assert sample(PROMPTS, out, config) == 0
+    assert sample(PROMPTS, out, tiny_base, CONFIG, MACHINE) == 0
 
 
 def test_a_line_that_cannot_be_written_whole_is_taken_back(tmp_path: Path) -> None:
@@ -115,11 +117,11 @@ def test_a_line_that_cannot_be_written_whole_is_taken_back(tmp_path: Path) -> No
     assert (tmp_path / "out.jsonl").read_text() == '{"id": 1}\n'
 
 
-def test_a_prompt_that_does_not_fit_is_left_out(config: RolloutConfig, sampled: Path, tmp_path: Path) -> None:
-    assert sample([PROMPTS[0], "king " * 64], tmp_path / "out.jsonl", config) == 2
+def test_a_prompt_that_does_not_fit_is_left_out(tiny_base: Path, sampled: Path, tmp_path: Path) -> None:
+    assert sample([PROMPTS[0], "king " * 64], tmp_path / "out.jsonl", tiny_base, CONFIG, MACHINE) == 2
     assert by_id(tmp_path / "out.jsonl") == {name: t for name, t in by_id(sampled).items() if t.prompt_id == 0}
     with pytest.raises(ContextFullError, match="the context holds 64; shorten the prompt"):
-        sample(["king " * 64], tmp_path / "none.jsonl", config)
+        sample(["king " * 64], tmp_path / "none.jsonl", tiny_base, CONFIG, MACHINE)
 
 
 def test_pairs_become_trajectories(tiny_base: Path, tmp_path: Path) -> None:
@@ -136,6 +138,44 @@ def test_pairs_become_trajectories(tiny_base: Path, tmp_path: Path) -> None:
     source.write_text('{"prompt": "a"}\n')
     with pytest.raises(DataError, match=r"line 1: expected a prompt .* and a response .*, found prompt"):
         take_pairs(source, tmp_path / "out.jsonl", str(tiny_base))
+
+
+def test_alpacas_input_is_part_of_the_prompt_and_what_is_left_out_is_said(
+    tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "pairs.jsonl"
+    rows = [
+        {"instruction": "Translate.", "input": "the king", "output": "x"},
+        {"instruction": "Translate.", "input": "", "output": "y"},
+        {"instruction": "Who?", "context": "A cat sat.", "response": "z", "system": "Be kind.", "history": []},
+    ]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    take_pairs(source, tmp_path / "out.jsonl", tiny_base)
+    found = list(read_trajectories([tmp_path / "out.jsonl"]))
+    assert [t.prompt for t in found] == ["Translate.\n\nthe king", "Translate.", "Who?\n\nA cat sat."]
+    assert "Translate.\n\nthe king<|im_end|>" in found[0].rendered and [t.prompt_id for t in found] == [0, 1, 2]
+    assert capsys.readouterr().err == f"{source}: the field system of 1 rows is not used\n"
+
+
+def test_other_prompts_or_settings_are_refused_on_an_output_that_is_there(
+    sampled: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "whole.jsonl"
+    for name in ("whole.jsonl", "whole.jsonl.made.json"):
+        (tmp_path / name).write_bytes(sampled.with_name(name).read_bytes())
+    for changes, message in (
+        ({"max_tokens": 4}, "made with max_tokens 8, not 4"),
+        ({"seed": 1, "temperature": 0.5}, "made with temperature 1.0, not 0.5; seed 0, not 1"),
+        ({"raw": True}, "made with raw False, not True"),
+    ):
+        with pytest.raises(DataError, match=message):
+            sample(PROMPTS, out, tiny_base, dataclasses.replace(CONFIG, **changes), MACHINE)
+    with pytest.raises(DataError, match=r"another text under the id 1-0 .prompt 'the old king', now 'the young king'"):
+        sample([PROMPTS[0], "the young king", *PROMPTS[2:]], out, tiny_base, CONFIG, MACHINE)
+    assert out.read_bytes() == sampled.read_bytes()
+    # More of the same is a continuation.
+    wider = dataclasses.replace(CONFIG, samples=3, slots=2)
+    assert sample([*PROMPTS, "the lost king"], out, tiny_base, wider, MACHINE) == 5 + 3
 
 
 def rewards(path: Path) -> list[float]:
@@ -199,7 +239,7 @@ def same(prompts: list[str], responses: list[str]) -> list[float]:
     return [1.0] * len(responses)
 
 
-def test_bad_rewards_and_bad_input_are_one_sentence(sampled: Path, config: RolloutConfig, tmp_path: Path) -> None:
+def test_bad_rewards_and_bad_input_are_one_sentence(sampled: Path, tiny_base: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     with pytest.raises(NumericError, match="returned nan for response 0"):
         score_files([sampled], out, f"{__name__}:nan")
@@ -212,7 +252,7 @@ def test_bad_rewards_and_bad_input_are_one_sentence(sampled: Path, config: Rollo
     with pytest.raises(DataError, match="the trajectory files are empty"):
         score_files([tmp_path / "empty"], out, "data")
     with pytest.raises(DataError, match="the prompt file is empty"):
-        sample([], tmp_path / "none.jsonl", config)
+        sample([], tmp_path / "none.jsonl", tiny_base, CONFIG, MACHINE)
     for text in ("0/4", "5/4", "x"):
         with pytest.raises(ConfigError, match="expected I/N with 1 <= I <= N"):
             Shard.parse(text)

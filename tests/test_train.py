@@ -21,13 +21,15 @@ pytest.importorskip("transformers")
 import tiny
 import torch
 from sia_convert.cli import main
-from sia_convert.data.examples import Reader, load_split, load_tokenizer
+from sia_convert.data.examples import Reader, load_split
 from sia_convert.data.trajectories import Trajectory
+from sia_convert.formats.checkpoint import ValueCheckpoint
 from sia_convert.formats.export import export_value
-from sia_convert.train.head import ValueCheckpoint
-from sia_convert.train.loop import TrainConfig, Trainer, train
+from sia_convert.formats.hf import load_tokenizer
+from sia_convert.train.config import LoraSettings, TrainConfig
+from sia_convert.train.loop import Trainer, train
 from sia_convert.train.metrics import pairwise_accuracy, r2, spearman
-from sia_convert.train.model import LoraSettings, value_loss
+from sia_convert.train.model import value_loss
 
 VALUES = torch.tensor([[9.0, 2.0, 3.0, 9.0], [0.5, 1.0, 4.0, 6.0]])
 MASK = torch.tensor([[0.0, 1.0, 1.0, 0.0], [0.0, 1.0, 1.0, 1.0]])
@@ -227,7 +229,7 @@ def test_an_empty_file_and_wrong_settings_are_one_sentence(
         dataclasses.replace(config, placement="adapter", layers=1)
     with pytest.raises(ConfigError, match=r"--layers 3: .* has 2 blocks"):
         train(dataclasses.replace(config, layers=3))
-    with pytest.raises(ConfigError, match="--lora-targets up, down"):
+    with pytest.raises(ConfigError, match="LoRA target 'up, down': expected all-linear alone, or some of q_proj"):
         train(dataclasses.replace(config, lora=LoraSettings(targets=("up, down",))))
     other = tmp_path / "gpt"
     tiny.tiny_tokenizer(other)
@@ -240,7 +242,7 @@ def test_a_missing_lora_is_one_sentence(config: TrainConfig, tiny_base: Path, tm
     checkpoint = tiny.tiny_checkpoint(tmp_path / "value", Path(config.backbone))
     (tmp_path / "value/lora_weights/adapter_config.json").unlink()
     with pytest.raises(ModelFileError, match="no LoRA at"):
-        export_value(checkpoint, tmp_path / "value.gguf", "merged", tiny_base)
+        export_value(checkpoint, tmp_path / "value.gguf", tiny_base)
 
 
 def _full(*_: object) -> None:

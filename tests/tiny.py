@@ -233,8 +233,9 @@ def tiny_checkpoint(
 ) -> Any:
     """A value model with random changes and head over `backbone`, as `train` would leave it in `folder`."""
     import torch
-    from sia_convert.train.head import ValueCheckpoint, ValueMeta
-    from sia_convert.train.model import LoraSettings, build, save_changes
+    from sia_convert.formats.checkpoint import ValueCheckpoint, ValueMeta
+    from sia_convert.train.config import LoraSettings
+    from sia_convert.train.model import build, save_changes
 
     torch.manual_seed(11)
     model = build(backbone, tune, LoraSettings(r=4, alpha=8), layers, n_hidden)
@@ -253,6 +254,18 @@ def tiny_checkpoint(
     )
     ValueCheckpoint(Path(folder), meta, model.head.to_head()).save()
     return ValueCheckpoint.open(folder)
+
+
+def prove(checkpoint: Any, path: Path, base: Path, data: Path, **junctions: Any) -> Any:
+    """`verify`'s row of one GGUF, at junctions of any entropy."""
+    from sia_convert.proof.junctions import JunctionConfig
+    from sia_convert.proof.verify import verify
+    from sia_convert.proof.walk import walk
+    from sia_convert.settings import Machine
+
+    config = JunctionConfig(**{"threshold": 0.0, "per_trajectory": 4, "n_ctx": 256, **junctions})
+    machine = Machine(threads=1)
+    return verify(walk(checkpoint, base, [data], config, machine), [path], base, machine=machine)[0]
 
 
 def tiny_gguf(arch: str, path: str | Path, dtype: str = "f32", **over: Any) -> Path:

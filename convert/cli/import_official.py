@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
+
+from sia_local.cli.from_dataclass import build, options_for
+
+from ..formats.export import ExportConfig
 
 
 @click.command("import-official", context_settings={"show_default": True})
@@ -14,9 +19,15 @@ import click
 @click.option("--reward-name", default="unknown", help="Stored in the model.")
 @click.option("--base-name", default="", help="Stored in the model.")
 @click.option("--gguf", type=click.Path(path_type=Path), help="Also export it to this file.")
-@click.option("--layout", type=click.Choice(["merged", "lean", "adapter"]), help="With --gguf.  [default: lean]")
 @click.option("--base", type=click.Path(path_type=Path), help="With --gguf: the base GGUF it will steer.")
-@click.option("--dtype", type=click.Choice(["f32", "f16", "bf16"]), default="f16", help="With --gguf.")
+@options_for(
+    ExportConfig,
+    names=("layout", "dtype"),
+    overrides={
+        "layout": {"help": "With --gguf.", "choices": ("merged", "lean", "adapter"), "show": "lean"},
+        "dtype": {"help": "With --gguf."},
+    },
+)
 def import_official(
     folder: Path,
     out: Path,
@@ -24,9 +35,8 @@ def import_official(
     reward_name: str,
     base_name: str,
     gguf: Path | None,
-    layout: str | None,
     base: Path | None,
-    dtype: str,
+    **options: Any,
 ) -> None:
     """Turn a checkpoint of the paper's code in FOLDER into the value model folder OUT, ready for `export`.
 
@@ -38,4 +48,4 @@ def import_official(
     checkpoint = run(folder, out, backbone, reward_name, base_name)
     click.echo(f"wrote {out}")
     if gguf is not None:
-        click.echo(f"wrote {export_value(checkpoint, gguf, layout, base, dtype)}")
+        click.echo(f"wrote {export_value(checkpoint, gguf, base, build(ExportConfig, options))}")

@@ -11,7 +11,8 @@ import click
 @click.command("make")
 @click.argument("plan", type=click.Path(path_type=Path))
 @click.argument("overrides", nargs=-1, type=click.Path(path_type=Path))
-def make(plan: Path, overrides: tuple[Path, ...]) -> None:
+@click.option("--dry-run", is_flag=True, help="Check the plan and tell the steps: what is done, what is to do.")
+def make(plan: Path, overrides: tuple[Path, ...], dry_run: bool) -> None:
     """Run the whole chain that the TOML file PLAN describes, skipping what is done.
 
     Settings in the TOML files OVERRIDES replace those of PLAN; paths in all of them are relative to PLAN. A step
@@ -22,4 +23,4 @@ def make(plan: Path, overrides: tuple[Path, ...]) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from ..make import make as run
 
-    run(plan, *overrides, echo=click.echo)
+    run(plan, *overrides, echo=click.echo, dry_run=dry_run)

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
+from sia_local.cli.from_dataclass import build, options_for
 
-@click.command("verify", context_settings={"show_default": True})
+from ..proof.junctions import JunctionConfig
+from ..settings import Machine
+
+
+@click.command("verify")
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--base", required=True, type=click.Path(path_type=Path), help="Base GGUF: it decides the junctions.")
@@ -15,16 +21,11 @@ import click
 @click.option("--quantize", default="", help="Also verify these quantizations of the first file: Q8_0,Q4_K_M,…")
 @click.option("--backbone", type=click.Path(path_type=Path), help="Hugging Face folder, if it has moved.")
 @click.option("--out", type=click.Path(path_type=Path), help="JSON report.")
-@click.option("--k", default=10, help="Candidates.")
-@click.option("--threshold", default=1.0, help="Entropy of a junction, in nats over the candidates.")
-@click.option("--limit", default=40, help="Trajectories.")
-@click.option("--per-trajectory", default=24, help="Junctions of a trajectory at most.")
-@click.option("--ctx", default=1024, help="Tokens a sequence may hold.")
-@click.option("--threads", default=0, show_default="all")
-@click.option("--gpu-layers", default=0, help="Layers of the base on the GPU while it decides the junctions.")
+@options_for(JunctionConfig)
+@options_for(Machine)
 @click.pass_context
 def verify(
-    ctx_: click.Context,
+    context: click.Context,
     checkpoint: Path,
     files: tuple[Path, ...],
     base: Path,
@@ -32,38 +33,24 @@ def verify(
     quantize: str,
     backbone: Path | None,
     out: Path | None,
-    k: int,
-    threshold: float,
-    limit: int,
-    per_trajectory: int,
-    ctx: int,
-    threads: int,
-    gpu_layers: int,
+    **options: Any,
 ) -> None:
     """Compare the values of the GGUF FILES with those of CHECKPOINT in PyTorch, on the same token sequences.
 
     The GGUF runs as in use: queue, candidates, commits. Exits with 1 when a file is beyond its tolerance
     (float32: max |dV| 1e-3; Q8_0: the same best candidate at 95 % of junctions; Q4_K_M: at 90 %).
     """
-    from ..proof.junctions import Runtime
+    from ..formats.checkpoint import ValueCheckpoint
     from ..proof.verify import table, write_report
     from ..proof.verify import verify as run
-    from ..train.head import ValueCheckpoint
+    from ..proof.walk import walk
 
-    rows = run(
-        ValueCheckpoint.open(checkpoint, backbone),
-        files,
-        base,
-        data,
-        [name.strip() for name in quantize.split(",") if name.strip()],
-        k,
-        threshold,
-        limit,
-        per_trajectory,
-        Runtime(ctx, threads, gpu_layers),
-    )
+    config, machine = build(JunctionConfig, options), build(Machine, options)
+    seen = walk(ValueCheckpoint.open(checkpoint, backbone), base, data, config, machine)
+    types = [name.strip() for name in quantize.split(",") if name.strip()]
+    rows = run(seen, files, base, types, machine)
     click.echo(table(rows))
     if out is not None:
         write_report(rows, out)
     if any(row.failures for row in rows):
-        ctx_.exit(1)
+        context.exit(1)

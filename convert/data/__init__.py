@@ -1,1 +1,1 @@
-"""Trajectories: sampled, taken from data sets, scored, read for training. Imports sia_local, no training."""
+"""Trajectories: sampled, taken from data sets, scored, read for training. Imports formats; torch in hf_reward alone."""

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sia_local.errors import ConfigError, DataError
 
-from ..train.head import RAW_TEMPLATE
+from ..formats.checkpoint import RAW_TEMPLATE
 from .trajectories import Trajectory, check_rewards, read_trajectories
 
 END_TOKENS = ("<|im_end|>", "<|eot_id|>", "<|end|>")
@@ -61,8 +60,7 @@ class Reader:
     def prompt_ids(self, trajectory: Trajectory) -> tuple[int, ...]:
         """Token ids of the rendered prompt, begin-of-sequence once where the tokenizer adds one."""
         # A base without a template, or asked for raw text, hands its value model the same plain text.
-        plain = trajectory.rendered == trajectory.prompt
-        given = plain or bool(self.as_base and trajectory.rendered)
+        given = trajectory.raw or bool(self.as_base and trajectory.rendered)
         key = trajectory.rendered if given else f"\0{trajectory.prompt}"
         if key not in self._prompts:
             rendered = key
@@ -145,14 +143,3 @@ def batches(examples: Sequence[Example], size: int, rng: np.random.Generator | N
     if rng is not None:
         out = [out[i] for i in rng.permutation(len(out))]
     return out
-
-
-def load_tokenizer(folder: str | os.PathLike[str]) -> Any:
-    """The tokenizer of a Hugging Face folder or name."""
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(str(folder))
-    except (OSError, ValueError) as error:
-        name = Path(folder).name
-        raise DataError(f"{name} has no tokenizer that transformers can read ({str(error)[:120]})") from error

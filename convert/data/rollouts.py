@@ -1,4 +1,4 @@
-"""Trajectories: sampled from a base GGUF through `sia_local`, or taken from a data set of pairs."""
+"""Trajectories sampled from a base GGUF through `sia_local`."""
 
 from __future__ import annotations
 
@@ -6,83 +6,132 @@ import functools
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sia_local import SiaConfig
+from sia_local.config import BETA_UNITS, GATES, SamplingConfig, SiaConfig
 from sia_local.errors import ConfigError, ContextFullError, DataError
 
+from ..aside import file_mark
 from ..progress import Progress
-from .trajectories import Appender, Shard, Trajectory, finished_ids, read_jsonl
-
-PROMPT_FIELDS = ("prompt", "instruction", "question", "query")
-RESPONSE_FIELDS = ("response", "completion", "output", "answer", "chosen")
+from ..settings import Machine, setting, settings_of
+from .outputs import Appender
+from .trajectories import Shard, Trajectory
 
 
 @dataclass(frozen=True)
 class RolloutConfig:
-    """How trajectories are sampled. `sampling` is the policy: gate `off` is the base, restricted to its top k.
+    """How texts are sampled: from the base, restricted to its top k as steering is."""
 
-    samples: responses a prompt. slots: sequences decoded at once. n_ctx: tokens a sequence may hold.
-    """
-
-    base: str
-    samples: int = 4
-    max_tokens: int = 128
-    slots: int = 16
-    n_ctx: int = 512
-    n_threads: int = 0
-    n_gpu_layers: int = 0
-    value: str | None = None
-    sampling: SiaConfig = field(default_factory=lambda: SiaConfig(gate="off"))
-    raw: bool = False
-    seed: int = 0
+    samples: int = setting(4, "Responses a prompt.")
+    max_tokens: int = setting(128, "Longest response, in tokens.")
+    k: int = setting(10, "Sample from the k likeliest tokens, as steering will.")
+    temperature: float = setting(1.0, "Of sampling.")
+    slots: int = setting(16, "Sequences decoded at once.")
+    n_ctx: int = setting(512, "Tokens a sequence may hold, prompt included.", option="--ctx")
+    raw: bool = setting(False, "Continue the prompt as plain text, without the chat template.")
+    seed: int = setting(0, "The same seed draws the same numbers for every text.")
 
     def __post_init__(self) -> None:
         if min(self.samples, self.max_tokens, self.slots) < 1:
             raise ConfigError("samples, max-tokens and slots must be at least 1")
+        self.policy(None)
+
+    def policy(self, steering: Steering | None) -> SiaConfig:
+        """What is sampled: the base, or the base as a value model steers it."""
+        sampling = SamplingConfig(temperature=self.temperature)
+        return SiaConfig(k=self.k, sampling=sampling, **(asdict(steering) if steering else {"gate": "off"}))
 
 
-def sample(prompts: list[str], out: str | os.PathLike[str], config: RolloutConfig, shard: Shard | None = None) -> int:
+@dataclass(frozen=True)
+class Steering:
+    """How a value model steers what is sampled."""
+
+    gate: str = setting("entropy", f"With --value: when to steer, {', '.join(GATES)}.", metavar="NAME")
+    threshold: float = setting(1.0, "With --value: entropy threshold in nats.")
+    rate: float = setting(0.2, "With --value: share of steered tokens for the gates rate and random.")
+    beta: float = setting(1.0, "With --value: strength.")
+    beta_unit: str = setting("raw", "With --value: unit of beta.", choices=BETA_UNITS)
+
+    def __post_init__(self) -> None:
+        SiaConfig(**{name: getattr(self, name) for name in ("gate", "threshold", "rate", "beta", "beta_unit")})
+
+
+def sample(
+    prompts: list[str],
+    out: str | os.PathLike[str],
+    base: str | os.PathLike[str],
+    config: RolloutConfig,
+    machine: Machine | None = None,
+    shard: Shard | None = None,
+    value: str | os.PathLike[str] | None = None,
+    steering: Steering | None = None,
+) -> int:
     """Appends `samples` trajectories a prompt to `out`, skipping those already there; returns how many are new.
 
-    Sample j of prompt p has the id `p-j` and a seed of its own, so a run that was interrupted, or split into
-    shards, samples what one run would have. Prompts that do not fit n_ctx are left out, and counted on stderr.
-    Raises DataError for an empty prompt set, ContextFullError when no prompt fits.
+    With `value` the texts are those of the base as that GGUF steers it. Sample j of prompt p has the id `p-j` and
+    random numbers of its own, whatever run or shard it is drawn in. The text is the same up to rounding: logits
+    depend in their last bits on which sequences share a batch, and a token that falls the other way changes all
+    after it. Prompts that do not fit n_ctx are left out, and counted on stderr.
+    Raises DataError for an empty prompt set, and for an output begun with other prompts or settings or written by
+    another process; ContextFullError when no prompt fits.
     """
+    if not prompts:
+        raise DataError("the prompt file is empty: expected one prompt a line, or JSONL with a field `prompt`")
+    shard, steering = shard or Shard(), (steering or Steering()) if value is not None else None
+    decisive = {**settings_of(RolloutConfig, config), "base": file_mark(base)}
+    for free in ("samples", "slots"):
+        del decisive[free]
+    if value is not None and steering is not None:
+        decisive |= {**asdict(steering), "value": file_mark(value)}
+    with Appender(out, decisive) as append:
+        wanted = list(_missing(prompts, append, config.samples, shard))
+        if not wanted:
+            return 0
+        return _sample(prompts, wanted, append, base, config, machine or Machine(), value, steering)
+
+
+def _missing(prompts: list[str], append: Appender, samples: int, shard: Shard) -> Iterator[tuple[int, int]]:
+    for p, prompt in enumerate(prompts):
+        if shard.mine(p):
+            for j in range(samples):
+                if not append.check_same(Trajectory(f"{p}-{j}", p, prompt, "", [], ""), response=False):
+                    yield p, j
+
+
+def _sample(
+    prompts: list[str],
+    wanted: list[tuple[int, int]],
+    append: Appender,
+    base: str | os.PathLike[str],
+    config: RolloutConfig,
+    machine: Machine,
+    value: str | os.PathLike[str] | None,
+    steering: Steering | None,
+) -> int:
     from sia_local import SIA
     from sia_local.llama.chat import render_chat
 
-    if not prompts:
-        raise DataError("the prompt file is empty: expected one prompt a line, or JSONL with a field `prompt`")
-    shard = shard or Shard()
-    done = finished_ids(out)
-    wanted = [
-        (p, j) for p in range(len(prompts)) if shard.mine(p) for j in range(config.samples) if f"{p}-{j}" not in done
-    ]
-    if not wanted:
-        return 0
-    progress = Progress("rollouts", len(wanted) + len(done), len(done))
-    with (
-        SIA.load(
-            config.base,
-            config.value,
-            n_ctx=config.n_ctx,
-            slots=config.slots,
-            n_threads=config.n_threads,
-            n_gpu_layers=config.n_gpu_layers,
-            max_candidates=config.sampling.k if config.value else None,
-        ) as sia,
-        Appender(out) as append,
-    ):
+    policy = config.policy(steering)
+    progress = Progress("rollouts", len(wanted) + len(append.done), len(append.done))
+    with SIA.load(
+        base,
+        value,
+        n_ctx=config.n_ctx,
+        slots=config.slots,
+        n_threads=machine.threads,
+        n_gpu_layers=machine.gpu_layers,
+        max_candidates=config.k if value is not None else None,
+    ) as sia:
         template = sia.model.chat_template
+        raw = config.raw or template is None
         bos = sia.model.token_text(sia.model.bos) if sia.model.bos >= 0 else ""
         eos = sia.model.token_text(sia.model.eos) if sia.model.eos >= 0 else ""
 
         @functools.lru_cache(maxsize=4 * config.slots)
         def rendered(prompt: str) -> str:
-            if config.raw or template is None:
+            if raw or template is None:
                 return prompt
             return render_chat(template, [{"role": "user", "content": prompt}], bos, eos)
 
@@ -97,13 +146,14 @@ def sample(prompts: list[str], out: str | os.PathLike[str], config: RolloutConfi
                         read = {p: sia.prompt(prompts[p], config.raw)}
                 except ContextFullError as error:
                     too_long.append(error)
-                    progress.update()
+                    progress.skip()
                     continue
-                yield sia.job(read[p], config.sampling, max_tokens=config.max_tokens, seed=seed, id=number)
+                yield sia.job(read[p], policy, max_tokens=config.max_tokens, seed=seed, id=number)
 
         texts: dict[int, list[str]] = {}
         tokens: dict[int, list[int]] = {}
         for step in sia.run(jobs()):
+            progress.work()
             texts.setdefault(step.job, []).append(step.text)
             ended = step.finish == "eog"
             if not ended:
@@ -111,75 +161,24 @@ def sample(prompts: list[str], out: str | os.PathLike[str], config: RolloutConfi
             if step.finish is None:
                 continue
             p, j = wanted[step.job]
-            append(
-                Trajectory(
-                    id=f"{p}-{j}",
-                    prompt_id=p,
-                    prompt=prompts[p],
-                    rendered=rendered(prompts[p]),
-                    tokens=tokens.pop(step.job, []),
-                    response="".join(texts.pop(step.job)),
-                    finish="stop" if ended else "length",
-                    stop=step.token if ended else None,
-                ).to_json()
+            text = Trajectory(
+                id=f"{p}-{j}",
+                prompt_id=p,
+                prompt=prompts[p],
+                rendered=rendered(prompts[p]),
+                tokens=tokens.pop(step.job, []),
+                response="".join(texts.pop(step.job)),
+                finish="stop" if ended else "length",
+                stop=step.token if ended else None,
+                raw=raw,
             )
-            progress.update()
+            append(text.to_json())
+            progress.update(work=len(text.tokens) + ended)
     if too_long:
-        if len(too_long) == len(wanted) and not done:
+        if len(too_long) == len(wanted) and not append.done:
             raise too_long[0]
         print(f"left out {len(too_long)} trajectories: their prompts do not fit {config.n_ctx} tokens", file=sys.stderr)
     return len(wanted) - len(too_long)
-
-
-def take_pairs(
-    source: str | os.PathLike[str], out: str | os.PathLike[str], base: str, shard: Shard | None = None
-) -> int:
-    """Turns a JSONL of prompt/response pairs (and rewards, if it has them) into trajectories; returns how many.
-
-    The base GGUF gives the tokenizer. Equal prompts share a prompt_id. DataError for a line without the fields.
-    """
-    from sia_local.llama.chat import render_chat
-    from sia_local.llama.model import Model
-
-    shard = shard or Shard()
-    done = finished_ids(out)
-    numbers: dict[str, int] = {}
-    new = 0
-    with Model(base, vocab_only=True) as model, Appender(out) as append:
-        template = model.chat_template
-        for line, entry in read_jsonl(source):
-            prompt = next((entry[name] for name in PROMPT_FIELDS if isinstance(entry.get(name), str)), None)
-            response = next((entry[name] for name in RESPONSE_FIELDS if isinstance(entry.get(name), str)), None)
-            if prompt is None or response is None:
-                raise DataError(
-                    f"{source}, line {line}: expected a prompt ({', '.join(PROMPT_FIELDS)}) and a response "
-                    f"({', '.join(RESPONSE_FIELDS)}), found {', '.join(entry) or 'nothing'}"
-                )
-            p = numbers.setdefault(prompt, len(numbers))
-            name = str(entry.get("id", f"{p}-{line}"))
-            if not shard.mine(p) or name in done:
-                continue
-            rendered = prompt
-            if template is not None:
-                eos = model.token_text(model.eos) if model.eos >= 0 else ""
-                rendered = render_chat(template, [{"role": "user", "content": prompt}], "", eos)
-            reward = entry.get("reward", entry.get("score"))
-            append(
-                Trajectory(
-                    id=name,
-                    prompt_id=p,
-                    prompt=prompt,
-                    rendered=rendered,
-                    tokens=model.tokenize(response),
-                    response=response,
-                    finish=str(entry.get("finish", "stop")),
-                    reward=float(reward) if isinstance(reward, (int, float)) else None,
-                ).to_json()
-            )
-            new += 1
-    if not new and not done:
-        raise DataError(f"{source} has no pairs: expected JSONL with prompt and response")
-    return new
 
 
 def load_prompts(path: str | os.PathLike[str]) -> list[str]:

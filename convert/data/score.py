@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from sia_local.errors import DataError
 from sia_local.rewards.load import Reward, load_reward
 
 from ..progress import Progress
-from .trajectories import Appender, Shard, Trajectory, check_rewards, finished_ids, read_trajectories
+from .outputs import Appender
+from .trajectories import Shard, Trajectory, check_rewards, read_trajectories
 
 
 def score_files(
-    sources: Iterable[str | os.PathLike[str]],
+    sources: Sequence[str | os.PathLike[str]],
     out: str | os.PathLike[str],
     spec: str,
     batch: int = 64,
@@ -23,20 +24,22 @@ def score_files(
     """Appends every trajectory of `sources` with its reward to `out`; returns how many are new.
 
     `spec` is what `sia_local.rewards.load_reward` takes; `data` keeps the rewards that are there. Trajectories
-    already in `out` are skipped. DataError for an empty set, a missing, or a constant reward; NumericError
-    for NaN, before the batch it is in is written.
+    already in `out` are skipped. DataError for an empty set, an id that stands for two texts, a missing, or a
+    constant reward, or an output that another process writes or that was scored otherwise; NumericError for NaN,
+    before the batch it is in is written.
     """
     shard = shard or Shard()
     everything = [t for t in read_trajectories(sources) if shard.mine(t.prompt_id)]
     if not everything:
         raise DataError("the trajectory files are empty: sample some with `sia-convert rollouts`")
-    done = finished_ids(out)
-    waiting = [t for t in everything if t.id not in done]
-    reward: Reward | None = None
-    if spec != "data" and waiting:
-        reward = load_reward(spec)
-    progress = Progress("score", len(everything), len(everything) - len(waiting))
-    with Appender(out) as append:
+    by_id = {t.id: t for t in everything}
+    if len(by_id) < len(everything):
+        twice = next(t.id for t in everything if by_id[t.id] is not t)
+        raise DataError(f"the id {twice} stands in several of the files: score them into an output each")
+    with Appender(out, {"reward": spec}) as append:
+        waiting = [t for t in everything if not append.check_same(t)]
+        reward = load_reward(spec) if spec != "data" and waiting else None
+        progress = Progress("score", len(everything), len(everything) - len(waiting))
         for at in range(0, len(waiting), batch):
             part = waiting[at : at + batch]
             for trajectory in _scored(part, reward):

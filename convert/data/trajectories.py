@@ -12,9 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from sia_local.errors import ConfigError, DataError
-from sia_local.files import atomic_write
-
-from ..aside import provenance
 
 
 @dataclass(frozen=True)
@@ -22,7 +19,8 @@ class Trajectory:
     """A prompt and one sampled response.
 
     tokens: generated ids without the token that ended them; finish: `stop` or `length`; stop: the id that
-    ended it, if known; rendered: what the base read; reward: in reward units, None before scoring.
+    ended it, if known; rendered: what the base read; raw: the plain prompt, without a chat template; reward: in
+    reward units, None before scoring.
     """
 
     id: str
@@ -34,6 +32,7 @@ class Trajectory:
     finish: str = "stop"
     reward: float | None = None
     stop: int | None = None
+    raw: bool = False
 
     def __post_init__(self) -> None:
         if self.finish not in ("stop", "length"):
@@ -68,12 +67,21 @@ def read_jsonl(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, An
 
 
 def read_trajectories(paths: Iterable[str | os.PathLike[str]]) -> Iterator[Trajectory]:
-    """Every trajectory of the files, in order. DataError for a line that lacks what a trajectory has."""
+    """Every trajectory of the files, in order.
+
+    DataError for a line that lacks what a trajectory has, an id that stands twice in a file, and a file given twice:
+    such texts would weigh double.
+    """
+    files: set[Path] = set()
     for path in paths:
+        if Path(path).resolve() in files:
+            raise DataError(f"{path} is given twice: its texts would weigh double")
+        files.add(Path(path).resolve())
+        ids: set[str] = set()
         for number, entry in read_jsonl(path):
             try:
                 reward = entry.get("reward")
-                yield Trajectory(
+                found = Trajectory(
                     str(entry["id"]),
                     int(entry["prompt_id"]),
                     str(entry["prompt"]),
@@ -83,6 +91,8 @@ def read_trajectories(paths: Iterable[str | os.PathLike[str]]) -> Iterator[Traje
                     str(entry.get("finish", "stop")),
                     None if reward is None else float(reward),
                     None if entry.get("stop") is None else int(entry["stop"]),
+                    # Files from before there was the field: what the base read tells.
+                    bool(entry.get("raw", entry.get("rendered") == entry["prompt"])),
                 )
             except KeyError as error:
                 raise DataError(
@@ -91,6 +101,13 @@ def read_trajectories(paths: Iterable[str | os.PathLike[str]]) -> Iterator[Traje
                 ) from error
             except (TypeError, ValueError) as error:
                 raise DataError(f"{path}, line {number}: {error}") from error
+            if found.id in ids:
+                raise DataError(
+                    f"{path}, line {number}: the id {found.id} stands twice; two processes may have written the file "
+                    "at once: remove one of each, or make it again"
+                )
+            ids.add(found.id)
+            yield found
 
 
 def check_rewards(trajectories: Iterable[Trajectory]) -> None:
@@ -107,48 +124,6 @@ def check_rewards(trajectories: Iterable[Trajectory]) -> None:
         raise DataError("the trajectory files are empty: sample some with `sia-convert rollouts`")
     if low == high:
         raise DataError(f"all {count} rewards are {low}: a constant reward teaches nothing; check the reward")
-
-
-def finished_ids(path: str | os.PathLike[str]) -> set[str]:
-    """Ids already in a JSONL output, after cutting off a last line that an interruption left incomplete."""
-    target = Path(path)
-    if not target.exists():
-        return set()
-    data = target.read_bytes()
-    if data and not data.endswith(b"\n"):
-        with target.open("r+b") as handle:
-            handle.truncate(data.rfind(b"\n") + 1)
-    return {str(entry["id"]) for _, entry in read_jsonl(target) if "id" in entry}
-
-
-class Appender:
-    """Appends lines to a JSONL file, each whole before the next: `with Appender(path) as out: out(line)`.
-
-    `<path>.made.json` beside it says by which command and versions; the lines stay free to concatenate.
-    """
-
-    def __init__(self, path: str | os.PathLike[str]):
-        self.path = Path(path)
-
-    def __enter__(self) -> Appender:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(self.path.with_name(f"{self.path.name}.made.json")) as made:
-            json.dump(provenance(), made, indent=1)
-        self._handle = self.path.open("ab", buffering=0)
-        return self
-
-    def __call__(self, line: str) -> None:
-        data = memoryview(line.encode("utf-8") + b"\n")
-        before = self._handle.tell()
-        try:
-            while data:  # an unbuffered write may take only a part
-                data = data[self._handle.write(data) or 0 :]
-        except BaseException:
-            self._handle.truncate(before)
-            raise
-
-    def __exit__(self, *_: object) -> None:
-        self._handle.close()
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""The story demo alone: corpus, pretraining, prompts, judge. Nothing else imports it but the command line."""
+"""The story demo alone: corpus, pretraining, prompts, judge. Imports no other room; cli and make's steps know it."""

@@ -31,6 +31,7 @@ from .textclean import (
     words,
 )
 
+COLLECTIONS = ("tinystories_sample.txt.xz", "fables.jsonl.xz", "classics.txt.xz")
 END_OF_TEXT, IM_START, IM_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 SYSTEM_PROMPTS = (
     "You are a friendly storyteller.", "You write short stories for children.", "You are a helpful assistant.",
@@ -177,15 +178,20 @@ def _fable(record: dict[str, str | None]) -> Story | None:
     return Story(body, "fable", subject, (), (), "", place, teaching, mood_of(body), title)
 
 
+def check_sources(folder: Path) -> None:
+    """DataError when a collection is missing."""
+    for name in COLLECTIONS:
+        if not (folder / name).is_file():
+            raise DataError(f"no {name} in {folder}: give the folder of the training data with --data")
+
+
 def load_sources(folder: Path, limit: int | None = None) -> Sources:
     """Reads and cleans the collections under `folder` (`limit` keeps that many of each; for tests).
 
     Raises DataError when a file is missing.
     """
-    names = ("tinystories_sample.txt.xz", "fables.jsonl.xz", "classics.txt.xz")
-    for name in names:
-        if not (folder / name).is_file():
-            raise DataError(f"no {name} in {folder}: give the folder of the training data with --data")
+    check_sources(folder)
+    names = COLLECTIONS
     with lzma.open(folder / names[0], "rt", encoding="utf-8") as handle:
         raw = split_tinystories(handle.read())[:limit]
     raw = [s for s in dict.fromkeys(raw) if len(s) > 200 and s.isascii() and s[-1] in '.!?"']

@@ -14,15 +14,17 @@ import random
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sia_local.errors import ConfigError, DataError
 from sia_local.files import atomic_write
 
-from .corpus import END_OF_TEXT, IM_END, IM_START, Sources, epoch, load_sources
+from ..settings import setting
+from .corpus import END_OF_TEXT, IM_END, IM_START, Sources, check_sources, epoch, load_sources
 
+DATA, WORK, OUT = Path("../shared/data"), Path("build/base"), Path("build/base-hf")
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] "
     "+ '<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
@@ -33,34 +35,39 @@ CHAT_TEMPLATE = (
 class PretrainConfig:
     """Everything a run depends on. Widths are multiples of 256 because K-quant blocks are that long."""
 
-    data: Path = Path("../shared/data")
-    work: Path = Path("build/base")
-    out: Path = Path("build/base-hf")
-    minutes: float = 55.0
-    tokens: int = 60_000_000
-    vocab_size: int = 4096
-    hidden_size: int = 256
-    layers: int = 6
-    intermediate_size: int = 768
-    heads: int = 4
-    kv_heads: int = 2
-    context: int = 512
-    batch: int = 8
-    lr: float = 2e-3
-    warmup_tokens: int = 400_000
-    decay: float = 0.3
-    weight_decay: float = 0.1
-    classics: float = 0.12
-    late_classics: float = 0.04
-    save_minutes: float = 3.0
-    eval_steps: int = 100
-    held_out: int = 120
-    threads: int = 2
-    bf16: bool = True
-    compiled: bool = True
-    seed: int = 1
-    story_limit: int | None = None
-    max_steps: int | None = None
+    data: Path = field(default=DATA, metadata={"help": "Folder with the story collections."})
+    work: Path = field(
+        default=WORK,
+        metadata={"help": "Checkpoints, tokenizer and log.jsonl; an interrupted run continues from here."},
+    )
+    out: Path = field(default=OUT, metadata={"help": "Hugging Face folder written at the end."})
+    minutes: float = setting(55.0, "Training time, resumed time included.")
+    tokens: int = setting(60_000_000, "Stop after this many tokens.")
+    layers: int = setting(6, "Blocks.")
+    hidden_size: int = setting(256, "Width.")
+    intermediate_size: int = setting(768, "Width of the feed-forward layers.")
+    batch: int = setting(8, "Rows of 512 tokens a step.")
+    lr: float = setting(2e-3, "Peak learning rate.")
+    threads: int = setting(2, "CPU threads.")
+    seed: int = setting(1, "Decides the split, the requests and the weights to begin with.")
+    bf16: bool = setting(True, "bfloat16 autocast.", option="--bf16/--fp32")
+    compiled: bool = setting(
+        True, "torch.compile; needs g++ and is skipped without it.", option="--compile/--no-compile"
+    )
+    vocab_size: int = setting(4096, cli=False)
+    heads: int = setting(4, cli=False)
+    kv_heads: int = setting(2, cli=False)
+    context: int = setting(512, cli=False)
+    warmup_tokens: int = setting(400_000, cli=False)
+    decay: float = setting(0.3, cli=False)
+    weight_decay: float = setting(0.1, cli=False)
+    classics: float = setting(0.12, cli=False)
+    late_classics: float = setting(0.04, cli=False)
+    save_minutes: float = setting(3.0, cli=False)
+    eval_steps: int = setting(100, cli=False)
+    held_out: int = setting(120, cli=False)
+    story_limit: int | None = setting(None, cli=False)
+    max_steps: int | None = setting(None, cli=False)
 
     def __post_init__(self) -> None:
         if self.minutes <= 0 or self.tokens <= 0:
@@ -72,6 +79,10 @@ class PretrainConfig:
             )
         if not 0 <= self.decay <= 1:
             raise ConfigError(f"decay {self.decay} is a share of the run: give a number from 0 to 1")
+
+    def check(self) -> None:
+        """DataError when the data are not there."""
+        check_sources(self.data)
 
 
 @dataclass
@@ -336,9 +347,3 @@ def pretrain(config: PretrainConfig) -> Progress:
     save_hf(model, tokenizer, config.out)
     _append(log, {**asdict(progress), "held_out_loss": round(measure(), 4), "finished": True})
     return progress
-
-
-if __name__ == "__main__":
-    from ..cli.pretrain import pretrain as command
-
-    command()

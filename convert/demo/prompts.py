@@ -1,6 +1,6 @@
 """Story requests from a small grammar: prompts for measuring and, disjoint from them, for value-model rollouts.
 
-`python -m convert.prompts` rewrites examples/prompts.txt and models/prompts-train.txt.
+`python -m sia_convert.demo.prompts` rewrites examples/prompts.txt and models/prompts-train.txt.
 """
 
 from __future__ import annotations

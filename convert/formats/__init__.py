@@ -1,1 +1,1 @@
-"""Files: Hugging Face folders, GGUF, official checkpoints, export, quantization. Imports no training."""
+"""Files: Hugging Face folders, GGUF, value checkpoints, export, quantization. Imports neither data, train nor proof."""

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from sia_local.errors import ConfigError, IncompatibleError, ModelFileError
+from sia_local.errors import IncompatibleError, ModelFileError
 from sia_local.llama import keys
 from sia_local.llama.embeddings import write_trailer
 
 from ..aside import aside, provenance_json
-from ..train.head import Head, ValueCheckpoint
+from ..settings import check_choice, setting
 from .arch import block_of, gguf_name, reorder_rows
+from .checkpoint import Head, ValueCheckpoint
 from .gguf_io import KV, Tensor, encode, f32, read_gguf, text, u32, write_gguf
 from .hf import Backbone
 from .vocab import Vocab
@@ -22,6 +24,38 @@ from .vocab import Vocab
 LAYOUTS = ("merged", "lean", "adapter", "head")
 DTYPES = {"f32": 0, "f16": 1, "bf16": 32}
 ROW_TYPES = ("f16", "q8_0", "f32", "base")
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """How a value model is written."""
+
+    layout: str | None = setting(
+        None,
+        "merged: a standard GGUF with the LoRA merged. lean: without a vocabulary, its only logit is V. "
+        "adapter: a LoRA over the base's own weights. head: the head alone, over the frozen base.",
+        choices=LAYOUTS,
+        show="by placement; lean for separate",
+    )
+    dtype: str = setting("f16", "Type of the weights.", choices=tuple(DTYPES))
+    rows: str | None = setting(
+        None,
+        "Format of a lean file's embedding rows; base: none, the base model's are used.",
+        choices=ROW_TYPES,
+        show="f32 beside f32 weights, else f16",
+    )
+    spread: float | None = setting(None, "Spread of V among candidates.", show="as `sia-convert spread` found it")
+    name: str | None = setting(None, "general.name of the file.")
+    pre: str | None = setting(None, "llama.cpp's name of the pre-tokenizer, where the tokenizer's is not recognised.")
+
+    def __post_init__(self) -> None:
+        check_choice("layout", self.layout, (None, *LAYOUTS))
+        check_choice("dtype", self.dtype, DTYPES)
+        check_choice("rows", self.rows, (None, *ROW_TYPES))
+
+    @property
+    def row_type(self) -> str:
+        return self.rows or ("f32" if self.dtype == "f32" else "f16")
 
 
 def backbone_tensors(backbone: Backbone, dtype: str, *, lm_head: bool) -> Iterator[Tensor]:
@@ -123,69 +157,68 @@ def export_base(
 def export_value(
     checkpoint: ValueCheckpoint,
     out: str | os.PathLike[str],
-    layout: str | None = None,
     base: str | os.PathLike[str] | None = None,
-    dtype: str = "f16",
-    rows: str | None = None,
-    name: str | None = None,
-    pre: str | None = None,
+    config: ExportConfig | None = None,
 ) -> Path:
-    """A trained value model as GGUF in `layout` (default: `default_layout`); `rows` is the format of a lean file's
-    embedding rows (default: f32 beside f32 weights, else f16).
+    """A trained value model as GGUF. Returns the path written.
 
-    Returns the path written. Raises IncompatibleError when base, backbone and layout do not fit together.
+    `base`: the GGUF it will steer, whose tokenizer is the one to agree with. Raises IncompatibleError when base,
+    backbone and layout do not fit together.
     """
-    layout = layout or default_layout(checkpoint)
-    rows = rows or ("f32" if dtype == "f32" else "f16")
-    if layout not in LAYOUTS or dtype not in DTYPES or rows not in ROW_TYPES:
-        raise ConfigError(
-            f"layout {layout!r}, dtype {dtype!r}, rows {rows!r}: expected one of {', '.join(LAYOUTS)}; "
-            f"{', '.join(DTYPES)}; {', '.join(ROW_TYPES)}"
-        )
+    config = config or ExportConfig()
+    layout, dtype = config.layout or default_layout(checkpoint), config.dtype
     check_layout(checkpoint, layout)
     base_path = Path(base) if base is not None else None
     # An adapter or a head holds no weight of the backbone, so the base's own file can stand in for it.
     backbone = checkpoint.open_backbone(base_path if layout in ("adapter", "head") else None)
-    vocab, fingerprint = find_vocab(backbone.folder, backbone.hparams.n_vocab, base_path, pre)
-    title = name or f"{backbone.folder.resolve().name}-value"
+    vocab, fingerprint = find_vocab(backbone.folder, backbone.hparams.n_vocab, base_path, config.pre)
+    title = config.name or f"{backbone.folder.resolve().name}-value"
     target = named(Path(out), title, dtype, layout == "adapter")
     if base_path is not None and layout in ("adapter", "head"):
         _check_same_shape(backbone, base_path)
     kind = {"adapter": "value-adapter", "head": "value-head"}.get(layout, "value")
     fields = {
         **general(title, dtype, "adapter" if layout == "adapter" else "model"),
-        **checkpoint.fields(kind, fingerprint),
+        **checkpoint.fields(kind, fingerprint, config.spread),
     }
     with aside(target) as temporary:
         {"merged": _merged, "lean": _lean, "adapter": _adapter, "head": _head}[layout](
-            temporary, checkpoint, backbone, vocab, fields, dtype, rows
+            temporary, checkpoint, backbone, vocab, fields, dtype, config.row_type
         )
         check_loads(temporary, checkpoint.reward_head(), base_path)
     return target
 
 
 def default_layout(checkpoint: ValueCheckpoint) -> str:
-    """That of the placement it was trained for; a model of its own is lean where its head allows it.
+    return layout_for(checkpoint.meta.placement, checkpoint.head.hidden_weight is not None)
+
+
+def layout_for(placement: str, hidden: bool) -> str:
+    """The layout of the placement a model was trained for; one of its own is lean where its head allows it.
 
     On a CPU the runtime spares both layouts the output layer of a large vocabulary; lean needs none anywhere, loads
     faster and takes less memory (`sia-local bench`).
     """
-    if checkpoint.meta.placement in ("adapter", "head"):
-        return checkpoint.meta.placement
-    return "lean" if checkpoint.head.hidden_weight is None else "merged"
+    if placement in ("adapter", "head"):
+        return placement
+    return "merged" if hidden else "lean"
 
 
 def check_layout(checkpoint: ValueCheckpoint, layout: str) -> None:
-    """IncompatibleError when the trained model cannot be written in `layout`."""
     m = checkpoint.meta
-    if layout == "lean" and checkpoint.head.hidden_weight is not None:
+    check_trained(layout, m.tune, m.layers, checkpoint.head.hidden_weight is not None)
+
+
+def check_trained(layout: str, tune: str, layers: int | None, hidden: bool) -> None:
+    """IncompatibleError when what was trained (`hidden`: a head with a hidden layer) has no place in `layout`."""
+    if layout == "lean" and hidden:
         raise IncompatibleError("the lean layout holds a linear head only; this head has a hidden layer: use merged")
-    if layout == "adapter" and (m.tune != "lora" or m.layers):
+    if layout == "adapter" and (tune != "lora" or layers):
         raise IncompatibleError(
             "the adapter layout needs a LoRA over the whole base; this model was trained with "
-            f"--tune {m.tune}{f' --layers {m.layers}' if m.layers else ''}: export it as merged or lean"
+            f"--tune {tune}{f' --layers {layers}' if layers else ''}: export it as merged or lean"
         )
-    if layout == "head" and (m.tune != "none" or m.layers):
+    if layout == "head" and (tune != "none" or layers):
         raise IncompatibleError("the head layout needs a frozen, whole backbone: train with --placement head")
 
 
@@ -255,7 +288,8 @@ def _adapter(
     # llama.cpp scales by alpha / rank; rank-stabilised LoRA divides by its root.
     fields |= {"adapter.type": text("lora"), "adapter.lora.alpha": f32(lora.scale * lora.rank)}
     tensors = []
-    for module, (a, b) in sorted(lora.pairs.items()):
+    for module in sorted(lora.pairs):
+        a, b = lora.for_one_alpha(module)
         target = gguf_name(f"{module}.weight")
         if target is None:
             raise IncompatibleError(f"the LoRA touches {module}, which has no place in an adapter file")

@@ -12,8 +12,10 @@ from sia_local.errors import IncompatibleError, ModelFileError
 from sia_local.files import atomic_write
 
 from ..aside import provenance
-from ..train.head import RAW_TEMPLATE, Head, ValueCheckpoint, ValueMeta
-from .hf import Backbone, Lora, TensorFolder, load_torch_file, read_json
+from .checkpoint import RAW_TEMPLATE, Head, ValueCheckpoint, ValueMeta
+from .hf import Backbone, load_tokenizer
+from .lora import Lora
+from .tensors import TensorFolder, load_torch_file, read_json
 
 EXPECTED = "expected lora_weights/, token_reward_head.pt and model_config.json"
 
@@ -105,7 +107,5 @@ def _copy_lora(source: Path, target: Path) -> None:
 
 
 def _template(backbone: Path) -> str:
-    from ..data.examples import load_tokenizer
-
     found = load_tokenizer(backbone).chat_template
     return found if isinstance(found, str) else RAW_TEMPLATE

@@ -54,9 +54,29 @@ def quantize_gguf(
     return target
 
 
-def _copy_trailer(src: Path, table: EmbeddingRows, handle: object) -> None:
+def rows_hint(path: str | os.PathLike[str]) -> str | None:
+    """A sentence where float32 embedding rows are much of a quantized lean file; None elsewhere."""
+    size = Path(path).stat().st_size
+    if EmbeddingRows.from_trailer(path) is None:
+        return None
+    ggml_type, n_embd, n_rows = _footer(Path(path))
+    rows = n_rows * n_embd * 4
+    if ggml_type != 0 or rows < size / 4:
+        return None
+    return (
+        f"{Path(path).name}: {rows / 1e6:.1f} of its {size / 1e6:.1f} MB are embedding rows in float32; in f16 they "
+        "are half that and change V less than quantization does (quantize_rows in a plan, --rows of quantize)"
+    )
+
+
+def _footer(path: Path) -> tuple[int, int, int]:
+    """(ggml type, width, rows) of a lean file's embedding rows."""
     footer = keys.TRAILER_FOOTER
-    with src.open("rb") as source:
-        source.seek(src.stat().st_size - footer.size)
-        ggml_type = footer.unpack(source.read(footer.size))[0]
-    write_trailer(handle, np.asarray(table._data), ggml_type, table.n_embd)
+    with path.open("rb") as source:
+        source.seek(path.stat().st_size - footer.size)
+        ggml_type, n_embd, n_rows = footer.unpack(source.read(footer.size))[:3]
+    return ggml_type, n_embd, n_rows
+
+
+def _copy_trailer(src: Path, table: EmbeddingRows, handle: object) -> None:
+    write_trailer(handle, np.asarray(table._data), _footer(src)[0], table.n_embd)

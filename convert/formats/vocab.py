@@ -13,7 +13,7 @@ from sia_local.errors import IncompatibleError, ModelFileError
 from sia_local.llama.keys import vocab_sha256
 
 from .gguf_io import KV, boolean, f32_array, i32_array, read_gguf, text, text_array, u32
-from .hf import read_json
+from .tensors import read_json
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 SPACE = "\u2581"

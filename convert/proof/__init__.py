@@ -1,1 +1,1 @@
-"""PyTorch against GGUF: one pass over the junctions that both read. Imports everything it compares."""
+"""PyTorch against GGUF: one pass over the junctions that spread and verify read. Imports formats, data and train."""

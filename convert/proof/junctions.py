@@ -1,19 +1,20 @@
-"""Junctions of recorded trajectories, and the values of their candidates in PyTorch and in the runtime."""
+"""Junctions of recorded trajectories, and the values of their candidates in PyTorch."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sia_local.errors import DataError
+from sia_local.errors import ConfigError, DataError
 
 from ..data.examples import Reader
 from ..data.trajectories import Trajectory
 from ..progress import Progress
+from ..settings import Machine, setting
 
 if TYPE_CHECKING:
     from sia_local import SIA
@@ -35,40 +36,48 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Runtime:
-    """How GGUF files are run to compare them: float32 KV cache, no flash attention.
+class JunctionConfig:
+    """Which junctions are looked at."""
 
-    n_gpu_layers: of the base that decides the junctions; values are compared on the CPU, in full float32.
+    k: int = setting(10, "Candidates.")
+    threshold: float = setting(1.0, "Entropy of a junction, in nats over the candidates.")
+    limit: int = setting(40, "Trajectories.")
+    per_trajectory: int = setting(24, "Junctions of a trajectory at most.")
+    n_ctx: int = setting(1024, "Tokens a sequence may hold.", option="--ctx")
+
+    def __post_init__(self) -> None:
+        if min(self.k, self.limit, self.per_trajectory, self.n_ctx) < 1:
+            raise ConfigError("k, limit, per-trajectory and ctx must be at least 1")
+
+
+def load_runtime(
+    base: str | os.PathLike[str], value: str | os.PathLike[str] | None, config: JunctionConfig, machine: Machine
+) -> SIA:
+    """GGUF files as they are run to be compared: float32 KV cache, no flash attention.
+
+    Values are computed on the CPU, in full float32; a base alone, which decides the junctions, may use the GPU.
     """
+    from sia_local import SIA
 
-    n_ctx: int = 1024
-    n_threads: int = 0
-    n_gpu_layers: int = 0
-
-    def load(self, base: str | os.PathLike[str], value: str | os.PathLike[str] | None, k: int) -> SIA:
-        from sia_local import SIA
-
-        return SIA.load(
-            base,
-            value,
-            n_ctx=self.n_ctx,
-            n_threads=self.n_threads,
-            n_gpu_layers=self.n_gpu_layers if value is None else 0,
-            max_candidates=k if value is not None else None,
-            type_k="f32",
-            type_v="f32",
-            flash_attention="off",
-        )
+    return SIA.load(
+        base,
+        value,
+        n_ctx=config.n_ctx,
+        n_threads=machine.threads,
+        n_gpu_layers=machine.gpu_layers if value is None else 0,
+        max_candidates=config.k if value is not None else None,
+        type_k="f32",
+        type_v="f32",
+        flash_attention="off",
+    )
 
 
 def find_cases(
     base: str | os.PathLike[str],
     trajectories: Iterable[Trajectory],
     reader: Reader,
-    k: int = 10,
-    threshold: float = 1.0,
-    per_trajectory: int = 24,
-    runtime: Runtime | None = None,
+    config: JunctionConfig,
+    machine: Machine,
 ) -> list[Case]:
     """Feeds each trajectory to the base and keeps up to `per_trajectory` positions with top-k entropy >= threshold.
 
@@ -79,20 +88,20 @@ def find_cases(
     cases = []
     waiting = [t for t in trajectories if t.tokens]
     progress = Progress("junctions", len(waiting))
-    with (runtime or Runtime()).load(base, None, k) as sia:
+    with load_runtime(base, None, config, machine) as sia:
         for trajectory in waiting:
-            prompt = sia.prompt(trajectory.prompt, raw=trajectory.rendered == trajectory.prompt)
+            prompt = sia.prompt(trajectory.prompt, raw=trajectory.raw)
             tokens = trajectory.tokens[: max(0, sia.n_ctx - 1 - len(prompt.tokens))]
             found: list[tuple[int, np.ndarray]] = []
             t = 0
             for rows in sia.engine.trail(0, prompt.tokens[:-1], [prompt.tokens[-1], *tokens[:-1]]):
                 for logits in rows:
-                    ids = top_candidates(logits, k)
-                    if entropy(logits[ids]) >= threshold:
+                    ids = top_candidates(logits, config.k)
+                    if entropy(logits[ids]) >= config.threshold:
                         found.append((t, ids))
                     t += 1
-            if len(found) > per_trajectory:
-                chosen = np.linspace(0, len(found) - 1, per_trajectory).round().astype(int)
+            if len(found) > config.per_trajectory:
+                chosen = np.linspace(0, len(found) - 1, config.per_trajectory).round().astype(int)
                 found = [found[i] for i in chosen]
             if found:
                 cases.append(
@@ -105,7 +114,7 @@ def find_cases(
                 )
             progress.update()
     if not cases:
-        raise DataError(f"no step of these trajectories reaches an entropy of {threshold} nats: lower --threshold")
+        raise DataError(f"no step of these trajectories reaches an entropy of {config.threshold} nats: lower threshold")
     return cases
 
 
@@ -138,30 +147,3 @@ def torch_values(model: ValueModel, case: Case) -> np.ndarray:
         ).last_hidden_state
         values: np.ndarray = model.head(hidden[0, n:]).cpu().numpy()
     return values.reshape(n_junctions, k)
-
-
-def gguf_values(sia: SIA, case: Case) -> tuple[np.ndarray, list[int]]:
-    """The runtime's V [J, k], with its queue, branches and commits, and the prompt tokens its value model read."""
-    value: Any = sia.value
-    trajectory = case.trajectory
-    prompt = sia.prompt(trajectory.prompt, raw=trajectory.rendered == trajectory.prompt)
-    sia.engine.begin(0, prompt.tokens)
-    value.begin(0, prompt)
-    read = list(value.engine.slots[0].tokens)
-    shared = value.engine is sia.engine
-    rows: list[np.ndarray] = []
-    at = 0
-    for position, candidates in zip(case.positions, case.candidates, strict=True):
-        for token in trajectory.tokens[at:position]:
-            sia.engine.accept(0, token)
-            value.accept(0, token)
-        at = position
-        if shared:
-            sia.engine.logits([0])
-        rows.append(np.asarray(value.score([(0, candidates)])[0], np.float64))
-    return np.stack(rows), read
-
-
-def spread_of(values: Sequence[np.ndarray]) -> float:
-    """Mean over junctions of the standard deviation of V among the candidates, in the units of V."""
-    return float(np.concatenate([v.std(axis=1) for v in values]).mean())

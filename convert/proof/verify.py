@@ -8,19 +8,23 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sia_local.errors import DataError, NumericError
+from sia_local.errors import NumericError
 from sia_local.files import atomic_write
 from sia_local.llama import keys
 
 from ..aside import provenance
 from ..progress import Progress
-from ..train.head import ValueCheckpoint
+from ..settings import Machine
 from ..train.metrics import spearman
-from .junctions import Case, Runtime, find_cases, gguf_values, spread_of, torch_values
-from .spread import reader_for, take
+from .junctions import Case, load_runtime
+from .walk import Walk, spread_of
+
+if TYPE_CHECKING:
+    from sia_local import SIA
 
 MAX_DIFFERENCE = {"F32": 1e-3}  # reward units
 MIN_AGREEMENT = {"F32": 0.99, "F16": 0.95, "BF16": 0.95, "Q8_0": 0.95, "Q4_K_M": 0.90}
@@ -45,39 +49,20 @@ class Row:
 
 
 def verify(
-    checkpoint: ValueCheckpoint,
+    walk: Walk,
     files: Sequence[str | os.PathLike[str]],
     base: str | os.PathLike[str],
-    data: Sequence[str | os.PathLike[str]],
     quantizations: Sequence[str] = (),
-    k: int = 10,
-    threshold: float = 1.0,
-    limit: int = 40,
-    per_trajectory: int = 24,
-    runtime: Runtime | None = None,
+    machine: Machine | None = None,
 ) -> list[Row]:
     """One row a file, and one for each quantization of the first file, made for the purpose and thrown away."""
-    from ..train.model import load
-
-    runtime = runtime or Runtime()
-    reader = reader_for(checkpoint)
-    trajectories = take(data, limit)
-    if not trajectories:
-        raise DataError("the trajectory files are empty: sample some with `sia-convert rollouts`")
-    cases = find_cases(base, trajectories, reader, k, threshold, per_trajectory, runtime)
-    model = load(checkpoint)
-    progress = Progress("PyTorch", len(cases))
-    wanted = []
-    for case in cases:
-        wanted.append(torch_values(model, case))
-        progress.update()
-    del model
+    machine = machine or Machine()
     rows = []
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(prefix="sia-verify-") as folder:
         for path in [Path(f) for f in files]:
-            rows.append(compare(path, base, cases, wanted, runtime, k))
-        for path in _quantized(Path(files[0]), quantizations, Path(folder), runtime.n_threads):
-            rows.append(compare(path, base, cases, wanted, runtime, k))
+            rows.append(compare(path, base, walk, machine))
+        for path in _quantized(Path(files[0]), quantizations, Path(folder), machine.threads):
+            rows.append(compare(path, base, walk, machine))
     return rows
 
 
@@ -90,29 +75,22 @@ def _quantized(source: Path, types: Sequence[str], folder: Path, n_threads: int)
         path.unlink()
 
 
-def compare(
-    path: Path,
-    base: str | os.PathLike[str],
-    cases: Sequence[Case],
-    wanted: Sequence[np.ndarray],
-    runtime: Runtime,
-    k: int,
-) -> Row:
-    """Runs one GGUF over the cases and compares it with PyTorch's values `wanted` ([J, k] a case)."""
+def compare(path: Path, base: str | os.PathLike[str], walk: Walk, machine: Machine) -> Row:
+    """Runs one GGUF over the junctions and compares it with PyTorch's values."""
     kind, name = _describe(path)
-    progress = Progress(path.name, len(cases))
+    progress = Progress(path.name, len(walk.cases))
     given, same_prompt = [], True
-    with runtime.load(base, path, k) as sia:
-        for case in cases:
+    with load_runtime(base, path, walk.config, machine) as sia:
+        for case in walk.cases:
             values, read = gguf_values(sia, case)
             same_prompt &= read == list(case.prompt_ids)
             given.append(values)
             progress.update()
-    a, b = np.concatenate(list(wanted)).astype(np.float64), np.concatenate(given)
+    a, b = np.concatenate(walk.values).astype(np.float64), np.concatenate(given)
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         raise NumericError(f"{path.name}: NaN or infinite values; export again from a finite checkpoint")
     difference = np.abs(a - b)
-    spread = spread_of(list(wanted))
+    spread = spread_of(walk)
     agreement = float((a.argmax(1) == b.argmax(1)).mean())
     failures = []
     if not same_prompt:
@@ -135,6 +113,28 @@ def compare(
         spread,
         tuple(failures),
     )
+
+
+def gguf_values(sia: SIA, case: Case) -> tuple[np.ndarray, list[int]]:
+    """The runtime's V [J, k], with its queue, branches and commits, and the prompt tokens its value model read."""
+    value: Any = sia.value
+    trajectory = case.trajectory
+    prompt = sia.prompt(trajectory.prompt, raw=trajectory.raw)
+    sia.engine.begin(0, prompt.tokens)
+    value.begin(0, prompt)
+    read = list(value.engine.slots[0].tokens)
+    shared = value.engine is sia.engine
+    rows: list[np.ndarray] = []
+    at = 0
+    for position, candidates in zip(case.positions, case.candidates, strict=True):
+        for token in trajectory.tokens[at:position]:
+            sia.engine.accept(0, token)
+            value.accept(0, token)
+        at = position
+        if shared:
+            sia.engine.logits([0])
+        rows.append(np.asarray(value.score([(0, candidates)])[0], np.float64))
+    return np.stack(rows), read
 
 
 def _describe(path: Path) -> tuple[str, str]:

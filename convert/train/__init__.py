@@ -1,1 +1,1 @@
-"""The value model and its training in PyTorch. Imports data and formats."""
+"""The value model and its training in PyTorch. Imports data and formats, never proof. `config` is free of torch."""

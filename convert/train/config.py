@@ -10,59 +10,74 @@ from pathlib import Path
 
 from sia_local.errors import ConfigError, DataError
 
-from .model import LOSSES, LoraSettings
+from ..settings import check_choice, setting
 
+LOSSES = ("trajectory-mean", "per-token", "td-lambda")
 PLACEMENTS = ("separate", "adapter", "head")
 SCHEDULES = ("constant", "linear", "cosine")
+TUNES = ("lora", "full", "none")
+# The linear layers of a block, whatever the architecture; a target may be spelled with what stands before the name.
+LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """One training run. The defaults are the paper's recipe.
+class LoraSettings:
+    """LoRA as PEFT takes it."""
 
-    tune: `lora`, `full` (all weights but the embeddings) or `none`; None follows the placement. head_hidden:
-    width of the head's hidden layer, 0 for a linear head. lam: lambda of td-lambda. patience: epochs without
-    a better held-out loss before stopping. save_every: optimiser steps between resumable states.
-    """
-
-    backbone: str
-    data: tuple[str, ...]
-    out: str
-    placement: str = "separate"
-    tune: str | None = None
-    layers: int | None = None
-    head_hidden: int = 0
-    loss: str = "trajectory-mean"
-    lam: float = 0.95
-    lora: LoraSettings = field(default_factory=LoraSettings)
-    epochs: int = 3
-    batch: int = 16
-    accumulate: int = 1
-    lr: float = 1e-4
-    head_lr: float | None = None
-    weight_decay: float = 1e-4
-    clip: float = 1.0
-    schedule: str = "constant"
-    warmup: int = 0
-    held_out: float = 0.1
-    patience: int = 2
-    max_length: int = 1024
-    template: str = "chat"
-    stop_token: str | None = None
-    reward_name: str = "unknown"
-    base_name: str = ""
-    bf16: bool | None = None
-    checkpointing: bool = False
-    seed: int = 0
-    save_every: int = 200
-    limit: int | None = None
+    r: int = setting(16, "Rank of the LoRA.")
+    alpha: int = setting(32, "Its alpha; updates are scaled by alpha / rank.")
+    dropout: float = setting(0.1, "Its dropout.")
+    targets: tuple[str, ...] = setting(LINEAR[:4], "Module names, or the single word all-linear.")
 
     def __post_init__(self) -> None:
-        for name, allowed in (("placement", PLACEMENTS), ("loss", LOSSES), ("schedule", SCHEDULES)):
-            if getattr(self, name) not in allowed:
-                raise ConfigError(f"{name} {getattr(self, name)!r}: expected one of {', '.join(allowed)}")
-        if self.tune not in (None, "lora", "full", "none"):
-            raise ConfigError(f"tune {self.tune!r}: expected lora, full or none")
+        if self.r < 1 or not 0.0 <= self.dropout < 1.0 or not self.targets:
+            raise ConfigError(f"LoRA of rank {self.r}, dropout {self.dropout}: expected r >= 1, 0 <= dropout < 1")
+        for target in self.targets:
+            if self.targets != ("all-linear",) and target.split(".")[-1] not in LINEAR:
+                raise ConfigError(f"LoRA target {target!r}: expected all-linear alone, or some of {', '.join(LINEAR)}")
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How a value model is trained. The defaults are the paper's recipe."""
+
+    placement: str = setting("separate", "Where the value model will live.", choices=PLACEMENTS)
+    tune: str | None = setting(
+        None,
+        "What is trained beside the head; full: all weights but the embeddings.",
+        choices=TUNES,
+        show="lora; none for --placement head",
+    )
+    loss: str = setting("trajectory-mean", "What V is drawn to.", choices=LOSSES)
+    lam: float = setting(0.95, "Lambda of td-lambda: 1 is per-token, 0 one-step TD.", option="--lambda")
+    layers: int | None = setting(None, "Keep only the first N blocks of the backbone.", metavar="N")
+    head_hidden: int = setting(0, "Width of a hidden layer in the head; 0: a linear head.")
+    lora: LoraSettings = field(default_factory=LoraSettings, metadata={"prefix": "lora_"})
+    epochs: int = setting(3, "Passes over the data.")
+    batch: int = setting(16, "Trajectories a forward pass.")
+    accumulate: int = setting(1, "Forward passes an optimiser step.")
+    lr: float = setting(1e-4, "Learning rate.")
+    head_lr: float | None = setting(None, "Learning rate of the head.", show="--lr")
+    weight_decay: float = setting(1e-4, "Of AdamW.")
+    clip: float = setting(1.0, "Largest norm of the gradient.")
+    schedule: str = setting("constant", "What the learning rate does after the warm-up.", choices=SCHEDULES)
+    warmup: int = setting(0, "Optimiser steps of linear warm-up.")
+    held_out: float = setting(0.1, "Share of the prompts that is held out.")
+    patience: int = setting(2, "Epochs without a better held-out loss before stopping.")
+    max_length: int = setting(1024, "Longest prompt and response together, in tokens.")
+    template: str = setting("chat", "chat (the tokenizer's), raw (the plain prompt), or a jinja file.")
+    stop_token: str | None = setting(None, "Token appended to finished responses.", show="the template's")
+    bf16: bool | None = setting(None, "Compute in bfloat16.", show="on a GPU")
+    checkpointing: bool = setting(False, "Gradient checkpointing: less memory, more time.")
+    seed: int = setting(0, "Decides the split, the order and the dropout.")
+    save_every: int = setting(200, "Optimiser steps between resumable states.")
+    limit: int | None = setting(None, "Use only the first N trajectories.", metavar="N")
+
+    def __post_init__(self) -> None:
+        check_choice("placement", self.placement, PLACEMENTS)
+        check_choice("loss", self.loss, LOSSES)
+        check_choice("schedule", self.schedule, SCHEDULES)
+        check_choice("tune", self.tune, (None, *TUNES))
         if self.placement == "adapter" and (self.tuning != "lora" or self.layers):
             raise ConfigError("placement adapter is a LoRA over the whole base: leave out --tune and --layers")
         if self.placement == "head" and (self.tuning != "none" or self.layers):
@@ -76,6 +91,17 @@ class TrainConfig:
     def tuning(self) -> str:
         return self.tune or ("none" if self.placement == "head" else "lora")
 
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(TrainSettings):
+    """One training run: the recipe and what it is made from. `backbone` is a Hugging Face folder or name."""
+
+    backbone: str
+    data: tuple[str, ...]
+    out: str
+    reward_name: str = setting("unknown", "Stored in the model.")
+    base_name: str = setting("", "Stored in the model.")
+
     def fingerprint(self) -> str:
         """Hash of everything that decides the result, files by content."""
         settings = dataclasses.asdict(self)
@@ -87,6 +113,15 @@ class TrainConfig:
                 raise DataError(f"no file at {path}: expected scored trajectories (JSONL)")
             digest.update(Path(path).read_bytes())
         return digest.hexdigest()
+
+
+def read_template(template: str) -> str:
+    """The text of a jinja file; `chat` and `raw` as they are. DataError where there is no such file."""
+    if template in ("chat", "raw"):
+        return template
+    if not Path(template).is_file():
+        raise DataError(f"template {template}: expected chat, raw or the path of a jinja file")
+    return Path(template).read_text(encoding="utf-8")
 
 
 @dataclass

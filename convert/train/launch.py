@@ -7,16 +7,16 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 from sia_local.errors import SiaError
 from sia_local.files import atomic_write
 
-from ..formats.hf import read_json
+from ..formats.tensors import read_json
+from .config import LoraSettings, TrainConfig
 
 
-def launch(config: Any, processes: int, job: Path) -> None:
-    """Trains `config` (a TrainConfig) in `processes` processes of this machine. SiaError when it fails."""
+def launch(config: TrainConfig, processes: int, job: Path, restart: bool = False) -> None:
+    """Trains `config` in `processes` processes of this machine. SiaError when it fails."""
     import torch
 
     with atomic_write(job) as handle:
@@ -24,7 +24,8 @@ def launch(config: Any, processes: int, job: Path) -> None:
     where = ["--multi_gpu"] if torch.cuda.device_count() > 1 else [] if torch.cuda.is_available() else ["--cpu"]
     words = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(processes), *where]
     words += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    done = subprocess.run([*words, "--module", f"{__package__}.launch", str(job)], check=False)
+    words += ["--module", f"{__package__}.launch", str(job), *(["--restart"] if restart else [])]
+    done = subprocess.run(words, check=False)
     if done.returncode:
         raise SiaError(
             f"training in {processes} processes ended with code {done.returncode}: its message is above; the same "
@@ -32,16 +33,15 @@ def launch(config: Any, processes: int, job: Path) -> None:
         )
 
 
-def main(job: str) -> int:
+def main(job: str, *flags: str) -> int:
     """What every process runs; returns the exit code."""
-    from .loop import TrainConfig, train
-    from .model import LoraSettings
+    from .loop import train
 
     settings = read_json(job)
     settings["lora"]["targets"] = tuple(settings["lora"]["targets"])
     settings |= {"lora": LoraSettings(**settings["lora"]), "data": tuple(settings["data"])}
     try:
-        train(TrainConfig(**settings))
+        train(TrainConfig(**settings), resume="--restart" not in flags)
     except SiaError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -49,4 +49,4 @@ def main(job: str) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1]))
+    raise SystemExit(main(*sys.argv[1:]))

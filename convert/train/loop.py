@@ -18,11 +18,12 @@ from sia_local.errors import ConfigError, NumericError
 from sia_local.files import atomic_write
 
 from ..aside import provenance
-from ..data.examples import Example, Reader, Split, batches, load_split, load_tokenizer
-from ..formats.hf import load_torch_file
+from ..data.examples import Example, Reader, Split, batches, load_split
+from ..formats.checkpoint import ValueCheckpoint, ValueMeta
+from ..formats.hf import load_tokenizer
+from ..formats.tensors import load_torch_file
 from ..progress import Progress, duration
 from .config import Place, TrainConfig
-from .head import ValueCheckpoint, ValueMeta
 from .metrics import pairwise_accuracy, r2, spearman
 from .model import build, pad, save_changes, value_loss
 

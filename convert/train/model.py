@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +15,9 @@ from torch import Tensor, nn
 from sia_local.errors import ConfigError, DataError, IncompatibleError
 
 from ..formats.arch import Hparams
-from ..formats.hf import read_json
-from .head import Head, ValueCheckpoint
-
-DEFAULT_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
-LOSSES = ("trajectory-mean", "per-token", "td-lambda")
-
-
-@dataclass(frozen=True)
-class LoraSettings:
-    """LoRA as PEFT takes it; `targets` may be the single word `all-linear`."""
-
-    r: int = 16
-    alpha: int = 32
-    dropout: float = 0.1
-    targets: tuple[str, ...] = DEFAULT_TARGETS
-
-    def __post_init__(self) -> None:
-        if self.r < 1 or not 0.0 <= self.dropout < 1.0 or not self.targets:
-            raise ConfigError(f"LoRA of rank {self.r}, dropout {self.dropout}: expected r >= 1, 0 <= dropout < 1")
+from ..formats.checkpoint import Head, ValueCheckpoint
+from ..formats.tensors import read_json
+from .config import LOSSES, LoraSettings
 
 
 class ValueHead(nn.Module):
@@ -154,7 +137,7 @@ def build(
         try:
             backbone = get_peft_model(backbone, config)
         except ValueError as error:
-            raise ConfigError(f"--lora-targets {','.join(lora.targets)}: {error}") from error
+            raise ConfigError(f"LoRA targets {', '.join(lora.targets)}: {error}") from error
     return ValueModel(backbone, head)
 
 

@@ -16,6 +16,7 @@ from ..errors import ConfigError
 from ..generation.sia import SIA
 from ..records import Prompt
 from ..steering.choice import GATE_SEED
+from ..values.hidden import HiddenValues
 from ..values.model import ValueModel
 from .replay import Recorder
 
@@ -231,6 +232,8 @@ def describe(sia: SIA) -> tuple[str, float | None]:
     """(placement, size of the value model's weights over the base's). A lean model counts as if it had
     embeddings in Q6_K, as in the merged layout of the same shape."""
     value = sia.value
+    if isinstance(value, HiddenValues):
+        return "q-head", None
     if not isinstance(value, ValueModel):
         return "-", None
     if value.file.kind != "value":

@@ -90,6 +90,7 @@ def goals(rows: Sequence[Row], cold: Sequence[ColdRow] = ()) -> list[Goal]:
     separate = lambda placement: placement in ("separate", "lean")  # noqa: E731
     sparse: dict[str, Any] = {"arm": "sparse", "rate": fifth}
     head = ratio(**sparse, placement="head")
+    eight = over(ratio(8, **sparse, placement="q-head"), ratio(8, arm=UNSTEERED))
     many = max(
         (
             speedup
@@ -101,7 +102,10 @@ def goals(rows: Sequence[Row], cold: Sequence[ColdRow] = ()) -> list[Goal]:
     start = next((over(c.ours.seconds, c.rival.seconds) for c in cold if c.rival), None)
     adapter = next((over(c.added_mb, c.expected_mb) for c in cold if c.expected_mb), None)
     return [
-        Goal(f"unsteered / {RIVAL} generate", 1.05, over(ratio(arm=UNSTEERED), ratio(arm=f"{RIVAL} generate"))),
+        Goal(f"unsteered / {RIVAL} generate", 1.0, over(ratio(arm=UNSTEERED), ratio(arm=f"{RIVAL} generate"))),
+        Goal("q-head at 20 % / unsteered", 0.98, ratio(**sparse, placement="q-head")),
+        Goal("q-head at every token / unsteered", 0.95, ratio(arm="dense", placement="q-head")),
+        Goal("8 texts, q-head at 20 % / 8 texts unsteered", 0.97, eight),
         Goal("head at 20 % / unsteered", 0.83, head),
         Goal(
             "separate, the base's size, at 20 % / unsteered", 0.65, ratio(**sparse, placement=separate, value_size=own)
@@ -115,7 +119,7 @@ def goals(rows: Sequence[Row], cold: Sequence[ColdRow] = ()) -> list[Goal]:
             "head at 20 % / separate dense", 4.0, over(head, ratio(arm="dense", placement="separate", value_size=own))
         ),
         Goal("8 texts / 1 text, steered, best placement", 2.5, many),
-        Goal("start-up over llama-cpp-python's", 1.2, start, at_most=True),
+        Goal("start-up over llama-cpp-python's", 1.15, start, at_most=True),
         Goal("memory added by the adapter over file + KV cache", 1.1, adapter, at_most=True),
     ]
 

@@ -20,9 +20,10 @@ from ..config import DEFAULT_CANDIDATES, DEFAULT_HEAD_CANDIDATES, Setup, SiaConf
 from ..errors import ConfigError, SiaError
 from ..generation.sia import SIA
 from ..llama.context import ContextOptions
+from ..llama.keys import QHEAD_KIND
 from ..llama.library import default_threads
 from ..llama.model import Model
-from ..values.model import ValueFile
+from ..values.sources import AnyFile, read_value_file
 from .arms import RIVAL, UNSTEERED, Arm, RivalArm, Row, Workload
 
 
@@ -127,7 +128,7 @@ class Bench:
         """Makes the arms. One that cannot be loaded is noted in `failed` and does not lose the others."""
         options = self.options
         self._attempt(RIVAL, self._rival)
-        files = [ValueFile.read(path) for path in options.values]
+        files = [read_value_file(path) for path in options.values]
         for slots in options.sequences:
             self._attempt(f"{UNSTEERED}, {slots} at once", partial(self._plain, slots))
             for file in files:
@@ -151,7 +152,7 @@ class Bench:
             arms.append(Arm(sia, "gate only", gated, None, self.options.seed))
         return arms
 
-    def _steered(self, file: ValueFile, slots: int) -> list[Arm]:
+    def _steered(self, file: AnyFile, slots: int) -> list[Arm]:
         options = self.options
         default = DEFAULT_HEAD_CANDIDATES if file.kind == "value-head" else DEFAULT_CANDIDATES
         ks = options.k or (default,)
@@ -162,7 +163,7 @@ class Bench:
             for k in ks
             for rate in options.rates
         ]
-        if options.dense and slots == 1:
+        if options.dense and (slots == 1 or file.kind == QHEAD_KIND):
             arms.append(Arm(sia, "dense", replace(narrow, k=max(ks), gate="dense"), 1.0, options.seed))
         return arms
 

@@ -21,6 +21,7 @@ import numpy as np
 
 from ..errors import ConfigError
 from ..llama import keys as keys
+from ..values.qhead import QHead, QHeadMeta, write_qhead
 from .shapes import Shape, parse_shape, vocabulary
 
 VERSION = 1  # part of every cached file's name: raise it when what is written changes
@@ -262,6 +263,25 @@ def write_adapter(path: Path, shape: Shape, rank: int = 16, seed: int = 3) -> No
     _write(path, shape, metadata, tensors)
 
 
+def write_random_qhead(path: Path, shape: Shape, rank: int = 64, n_hidden: int = 512) -> None:
+    rng = np.random.default_rng(0)
+
+    def matrix(out: int, into: int) -> Any:
+        return (rng.standard_normal((out, into)) / np.sqrt(into)).astype(np.float32)
+
+    bias = [np.zeros(n, np.float32) for n in (rank, n_hidden, shape.n_embd)]
+    qhead = QHead(
+        weight=matrix(rank, n_hidden),
+        bias=bias[0],
+        token_weight=matrix(rank, shape.n_embd),
+        token_bias=bias[2],
+        hidden_weight=matrix(n_hidden, shape.n_embd),
+        hidden_bias=bias[1],
+        spread=1.0,
+    )
+    write_qhead(path, qhead, QHeadMeta())
+
+
 def ensure(
     shape: Shape | str,
     kind: str = "base",
@@ -272,16 +292,16 @@ def ensure(
 ) -> Path:
     """The path of a synthetic file, written first if it is not there.
 
-    `kind`: base, value (merged), lean, adapter or head. `ftype` is the quantization of base and value models
+    `kind`: base, value (merged), lean, adapter, head or qhead. `ftype` is the quantization of base and value models
     (`F16` keeps them as written). `say` is told before something slow happens. Twice the size of an F16 model
     must be free in `folder` (default: `cache_dir()`) while a model is quantized.
     """
     shape = parse_shape(shape) if isinstance(shape, str) else shape
-    if kind not in ("base", "value", "lean", "adapter", "head"):
-        raise ConfigError(f"Got the synthetic kind {kind!r}; expected base, value, lean, adapter or head.")
+    if kind not in ("base", "value", "lean", "adapter", "head", "qhead"):
+        raise ConfigError(f"Got the synthetic kind {kind!r}; expected base, value, lean, adapter, head or qhead.")
     folder = cache_dir() if folder is None else Path(folder)
     stem = f"synthetic{VERSION}-{shape.name.replace('/', '-div')}-{kind}"
-    path = folder / (f"{stem}.gguf" if kind in ("adapter", "head") else f"{stem}-{ftype}.gguf")
+    path = folder / (f"{stem}.gguf" if kind in ("adapter", "head", "qhead") else f"{stem}-{ftype}.gguf")
     if path.exists():
         return path
     folder.mkdir(parents=True, exist_ok=True)
@@ -292,6 +312,8 @@ def ensure(
             write_adapter(done, shape)
         elif kind == "head":
             write_head(done, shape)
+        elif kind == "qhead":
+            write_random_qhead(done, shape)
         else:
             if kind == "base":
                 write_base(half, shape)

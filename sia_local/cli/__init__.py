@@ -10,6 +10,7 @@ COMMANDS = {
     "chat": "Chat with a steered model; /why shows what steering did.",
     "generate": "Generate from one prompt, steered at its junctions.",
     "inspect": "What a GGUF holds, and whether a base and a value model fit.",
+    "learn": "Learn a steering file from two sentences, or from a value model.",
     "eval": "Compare steering arms on many prompts: reward, KL, intervals.",
     "calibrate": "Choose threshold and beta for a base and a value model.",
     "serve": "Serve steered models to OpenAI clients, with a page to chat at.",

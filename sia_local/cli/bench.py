@@ -10,13 +10,14 @@ import click
 
 from ..errors import ConfigError
 from .options import numbers
+from .resolve import model_paths
 
 FORMATS = ("md", "csv", "json", "jsonl")
-PLACEMENTS = ("separate", "lean", "quarter", "quarter-lean", "adapter", "head")
+PLACEMENTS = ("separate", "lean", "quarter", "quarter-lean", "adapter", "head", "q-head")
 
 
 @click.command()
-@click.option("-m", "--model", type=click.Path(), help="Base model, GGUF.")
+@click.option("-m", "--model", type=click.Path(), help="Base model, GGUF.  [default: the shipped one]")
 @click.option("-v", "--value", "values", type=click.Path(), multiple=True, help="Value model, GGUF; repeatable.")
 @click.option("--synthetic", metavar="SHAPE", help="Random weights: qwen3-0.6b, qwen3-1.7b, tiny, or SHAPE/4.")
 @click.option("--synthetic-dir", type=click.Path(), help="Where those files are kept.  [default: the user's cache]")
@@ -101,9 +102,8 @@ def _files(options: dict[str, Any]) -> tuple[Path, list[Path]]:
     """Base and value files: given, or synthetic ones, written where they are missing."""
     values = [Path(v) for v in options["values"]]
     if not options["synthetic"]:
-        if options["model"] is None:
-            raise ConfigError("no model was given; give a base with -m base.gguf, or --synthetic qwen3-0.6b")
-        return Path(options["model"]), values
+        base, shipped = model_paths({"model": options["model"], "value": [str(value) for value in values]})
+        return base, values or [Path(value) for value in shipped]
     if options["model"] is not None:
         raise ConfigError("-m and --synthetic were given; give one of them")
 
@@ -116,7 +116,7 @@ def _files(options: dict[str, Any]) -> tuple[Path, list[Path]]:
     folder = Path(options["synthetic_dir"]) if options["synthetic_dir"] else cache_dir()
     for name in wanted:
         size = f"{shape}/4" if name.startswith("quarter") else shape
-        kind = {"separate": "value", "quarter": "value", "quarter-lean": "lean"}.get(name, name)
+        kind = {"separate": "value", "quarter": "value", "quarter-lean": "lean", "q-head": "qhead"}.get(name, name)
         values.append(ensure(size, kind, folder, n_threads=options["threads"] or 2, say=_say))
     return ensure(shape, "base", folder, n_threads=options["threads"] or 2, say=_say), values
 

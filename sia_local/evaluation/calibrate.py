@@ -17,8 +17,8 @@ from ..errors import ConfigError, NumericError
 from ..prompts import PromptItem
 from ..records import Step
 from ..rewards.load import Reward
+from ..seeds import text_seed
 from .profile import Profile
-from .run import text_seed
 
 if TYPE_CHECKING:
     from ..generation.sia import SIA

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,6 +15,7 @@ from ..errors import ConfigError, SiaError
 from ..prompts import PromptItem
 from ..records import Request
 from ..rewards.load import Reward
+from ..seeds import text_seed
 from ..views.trace import config_dict
 from .arms import Arm
 from .samples import Sample, SampleFile
@@ -221,12 +221,6 @@ def _score_and_store(samples: list[Sample], store: SampleFile, reward: Reward, j
         for sample, value in zip(samples, judge(prompts, responses), strict=True):
             sample.judge = value
     store.add(samples)
-
-
-def text_seed(seed: int, prompt_id: str, sample: int) -> int:
-    """The same for a text in every arm, so that arms differ by steering and not by luck alone."""
-    digest = hashlib.sha256(f"{seed}/{prompt_id}/{sample}".encode()).digest()
-    return int.from_bytes(digest[:4], "little")
 
 
 class _Clock:

@@ -1,11 +1,14 @@
 """Steering for programs that already use llama-cpp-python: a logits processor, three lines to add.
 
-    from llama_cpp import Llama, LogitsProcessorList
+    from llama_cpp import Llama
     from sia_local import SiaLogitsProcessor
 
     llm = Llama("base.gguf")
     sia = SiaLogitsProcessor(llm, "value.gguf")
-    llm("Once upon a time", top_k=10, top_p=1.0, min_p=0.0, logits_processor=LogitsProcessorList([sia]))
+    llm("Once upon a time", top_k=10, top_p=1.0, min_p=0.0, logits_processor=sia.processors)
+
+A LogitsProcessorList of your own works, too, but not in a call with `logit_bias=`: llama-cpp-python 0.3.36 drops every
+processor there.
 
 The program keeps its own sampler: temperature, top-k, penalties and grammar of the call apply after the processor,
 to the tilted logits. That is right for temperature and truncation; a repetition penalty after steering undoes
@@ -28,12 +31,12 @@ import numpy.typing as npt
 
 from ..config import DEFAULT_CANDIDATES, SamplingConfig, Setup, SiaConfig
 from ..errors import ConfigError, SiaError
+from ..llama.library import ProcessorList, has_gpu
 from ..llama.model import Model
 from ..records import Prompt, Stats, Step
 from ..steering.choice import Choice
 from ..text import TextStream
-from ..values.model import ValueFile
-from ..values.sources import Guides, Spec, Specs, open_sources, parse_specs, read_files
+from ..values.sources import AnyFile, Guides, Spec, Specs, open_sources, parse_specs, read_files
 from .decode import make_step
 
 Ids = npt.NDArray[np.intc]
@@ -71,11 +74,18 @@ class SiaLogitsProcessor:
         else of config.sampling applies here. Raises ConfigError, ModelFileError or IncompatibleError.
         """
         self.config = _checked(config or SiaConfig())
+        if getattr(llm, "draft_model", None) is not None:
+            raise ConfigError(
+                "this Llama has a draft model, which asks a logits processor about tokens that are not in the text "
+                "yet; make it without draft_model"
+            )
         self.seed, self.trace = seed, trace
         base_path = Path(getattr(llm, "model_path", llm))
         specs = parse_specs(value)
         files = read_files(specs)
-        own: dict[str, Any] = {"n_gpu_layers": getattr(getattr(llm, "model_params", None), "n_gpu_layers", 0)}
+        # A Llama of a build without GPU takes any number of layers to put there.
+        layers = getattr(getattr(llm, "model_params", None), "n_gpu_layers", 0)
+        own: dict[str, Any] = {"n_gpu_layers": layers if has_gpu() else 0}
         if hasattr(llm, "n_ctx"):
             own |= {"n_ctx": llm.n_ctx(), "n_threads": llm.n_threads}
         own["max_candidates"] = max(self.config.k, DEFAULT_CANDIDATES)
@@ -106,6 +116,11 @@ class SiaLogitsProcessor:
     def close(self) -> None:
         self.value.close()
         self.model.close()
+
+    @property
+    def processors(self) -> ProcessorList:
+        """A list for `logits_processor=` that holds this processor, also beside `logit_bias=`."""
+        return ProcessorList([self])
 
     def chat(self, messages: Sequence[dict[str, str]] | None) -> None:
         """What the prompts of the coming texts say, for value models with a rendering of their own; None: ids as is."""
@@ -179,7 +194,7 @@ class SiaLogitsProcessor:
         return float(self._row[token]) - self._log_z
 
 
-def _runs_on_base(specs: Sequence[Spec], files: Sequence[ValueFile | None], base: Path) -> bool:
+def _runs_on_base(specs: Sequence[Spec], files: Sequence[AnyFile | None], base: Path) -> bool:
     """Whether a source needs the base's weights; otherwise its vocabulary is enough."""
     guides = [path for spec in specs if isinstance(spec, Guides) for path in (spec.plus, spec.minus)]
     same = any(path is not None and Path(path).resolve() == base.resolve() for path in guides)

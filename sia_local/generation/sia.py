@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -150,7 +150,7 @@ class SIA:
             request=request,
             prompt=made,
             ends=self.model.is_eog,
-            sink=TextStream(self.model.piece, request.stop),
+            sink=TextStream(self._pieces(request), request.stop, self._stop_tokens(request.stop)),
             filter=LogitFilter(self.model, sampling, list(made.tokens)) if sampling.filters else None,
             id=id,
         )
@@ -173,6 +173,16 @@ class SIA:
         assert self.value is not None
         with self.desk.slot() as slot:
             return text_value(self.value, slot, prompt, tokens)
+
+    def _pieces(self, request: Request) -> Callable[[int], bytes]:
+        model = self.model
+        if not request.special:
+            return model.piece
+        return lambda token: model.piece(token) or model.token_text(token).encode()
+
+    def _stop_tokens(self, stop: Sequence[str]) -> list[int]:
+        """The control tokens among stop strings; they have no text to be found in."""
+        return [token for text in stop if (token := self.model.control_token(text)) is not None]
 
     def _check(self, config: SiaConfig) -> None:
         limit = self.value.max_candidates if self.value is not None else None

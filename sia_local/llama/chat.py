@@ -45,7 +45,7 @@ def tokenize_chat(
         marked.append(message)
     if held:
         tokens = _with_ids(model, render_chat(template, marked, bos, eos, extra), held, text, plain)
-    return tokens[1:] if len(tokens) > 1 and tokens[0] == tokens[1] == model.bos else tokens
+    return tokens
 
 
 def _own_ids(model: Model, content: object) -> Sequence[int] | None:

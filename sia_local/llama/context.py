@@ -13,7 +13,7 @@ import numpy as np
 from ..config import Setup
 from ..errors import ConfigError, IncompatibleError, SiaError
 from .gguf import ggml_base
-from .library import MAX_SEQUENCES, C, FloatArray, IntArray, default_threads, reason
+from .library import MAX_SEQUENCES, C, FloatArray, IntArray, default_threads, quietly, reason
 from .model import LoraAdapter, Model
 
 KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8, "q5_1": 7, "q5_0": 6, "q4_1": 3, "q4_0": 2}
@@ -28,7 +28,8 @@ class ContextOptions:
     n_seq_max × n_vocab floats). n_batch: most tokens a decode takes. type_k / type_v: KV cache types
     (KV_TYPES). flash_attention: `on`, `off`, or `auto`: llama.cpp decides on a GPU; on the CPU it stays off
     unless the V cache is quantized, since there it rounds by batch shape and a token's logits would depend on
-    which rows shared its decode.
+    which rows shared its decode. unified: all sequences share the cells, which branches need; otherwise each has its
+    own stream of n_ctx / n_seq_max cells and attends over nothing else.
     """
 
     n_ctx: int = 4096
@@ -39,6 +40,7 @@ class ContextOptions:
     type_v: str = "f16"
     flash_attention: str = "auto"
     offload_kqv: bool = True
+    unified: bool = True
 
     def __post_init__(self) -> None:
         if self.n_ctx < 1:
@@ -68,6 +70,7 @@ def options_for(setup: Setup, branches: int = 0, *, extra: int = 0) -> ContextOp
         type_k=setup.type_k,
         type_v=setup.type_v,
         flash_attention=setup.flash_attention,
+        unified=branches > 0 or setup.slots == 1,
     )
 
 
@@ -122,13 +125,14 @@ class Context:
         params.flash_attn_type = FLASH_ATTENTION[flash]
         params.offload_kqv = options.offload_kqv
         params.pooling_type = C.LLAMA_POOLING_TYPE_NONE
-        params.kv_unified = True
+        params.kv_unified = options.unified
         params.no_perf = True
         self.hidden_only = hidden_only
         self._final_norm = _FinalNorm(model.n_embd) if hidden_only else None
         if self._final_norm is not None:
             params.cb_eval = self._final_norm.callback
-        self._ptr = C.llama_init_from_model(model._ptr, params)
+        with quietly():
+            self._ptr = C.llama_init_from_model(model._ptr, params)
         if not self._ptr:
             raise SiaError(
                 f"llama.cpp could not make a context of {options.n_ctx} tokens for {model.path.name}; lower the "
@@ -147,7 +151,9 @@ class Context:
         if adapter is not None:
             adapters = (C.llama_adapter_lora_p_ctypes * 1)(adapter._ptr)
             scales = (ctypes.c_float * 1)(1.0)
-            if C.llama_set_adapters_lora(self._ptr, adapters, 1, scales) != 0:
+            with quietly():
+                status = C.llama_set_adapters_lora(self._ptr, adapters, 1, scales)
+            if status != 0:
                 self.close()
                 raise IncompatibleError(f"{adapter.path}: llama.cpp refused this adapter{reason()}")
 
@@ -159,13 +165,15 @@ class Context:
 
     def close(self) -> None:
         if self._ptr:
-            C.llama_free(self._ptr)
+            with quietly():
+                C.llama_free(self._ptr)
             self._ptr = None
 
     def set_embeddings(self, on: bool) -> None:
         """While on, every token of a batch is an output with logits and hidden state: only for such batches."""
         if on != self._embeddings:
-            C.llama_set_embeddings(self._ptr, on)
+            with quietly():
+                C.llama_set_embeddings(self._ptr, on)
             self._embeddings = on
 
     def set_threads(self, n: int) -> None:
@@ -179,7 +187,8 @@ class Context:
         batch.n = 0
         if self._final_norm is not None:
             self._final_norm.rows = self._final_norm.rows[:0]  # those of an earlier decode must not pass for this one's
-        status = C.llama_decode(self._ptr, batch.struct)
+        with quietly():
+            status = C.llama_decode(self._ptr, batch.struct)
         if status == 1:
             raise SiaError(
                 f"the KV cache of {self.n_ctx} cells is full; use a longer context (--ctx) or fewer sequences"
@@ -214,6 +223,14 @@ class Context:
 
     def seq_cp(self, src: int, dst: int, p0: int = 0, p1: int = -1) -> None:
         C.llama_memory_seq_cp(self._memory, src, dst, p0, p1)
+
+    def seq_share(self, src: int, dst: int, p1: int) -> None:
+        """Gives an empty sequence the positions [0, p1) of another; between streams that copies a whole one."""
+        if self.options.unified:
+            self.seq_cp(src, dst, 0, p1)
+        else:
+            self.seq_cp(src, dst)
+            self.seq_rm(dst, p1)
 
 
 class Batch:

@@ -51,11 +51,29 @@ class EmbeddingRows:
     @classmethod
     def from_model(cls, path: str | os.PathLike[str]) -> EmbeddingRows:
         """The token embeddings of a GGUF model."""
+        rows = cls._from_tensor(path, "token_embd.weight")
+        if rows is None:
+            raise IncompatibleError(f"{path}: holds no token embeddings a lean value model could be fed with")
+        return rows
+
+    @classmethod
+    def output_of(cls, path: str | os.PathLike[str]) -> EmbeddingRows:
+        """The rows of the output layer of a GGUF model; where it is tied, the token embeddings."""
+        rows = cls._from_tensor(path, "output.weight") or cls._from_tensor(path, "token_embd.weight")
+        if rows is None:
+            raise IncompatibleError(
+                f"{path}: holds neither output.weight nor token_embd.weight, whose rows a Q-head reads; expected a "
+                "whole base model in one file"
+            )
+        return rows
+
+    @classmethod
+    def _from_tensor(cls, path: str | os.PathLike[str], name: str) -> EmbeddingRows | None:
         with GgufMetadata(path) as meta:
-            shape = meta.tensors().get("token_embd.weight")
+            shape = meta.tensors().get(name)
             if shape is None or len(shape) != 2:
-                raise IncompatibleError(f"{path}: holds no token embeddings a lean value model could be fed with")
-            ggml_type, offset, _ = meta.tensor_span("token_embd.weight")
+                return None
+            ggml_type, offset, _ = meta.tensor_span(name)
         return cls(path, ggml_type, offset, shape[1], shape[0])
 
 

@@ -27,6 +27,8 @@ LONGEST_HIDDEN_QUEUE = 8
 # A row of a trail pays the output layer and a row of logits, unless those are left out, so it comes in pieces.
 LONGEST_TRAIL = 32
 SHORTEST_SHARED_PREFIX = 4
+# Cells that are copied in the time that reading a token takes, on a CPU, where both grow with the model.
+CELLS_COPIED_A_TOKEN = 256
 
 
 @dataclass
@@ -81,6 +83,9 @@ class Engine:
         if rows is not None:
             context.batch.use_embeddings(rows.n_embd)
         self.capacity = context.n_ctx // slots - branches
+        # Between streams the cells of a whole context are copied, which takes as long as reading some tokens does.
+        copied = 0 if context.options.unified else self.capacity // CELLS_COPIED_A_TOKEN
+        self._worth_sharing = max(SHORTEST_SHARED_PREFIX, copied)
 
     def best_slot(self, free: Sequence[int], tokens: Ids) -> int:
         """The free slot whose text `tokens` go on with, else the first one.
@@ -116,13 +121,13 @@ class Engine:
         if not self.context.model.rolls_back:
             # A recurrent state is that of the last token it read; it cannot be shared or shortened.
             common, shared = common if common == state.n_past else 0, 0
-        if shared > max(common, SHORTEST_SHARED_PREFIX):
+        if shared > max(common, self._worth_sharing):
             self._run_queue(donor, min(shared, len(self.slots[donor].tokens) - 1))
         shared = min(shared, self.slots[donor].n_past)
-        if shared > common:
+        if shared > max(common, self._worth_sharing):
             self._forget(slot, 0)
             for seq in self._sequences[slot]:
-                self.context.seq_cp(donor, int(seq), 0, shared)
+                self.context.seq_share(donor, int(seq), shared)
             state.n_past = common = shared
         elif common < state.n_past:
             self._forget(slot, common)

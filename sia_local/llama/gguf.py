@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from ..errors import ModelFileError
 from . import keys
-from .library import FloatArray, reason
+from .library import FloatArray, quietly, reason
 
 
 def check_gguf(path: str | os.PathLike[str]) -> Path:
@@ -50,7 +50,8 @@ class GgufMetadata:
     def __init__(self, path: str | os.PathLike[str]):
         self.path = check_gguf(path)
         self._lib = ggml_base()
-        self._ctx = self._lib.gguf_init_from_file(os.fsencode(self.path), _GgufInit(True, None))
+        with quietly():
+            self._ctx = self._lib.gguf_init_from_file(os.fsencode(self.path), _GgufInit(True, None))
         if not self._ctx:
             raise ModelFileError(
                 f"{self.path}: the GGUF header cannot be read, the file is probably truncated or damaged; "

@@ -1,8 +1,11 @@
-"""Metadata keys of a SIA value model in GGUF (contract version 1), shared by the runtime and `convert`.
+"""Metadata keys of a SIA value model in GGUF (contract versions 1 and 2), shared by the runtime and `convert`.
 
 Every key lives in the `sia.` namespace; llama.cpp ignores unknown metadata keys and `llama_model_quantize`
 keeps them, which is why the head travels here: a tensor it does not know makes llama.cpp refuse the file,
 and a head that is never a tensor is never quantized.
+
+A file names the lowest version that knows its kind: value, value-adapter and value-head stay at 1 and readable by
+the programs of their time; value-qhead came with 2.
 """
 
 from __future__ import annotations
@@ -11,7 +14,8 @@ import hashlib
 import struct
 from collections.abc import Iterable
 
-CONTRACT_VERSION = 1
+CONTRACT_VERSION = 1  # of the three kinds of `KINDS`
+QHEAD_VERSION = 2  # of a value-qhead
 
 VERSION = "sia.version"  # u32
 KIND = "sia.kind"  # str, one of KINDS
@@ -31,7 +35,33 @@ REWARD_NAME = "sia.reward.name"  # str
 TRAIN_LOSS = "sia.train.loss"  # str
 TRAIN_TOKENS = "sia.train.tokens"  # u64
 
+# A Q-head: Q(s, y) = scale * (<f(h), G e_y> + u e_y), reward units up to a constant of s. h is the base's final
+# normed hidden state, e_y the row of its output embedding. f(h) = W h + c, or W act(W1 h + c1) + c.
+# Arrays marked * are f32, or u16 holding the bits of IEEE half precision (GGUF has no array of halves); row major.
+QHEAD_RANK = "sia.qhead.rank"  # u32
+QHEAD_N_EMBD = "sia.qhead.n_embd"  # u32, width of h and of e
+QHEAD_WEIGHT = "sia.qhead.f.weight"  # *[rank * n_embd], or *[rank * n_hidden] when a hidden layer is present
+QHEAD_BIAS = "sia.qhead.f.bias"  # *[rank]
+QHEAD_HIDDEN_WEIGHT = "sia.qhead.f.hidden.weight"  # *[n_hidden * n_embd]
+QHEAD_HIDDEN_BIAS = "sia.qhead.f.hidden.bias"  # *[n_hidden]
+QHEAD_ACTIVATION = "sia.qhead.f.activation"  # str: silu, relu or gelu
+QHEAD_TOKEN_WEIGHT = "sia.qhead.token.weight"  # *[rank * n_embd], G
+QHEAD_TOKEN_BIAS = "sia.qhead.token.bias"  # *[n_embd], u
+QHEAD_SCALE = "sia.qhead.scale"  # f32
+# V(s) = w h + b, reward units, for show; absent where the teacher knows differences only.
+QHEAD_LEVEL_WEIGHT = "sia.qhead.level.weight"  # f32[n_embd]
+QHEAD_LEVEL_BIAS = "sia.qhead.level.bias"  # f32
+# How it was distilled, on held-out prompts.
+QHEAD_TEACHER = "sia.qhead.teacher"  # str
+QHEAD_JUNCTIONS = "sia.qhead.junctions"  # u64, junctions learned from
+QHEAD_K = "sia.qhead.k"  # u32, candidates a junction
+QHEAD_R2 = "sia.qhead.r2"  # f32, share of the teacher's variance within junctions that it explains
+QHEAD_AGREEMENT = "sia.qhead.agreement"  # f32, share of junctions with the teacher's favourite at beta 2
+QHEAD_GAIN_SHARE = "sia.qhead.gain_share"  # f32, share of the teacher's one-step gain at beta 2
+
 KINDS = ("value", "value-adapter", "value-head")
+QHEAD_KIND = "value-qhead"
+KINDS_BY_VERSION = {1: KINDS, 2: (*KINDS, QHEAD_KIND)}
 LAYOUTS = ("merged", "lean")
 
 # A lean file may carry the embedding rows after the tensor data, closed by this footer:

@@ -6,14 +6,19 @@ Struct layouts change between releases of llama-cpp-python, so one exact version
 from __future__ import annotations
 
 import ctypes
+import math
 import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version as _installed_version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import SiaError
+from ..errors import ConfigError, SiaError
 
 PINNED = "0.3.36"
 if _installed_version("llama-cpp-python") != PINNED:
@@ -24,18 +29,45 @@ if _installed_version("llama-cpp-python") != PINNED:
 
 import llama_cpp  # noqa: E402
 from llama_cpp import llama_cpp as C  # noqa: E402
+from llama_cpp._logger import llama_log_callback as _their_log  # noqa: E402
+from llama_cpp._logger import logger as _their_logger  # noqa: E402
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int32]
 MAX_SEQUENCES = int(C.llama_max_parallel_sequences())
 
-_LOG_ERROR = 4
+# enum ggml_log_level (ggml.h)
+_LOG_ERROR = 3
 _last_errors: list[str] = []
 
 
+class _Calls(threading.local):
+    """How deep this thread is in calls of ours."""
+
+    depth = 0
+
+
+_calls = _Calls()
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """What llama.cpp logs inside is ours: errors are kept for reason(), nothing is printed. The log of the rest of the
+    process, such as a caller's own `Llama(verbose=True)`, goes where llama-cpp-python sends it."""
+    _calls.depth += 1
+    try:
+        yield
+    finally:
+        _calls.depth -= 1
+
+
 @C.llama_log_callback
-def _on_log(level: int, text: bytes, _: Any) -> None:
-    if level == _LOG_ERROR:
+def _on_log(level: int, text: bytes, data: Any) -> None:
+    if not _calls.depth:
+        # Until a Llama is made, llama-cpp-python has no level and would print everything.
+        if _their_logger.level:
+            _their_log(level, text, data)
+    elif level == _LOG_ERROR:
         _last_errors.append(text.decode("utf-8", "replace").strip())
         del _last_errors[:-8]
 
@@ -66,14 +98,47 @@ def versions() -> dict[str, str]:
 
 def backend_name() -> str:
     """The fastest backend this build of llama.cpp can use: CUDA, Metal, Vulkan … or CPU."""
-    if not C.llama_supports_gpu_offload():
+    if not has_gpu():
         return "CPU"
     info = C.llama_print_system_info().decode()
     return next((name for name in ("CUDA", "Metal", "MTL", "Vulkan", "ROCm", "SYCL") if name in info), "GPU")
 
 
-def default_threads() -> int:
-    """One thread a core this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return max(1, len(os.sched_getaffinity(0)))
-    return max(1, os.cpu_count() or 1)
+def default_threads(root: Path = Path("/sys")) -> int:
+    """One thread a core this process may use: hyper-threads of one core count once, a container's quota bounds them."""
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    siblings = "devices/system/cpu/cpu{}/topology/thread_siblings_list"
+    cores = {_read(root / siblings.format(cpu)) or str(cpu) for cpu in allowed}
+    quota, _, period = _read(root / "fs/cgroup/cpu.max").partition(" ")
+    bound = math.ceil(int(quota) / int(period)) if quota.isdecimal() and period.isdecimal() else len(cores)
+    return max(1, min(len(cores), bound))
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
+
+
+def has_gpu() -> bool:
+    """Whether this build of llama.cpp can put layers anywhere but on the CPU."""
+    return bool(C.llama_supports_gpu_offload())
+
+
+def gpu_layers(n: int) -> int:
+    """n, layers to put on a GPU. Raises ConfigError where this build of llama.cpp has none to put them on."""
+    if n != 0 and not has_gpu():
+        raise ConfigError(
+            f"{n} layers were to go on a GPU, but this build of llama.cpp has no GPU backend; leave --n-gpu-layers "
+            "out, or build llama-cpp-python for yours (docs/install.md)"
+        )
+    return n
+
+
+class ProcessorList(llama_cpp.LogitsProcessorList):
+    """A LogitsProcessorList whose processors stay. llama-cpp-python adds `logit_bias=` by extend(), takes what that
+    returns for the list, and so drops every processor that a caller gave, while the bias stays in the caller's list."""
+
+    def extend(self, more: Any) -> ProcessorList:  # type: ignore[override]
+        return ProcessorList([*self, *more])

@@ -7,7 +7,7 @@ import os
 
 from ..errors import ConfigError, IncompatibleError, ModelFileError
 from .gguf import check_gguf
-from .library import AMX, C, reason
+from .library import AMX, C, gpu_layers, quietly, reason
 
 
 class Model:
@@ -16,11 +16,12 @@ class Model:
     def __init__(self, path: str | os.PathLike[str], *, n_gpu_layers: int = 0, vocab_only: bool = False):
         self.path = check_gguf(path)
         params = C.llama_model_default_params()
-        params.n_gpu_layers = n_gpu_layers
+        params.n_gpu_layers = gpu_layers(n_gpu_layers)
         params.vocab_only = vocab_only
         params.use_extra_bufts = not AMX
         self.n_gpu_layers = n_gpu_layers
-        self._ptr = C.llama_model_load_from_file(os.fsencode(self.path), params)
+        with quietly():
+            self._ptr = C.llama_model_load_from_file(os.fsencode(self.path), params)
         if not self._ptr:
             raise ModelFileError(
                 f"{self.path}: llama.cpp cannot load this file; it may be truncated, damaged, or of an "
@@ -40,7 +41,8 @@ class Model:
 
     def close(self) -> None:
         if self._ptr:
-            C.llama_model_free(self._ptr)
+            with quietly():
+                C.llama_model_free(self._ptr)
             self._ptr = None
 
     @property
@@ -77,6 +79,8 @@ class Model:
         return text.decode("utf-8", "replace") if text else None
 
     def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = False) -> list[int]:
+        """Token ids of a text. add_special: as the beginning of a sequence, its token once, whoever spells it, and
+        without the one that ends a sequence. parse_special: control tokens in the text count as such."""
         try:
             data = text.encode("utf-8")
         except UnicodeEncodeError as error:
@@ -89,7 +93,18 @@ class Model:
         if n < 0:
             buffer = (ctypes.c_int32 * -n)()
             n = C.llama_tokenize(self._vocab, data, len(data), buffer, -n, add_special, parse_special)
-        return list(buffer[:n])
+        tokens = list(buffer[:n])
+        if add_special:
+            if len(tokens) > 1 and tokens[0] == tokens[1] == self.bos:
+                del tokens[0]
+            if tokens and C.llama_vocab_get_add_eos(self._vocab) and tokens[-1] == self.eos:
+                del tokens[-1]
+        return tokens
+
+    def control_token(self, text: str) -> int | None:
+        """The id of the control token that `text` spells, None if it is anything else."""
+        tokens = self.tokenize(text, parse_special=True)
+        return tokens[0] if len(tokens) == 1 and text and not self.piece(tokens[0]) else None
 
     def piece(self, token: int) -> bytes:
         """The bytes one token adds to the text (a fraction of a character is possible); b'' for control tokens."""
@@ -114,6 +129,10 @@ class Model:
     @property
     def bos(self) -> int:
         """Beginning-of-sequence token, -1 if the vocabulary has none."""
+        # Of a byte-level vocabulary that names none, llama.cpp says 11, an ordinary token.
+        byte_level = C.llama_vocab_type(self._vocab) == C.LLAMA_VOCAB_TYPE_BPE
+        if byte_level and self.meta("tokenizer.ggml.bos_token_id") is None:
+            return -1
         return int(C.llama_vocab_bos(self._vocab))
 
     @property
@@ -126,7 +145,8 @@ class LoraAdapter:
 
     def __init__(self, model: Model, path: str | os.PathLike[str]):
         self.path = check_gguf(path)
-        self._ptr = C.llama_adapter_lora_init(model._ptr, os.fsencode(self.path))
+        with quietly():
+            self._ptr = C.llama_adapter_lora_init(model._ptr, os.fsencode(self.path))
         if not self._ptr:
             raise IncompatibleError(
                 f"{self.path}: this LoRA adapter does not fit {model.path.name}; it must be exported for that "
@@ -135,5 +155,6 @@ class LoraAdapter:
 
     def close(self) -> None:
         if self._ptr:
-            C.llama_adapter_lora_free(self._ptr)
+            with quietly():
+                C.llama_adapter_lora_free(self._ptr)
             self._ptr = None

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..errors import ConfigError, ModelFileError
 from .gguf import check_gguf
-from .library import C, default_threads, reason
+from .library import C, default_threads, quietly, reason
 
 
 def quantization_types() -> tuple[str, ...]:
@@ -41,7 +41,9 @@ def quantize(src: str | os.PathLike[str], dst: str | os.PathLike[str], ftype: st
     target = Path(dst)
     aside = target.with_name(f".{target.name}.tmp")
     try:
-        if C.llama_model_quantize(os.fsencode(src), os.fsencode(aside), ctypes.byref(params)) != 0:
+        with quietly():
+            status = C.llama_model_quantize(os.fsencode(src), os.fsencode(aside), ctypes.byref(params))
+        if status != 0:
             raise ModelFileError(f"{src}: llama.cpp could not quantize this file to {ftype}{reason()}")
         os.replace(aside, target)
     finally:

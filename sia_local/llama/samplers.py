@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError
-from .library import C, FloatArray, IntArray, reason
+from .library import C, FloatArray, IntArray, quietly, reason
 from .model import Model
 
 _TOKEN_DATA = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
@@ -59,7 +59,8 @@ def penalties(model: Model, last_n: int, repeat: float, frequency: float, presen
 
 
 def grammar(model: Model, text: str) -> Any:
-    sampler = C.llama_sampler_init_grammar(model._vocab, text.encode(), b"root")
+    with quietly():
+        sampler = C.llama_sampler_init_grammar(model._vocab, text.encode(), b"root")
     if not sampler:
         raise ConfigError(f"the grammar cannot be parsed; expected GBNF with a rule named root{reason()}")
     return sampler

@@ -45,7 +45,28 @@ class FunctionReward:
                 f"reward '{self.name}' was given {len(prompts)} prompts and {len(responses)} responses, "
                 "expected one prompt a response"
             )
-        return check_rewards(self.function(prompts, responses), len(responses), self.name)
+        return check_rewards(self._call(prompts, responses), len(responses), self.name)
+
+    def _call(self, prompts: Sequence[str], responses: Sequence[str]) -> Sequence[float]:
+        try:
+            return self.function(prompts, responses)
+        except SiaError:
+            raise
+        except Exception as error:
+            raise DataError(
+                f"reward '{self.name}' failed{self._on_what(prompts, responses)}: {type(error).__name__}: {error}; "
+                "mend the function, or see where with --debug"
+            ) from error
+
+    def _on_what(self, prompts: Sequence[str], responses: Sequence[str]) -> str:
+        """The text that the function fails on by itself, if there is one."""
+        for prompt, response in zip(prompts, responses, strict=True):
+            try:
+                self.function([prompt], [response])
+            except Exception:
+                text = response if len(response) <= 60 else f"{response[:60]}…"
+                return f" on the response {text!r} to {prompt[:40]!r}"
+        return f" on a batch of {len(responses)}"
 
 
 def load_reward(spec: str) -> Reward:
@@ -74,6 +95,13 @@ def load_reward(spec: str) -> Reward:
         f"reward '{spec}' is not known; expected vader, polarity, data, package.module:name"
         + "".join(f" or {name}:ARGUMENT" for name in known)
     )
+
+
+def check_reward_name(spec: str) -> None:
+    """ConfigError where `load_reward` would raise one, without loading the model that a registered loader takes."""
+    prefix, _, argument = spec.partition(":")
+    if not (argument and any(entry.name == prefix for entry in metadata.entry_points(group=ENTRY_POINT_GROUP))):
+        load_reward(spec)
 
 
 def check_rewards(rewards: Sequence[Any], expected: int, name: str) -> list[float]:

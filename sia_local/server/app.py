@@ -5,13 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from functools import partial
 from importlib import resources
 from typing import Any, TypeVar
 
+from anyio import CapacityLimiter, to_thread
 from fastapi import FastAPI
 from pydantic import ValidationError
-from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
@@ -31,6 +30,9 @@ from .replies import ChatReply, CompletionReply, Reply
 from .settings import ServerConfig
 from .stream import Answer, Mailbox, error_response, json_response
 
+# Threads that parse, render and tokenize. More would take turns at Python with the engine and the event loop.
+WORKERS = 2
+
 B = TypeVar("B", bound=Body)
 T = TypeVar("T")
 
@@ -48,6 +50,7 @@ class Server:
         self.config, self.defaults = config, defaults
         self.engine = EngineThread(load, config.queue, config.per_client, on_failure)
         self.started = int(time.time())
+        self._workers: CapacityLimiter | None = None
         self.app = FastAPI(openapi_url=None, lifespan=self._lifespan)
         self._route()
         self.app.add_middleware(Guard, keys=config.api_key, origins=config.cors)
@@ -67,7 +70,7 @@ class Server:
     async def stop(self) -> None:
         """Lets running texts end, or cuts them after the grace period; returns when the contexts are freed."""
         self.engine.stop(self.config.grace)
-        await run_in_threadpool(self.engine.join)
+        await to_thread.run_sync(self.engine.join)
 
     @property
     def sia(self) -> SIA:
@@ -107,12 +110,12 @@ class Server:
 
     async def chat(self, request: Request) -> Response:
         body = await self._body(request, ChatBody)
-        asked = await run_in_threadpool(asking.chat, self.sia, self.defaults, body)
+        asked = await self._aside(asking.chat, self.sia, self.defaults, body)
         return self._answer(request, asked, ChatReply, body)
 
     async def completions(self, request: Request) -> Response:
         body = await self._body(request, CompletionBody)
-        asked = await run_in_threadpool(asking.completion, self.sia, self.defaults, body)
+        asked = await self._aside(asking.completion, self.sia, self.defaults, body)
         return self._answer(request, asked, CompletionReply, body)
 
     def _answer(self, request: Request, asked: asking.Asked, kind: type[Reply], body: asking.TextFields) -> Response:
@@ -193,7 +196,7 @@ class Server:
 
     async def tokenize(self, request: Request) -> Response:
         body = await self._body(request, TokenizeBody)
-        return json_response({"tokens": await run_in_threadpool(self._tokens, body)})
+        return json_response({"tokens": await self._aside(self._tokens, body)})
 
     def _tokens(self, body: TokenizeBody) -> list[Any]:
         model = self.sia.model
@@ -211,7 +214,7 @@ class Server:
 
     async def apply_template(self, request: Request) -> Response:
         body = await self._body(request, TemplateBody)
-        return json_response({"prompt": await run_in_threadpool(self._rendered, body)})
+        return json_response({"prompt": await self._aside(self._rendered, body)})
 
     def _rendered(self, body: TemplateBody) -> str:
         model = self.sia.model
@@ -221,6 +224,12 @@ class Server:
         bos = model.token_text(model.bos) if model.bos >= 0 else ""
         eos = model.token_text(model.eos) if model.eos >= 0 else ""
         return render_chat(model.chat_template or "", list(map(asking.message, body.messages)), bos, eos, extra)
+
+    async def _aside(self, work: Callable[..., T], *arguments: Any) -> T:
+        """Runs what takes time beside the event loop."""
+        if self._workers is None:
+            self._workers = CapacityLimiter(WORKERS)
+        return await to_thread.run_sync(work, *arguments, limiter=self._workers)
 
     async def _body(self, request: Request, kind: type[B]) -> B:
         """A request's body as `kind`, read no further than the limit and parsed in a worker thread."""
@@ -235,7 +244,7 @@ class Server:
         if too_large:
             message = f"the request is larger than {limit} bytes; send less, or start the server with --max-body"
             raise RefusedError(413, message, code="request_too_large", headers={"Connection": "close"})
-        return await run_in_threadpool(partial(kind.model_validate_json, bytes(data)))
+        return await self._aside(kind.model_validate_json, bytes(data))
 
 
 async def _answer_error(_: Request, error: Exception) -> Response:

@@ -62,6 +62,11 @@ class Guides:
                 )
 
 
+def instruction(sentence: str) -> str:
+    """A guide's prompt from an instruction: the sentence before the message, unless it places {prompt} itself."""
+    return sentence if "{prompt}" in sentence else f"{sentence.strip()} {{prompt}}"
+
+
 def check_weight(weight: float | None, name: str) -> None:
     if weight is not None and not math.isfinite(weight):
         raise ConfigError(f"the weight of {name} is {weight}; expected a finite number, such as {name}:0.7")
@@ -130,6 +135,7 @@ class GuidePair:
     """V = log p+ − log p− of two guides, or log p+ of one."""
 
     max_candidates = 255
+    shares_base = False
 
     def __init__(self, plus: Guide, minus: Guide | None = None, name: str = "guides", spread: float = 1.0):
         self.plus = plus

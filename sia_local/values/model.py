@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,17 +27,11 @@ from ..llama.gguf import GgufMetadata
 from ..llama.library import FloatArray
 from ..llama.model import LoraAdapter, Model
 from ..records import Float64, Prompt
+from .qhead import ACTIVATIONS
 
 # Weights of an output layer from which on leaving it out saves more than the callback for it costs.
 LARGE_OUTPUT_LAYER = 1 << 24
 READABLE_GRAPHS = ("llama", "qwen2", "qwen3")
-
-_ACTIVATIONS: dict[str, Callable[[FloatArray], FloatArray]] = {
-    "relu": lambda x: np.maximum(x, 0),
-    "silu": lambda x: x / (1 + np.exp(-x)),
-    # The tanh form, as torch's gelu(approximate="tanh").
-    "gelu": lambda x: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
-}
 
 
 @dataclass(frozen=True)
@@ -56,7 +50,7 @@ class ValueHead:
     def __call__(self, hidden: FloatArray) -> Float64:
         """hidden float32 [n, n_embd] -> float64 [n]."""
         if self.hidden_weight is not None:
-            hidden = _ACTIVATIONS[self.activation](hidden @ self.hidden_weight.T + self.hidden_bias)
+            hidden = ACTIVATIONS[self.activation](hidden @ self.hidden_weight.T + self.hidden_bias)
         return (hidden @ self.weight).astype(np.float64) + self.bias
 
     @property
@@ -106,9 +100,9 @@ class ValueFile:
                     "sia_local or export again"
                 )
             activation = meta.get(keys.HEAD_ACTIVATION, "silu")
-            if activation not in _ACTIVATIONS:
+            if activation not in ACTIVATIONS:
                 raise IncompatibleError(
-                    f"{path}: head activation {activation!r}; expected one of {', '.join(_ACTIVATIONS)}"
+                    f"{path}: head activation {activation!r}; expected one of {', '.join(ACTIVATIONS)}"
                 )
             weight = np.asarray(weight, np.float32)
             hidden, offset = meta.get(keys.HEAD_HIDDEN_WEIGHT), meta.get(keys.HEAD_HIDDEN_BIAS)

@@ -19,11 +19,15 @@ from ..config import Setup
 from ..errors import ConfigError
 from ..llama.engine import Engine
 from ..llama.gguf import GgufMetadata
-from ..llama.keys import TRAIN_LOSS, vocab_sha256
+from ..llama.keys import KIND, QHEAD_KIND, TRAIN_LOSS, vocab_sha256
 from ..llama.model import Model
 from ..records import Float64, IntArray, Prompt, Values
 from .guides import Guides, PathLike, check_weight, open_guides
+from .hidden import open_qhead
 from .model import ValueFile, open_value
+from .qhead import QHeadFile
+
+AnyFile = ValueFile | QHeadFile
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,8 @@ class Source(Values, Protocol):
     def name(self) -> str: ...
     @property
     def engines(self) -> list[Engine]: ...
+    @property
+    def shares_base(self) -> bool: ...
 
     def trajectory(self, slot: int, prompt: Prompt, tokens: Sequence[int]) -> Float64: ...
     def close(self) -> None: ...
@@ -105,6 +111,7 @@ class MixedValues:
         self.sources = dict(zip(wanted, sources, strict=True))
         self.weights = dict(zip(wanted, map(float, weights), strict=True))
         self.spread: float | None = 1.0
+        self.shares_base = False
         self.max_candidates = min(source.max_candidates for source in sources)
 
     @property
@@ -143,7 +150,7 @@ class MixedValues:
             # Only one source's decode can take the base's other sequences along.
             for out, values in zip(total, source.score(requests, also), strict=True):
                 out += scale * values
-            also = () if getattr(source, "shares_base", False) else also
+            also = () if source.shares_base else also
         return total
 
     def trajectory(self, slot: int, prompt: Prompt, tokens: Sequence[int]) -> Float64:
@@ -161,14 +168,21 @@ class MixedValues:
         ]
 
 
-def read_files(specs: Sequence[Spec]) -> list[ValueFile | None]:
-    """The value files of specs (None for guides), read before any weight is loaded. Raises as ValueFile.read."""
-    return [ValueFile.read(spec.path) if isinstance(spec, ValuePath) else None for spec in specs]
+def read_value_file(path: PathLike) -> AnyFile:
+    """What a value GGUF of any kind says. Raises ModelFileError and IncompatibleError with a sentence."""
+    with GgufMetadata(path) as meta:
+        kind = meta.get(KIND)
+    return QHeadFile.read(path) if kind == QHEAD_KIND else ValueFile.read(path)
+
+
+def read_files(specs: Sequence[Spec]) -> list[AnyFile | None]:
+    """The value files of specs (None for guides), read before any weight is loaded. Raises as read_value_file."""
+    return [read_value_file(spec.path) if isinstance(spec, ValuePath) else None for spec in specs]
 
 
 def open_sources(
     specs: Sequence[Spec],
-    files: Sequence[ValueFile | None],
+    files: Sequence[AnyFile | None],
     base: Model,
     base_engine: Engine | None,
     setup: Setup,
@@ -190,6 +204,8 @@ def open_sources(
             source: Source
             if isinstance(spec, Guides):
                 source = open_guides(spec, base, vocabulary, setup)
+            elif isinstance(file, QHeadFile):
+                source = open_qhead(file, base, base_engine, sha256)
             else:
                 assert file is not None
                 source = open_value(file, base, base_engine, sha256, setup)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 from dataclasses import dataclass, field
@@ -15,10 +16,14 @@ from sia_local.errors import IncompatibleError, ModelFileError
 from sia_local.files import atomic_write
 from sia_local.llama import keys
 
-from ..formats.gguf_io import KV, f32, f32_array, text, u32, u64
-from ..formats.hf import Backbone, Lora, TensorFolder, read_json
+from ..aside import file_mark, provenance
+from .gguf_io import KV, f32, f32_array, text, u32, u64
+from .hf import Backbone
+from .lora import Lora
+from .tensors import TensorFolder, read_json
 
 FORMAT = "sia-value-1"
+SPREAD_FILE = "spread.json"
 # What `messages` looks like to a model without a chat template: the user's text and nothing else.
 RAW_TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 
@@ -87,7 +92,7 @@ class ValueMeta:
     train_tokens: int = 0
     prompt_template: str = RAW_TEMPLATE
     base_name: str = ""
-    spread: float | None = None
+    spread: float | None = None  # in files from before spread.json; that one wins
     stop_token: int | None = None
     made_by: dict[str, Any] = field(default_factory=dict)
     format: str = FORMAT
@@ -95,7 +100,10 @@ class ValueMeta:
 
 @dataclass(frozen=True)
 class ValueCheckpoint:
-    """A folder with value.json, head.safetensors (standardised), lora_weights/ or tuned.safetensors."""
+    """A folder with value.json, head.safetensors (standardised), lora_weights/ or tuned.safetensors.
+
+    What is measured on it lies beside it and never in it: spread.json, junctions.npz.
+    """
 
     folder: Path
     meta: ValueMeta
@@ -140,6 +148,32 @@ class ValueCheckpoint:
         with atomic_write(self.folder / "value.json") as handle:
             json.dump(dataclasses.asdict(self.meta), handle, indent=1, ensure_ascii=False)
 
+    def fingerprint(self) -> str:
+        """Tells trained models apart: what is in the folder, wherever it and its backbone lie."""
+        meta = dataclasses.asdict(self.meta)
+        for name in ("backbone", "spread", "made_by"):
+            meta.pop(name)
+        digest = hashlib.sha256(json.dumps(meta, sort_keys=True).encode())
+        for part in (self.head.weight, np.float64(self.head.bias), self.head.hidden_weight, self.head.hidden_bias):
+            digest.update(b"" if part is None else part.tobytes())
+        for file in sorted([*self.folder.glob("lora_weights/adapter_model*"), *self.folder.glob("tuned*.safetensors")]):
+            digest.update(file_mark(file).encode())
+        return digest.hexdigest()
+
+    def spread(self) -> float | None:
+        """What `store_spread` stored for this very model, else what an older program wrote into value.json."""
+        if (self.folder / SPREAD_FILE).is_file():
+            stored = read_json(self.folder / SPREAD_FILE)
+            if stored.get("model") == self.fingerprint():
+                return float(stored["spread"])
+        return self.meta.spread
+
+    def store_spread(self, spread: float, junctions: int, settings: dict[str, Any]) -> None:
+        """Writes spread.json: the spread of V in reward units, over how many junctions, found how."""
+        entry = {"spread": spread, "junctions": junctions, "model": self.fingerprint(), "settings": settings}
+        with atomic_write(self.folder / SPREAD_FILE) as handle:
+            json.dump({**entry, **provenance()}, handle, indent=1)
+
     def lora(self) -> Lora | None:
         return Lora.open(self.folder / "lora_weights") if self.meta.tune == "lora" else None
 
@@ -161,8 +195,8 @@ class ValueCheckpoint:
         """The head in reward units."""
         return self.head.scaled(self.meta.reward_mean, self.meta.reward_std)
 
-    def fields(self, kind: str, vocab_sha256: str) -> dict[str, KV]:
-        """The `sia.*` metadata of contract version 1."""
+    def fields(self, kind: str, vocab_sha256: str, spread: float | None = None) -> dict[str, KV]:
+        """The `sia.*` metadata of contract version 1; `spread` in the place of the one that was measured."""
         m = self.meta
         out = {
             keys.VERSION: u32(keys.CONTRACT_VERSION),
@@ -177,6 +211,7 @@ class ValueCheckpoint:
             keys.TRAIN_LOSS: text(m.loss),
             keys.TRAIN_TOKENS: u64(m.train_tokens),
         }
-        if m.spread is not None:
-            out[keys.VALUE_SPREAD] = f32(m.spread)
+        spread = self.spread() if spread is None else spread
+        if spread is not None:
+            out[keys.VALUE_SPREAD] = f32(spread)
         return out

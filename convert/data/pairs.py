@@ -1,0 +1,90 @@
+"""Trajectories taken from a data set of prompts and responses."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from sia_local.errors import DataError
+
+from ..aside import file_mark
+from .outputs import Appender
+from .trajectories import Shard, Trajectory, read_jsonl
+
+PROMPT_FIELDS = ("prompt", "instruction", "question", "query")
+INPUT_FIELDS = ("input", "context")  # what an Alpaca or Dolly instruction is about
+RESPONSE_FIELDS = ("response", "completion", "output", "answer", "chosen")
+REWARD_FIELDS = ("reward", "score")
+# Said by name when they hold something, since a text means something else without them.
+IGNORED_FIELDS = ("system", "history", "messages", "rejected")
+
+
+def take_pairs(
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    base: str | os.PathLike[str],
+    shard: Shard | None = None,
+) -> int:
+    """Turns a JSONL of prompt/response pairs (and rewards, if it has them) into trajectories; returns how many.
+
+    The base GGUF gives the tokenizer. Equal prompts share a prompt_id. What an instruction is about (`input`) is
+    part of the prompt; fields that are not used are counted on stderr. DataError for a line without prompt and
+    response, and for an output begun with another base or other pairs.
+    """
+    from sia_local.llama.chat import render_chat
+    from sia_local.llama.model import Model
+
+    shard = shard or Shard()
+    numbers: dict[str, int] = {}
+    ignored: Counter[str] = Counter()
+    new = 0
+    with Appender(out, {"pairs": True, "base": file_mark(base)}) as append, Model(base, vocab_only=True) as model:
+        template = model.chat_template
+        for line, entry in read_jsonl(source):
+            prompt, response = pair_prompt(entry), _first(entry, RESPONSE_FIELDS)
+            if prompt is None or response is None:
+                raise DataError(
+                    f"{source}, line {line}: expected a prompt ({', '.join(PROMPT_FIELDS)}) and a response "
+                    f"({', '.join(RESPONSE_FIELDS)}), found {', '.join(entry) or 'nothing'}"
+                )
+            ignored.update(name for name in IGNORED_FIELDS if entry.get(name))
+            p = numbers.setdefault(prompt, len(numbers))
+            if not shard.mine(p):
+                continue
+            rendered = prompt
+            if template is not None:
+                eos = model.token_text(model.eos) if model.eos >= 0 else ""
+                rendered = render_chat(template, [{"role": "user", "content": prompt}], "", eos)
+            reward = next((entry[name] for name in REWARD_FIELDS if isinstance(entry.get(name), (int, float))), None)
+            pair = Trajectory(
+                id=str(entry.get("id", f"{p}-{line}")),
+                prompt_id=p,
+                prompt=prompt,
+                rendered=rendered,
+                tokens=model.tokenize(response),
+                response=response,
+                finish=str(entry.get("finish", "stop")),
+                reward=None if reward is None else float(reward),
+                raw=template is None,
+            )
+            if not append.check_same(pair):
+                append(pair.to_json())
+                new += 1
+        if not new and not append.done:
+            raise DataError(f"{source} has no pairs: expected JSONL with prompt and response")
+    for name, count in ignored.items():
+        print(f"{source}: the field {name} of {count} rows is not used", file=sys.stderr)
+    return new
+
+
+def pair_prompt(entry: Mapping[str, Any]) -> str | None:
+    """The prompt of a row, with what it is about below it, as Alpaca's `input` stands below the instruction."""
+    prompt, about = _first(entry, PROMPT_FIELDS), _first(entry, INPUT_FIELDS)
+    return f"{prompt}\n\n{about}" if prompt is not None and about else prompt
+
+
+def _first(entry: Mapping[str, Any], names: tuple[str, ...]) -> str | None:
+    return next((entry[name] for name in names if isinstance(entry.get(name), str)), None)

@@ -1,0 +1,309 @@
+"""A plan: what the TOML files of `sia-convert make` say, as dataclasses, checked whole before the first step."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from sia_local.errors import ConfigError, DataError
+
+from .data.rollouts import RolloutConfig, Steering
+from .formats.export import DTYPES, ROW_TYPES, ExportConfig, check_trained, layout_for
+from .paths import Files
+from .proof.junctions import JunctionConfig
+from .registry import Maker, find_maker
+from .settings import Machine, check_choice, from_table, setting, settings_of
+from .train.config import TrainSettings, read_template
+
+
+@dataclass(frozen=True)
+class BaseSection:
+    """The base: a GGUF that exists, or a Hugging Face folder and what becomes of it."""
+
+    gguf: Path | None = None
+    hf: Path | None = None
+    out: Path | None = None
+    dtype: str = "f16"
+    quantize: tuple[str, ...] = ()
+    name: str | None = None
+    pre: str | None = None
+    maker: Maker | None = None  # what makes `hf` where it is not there
+
+    def __post_init__(self) -> None:
+        check_choice("dtype", self.dtype, DTYPES)
+        if self.gguf is None and (self.hf is None or self.out is None):
+            raise ConfigError(f"lacks the setting {'hf' if self.hf is None else 'out'!r}, or gguf, one made already")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutSection(RolloutConfig):
+    """Prompts and how they are answered; with `pairs` they are answered already."""
+
+    prompts: Path
+    limit: int | None = None
+    pairs: bool = False
+
+
+@dataclass(frozen=True)
+class RewardSection:
+    source: str
+    name: str | None = None
+    batch: int = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class SteeredSection(Steering):
+    """A further round: texts of the base as the last round's value model steers it."""
+
+    gate: str = "rate"
+    beta: float = 2.0
+    beta_unit: str = "spread"
+    samples: int | None = setting(None, show="as [rollouts]")
+    seed: int = 1
+
+    @property
+    def steering(self) -> Steering:
+        return Steering(**settings_of(Steering, self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValueSection(TrainSettings):
+    backbone: Path | None = None
+    processes: int = 1
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        return settings_of(TrainSettings, self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportSection(ExportConfig):
+    out: Path
+    dtype: str = "f32"
+    quantize: tuple[str, ...] = ()
+    quantize_rows: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("quantize_rows", self.quantize_rows, (None, *ROW_TYPES[:-1]))
+
+    @property
+    def config(self) -> ExportConfig:
+        return ExportConfig(**settings_of(ExportConfig, self))
+
+
+@dataclass(frozen=True)
+class VerifySection:
+    """Junctions of unseen texts; `also`: quantizations that are compared for information alone."""
+
+    junctions: JunctionConfig
+    unseen: RolloutSection
+    also: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything the TOML files say. Paths are absolute; `steered` has one entry a further round."""
+
+    folder: Path  # of the first TOML file
+    work: Path
+    base: BaseSection
+    rollouts: RolloutSection
+    reward: RewardSection
+    value: ValueSection
+    export: ExportSection
+    verify: VerifySection
+    steered: tuple[SteeredSection, ...] = ()
+    machine: Machine = field(default_factory=Machine)
+
+    @property
+    def backbone(self) -> Path:
+        """What is trained: [value] backbone, else the base."""
+        return self.value.backbone or self.base.hf or self.base.gguf or Path()
+
+    @property
+    def layout(self) -> str:
+        return self.export.layout or layout_for(self.value.placement, bool(self.value.head_hidden))
+
+    @property
+    def reward_path(self) -> Path | None:
+        """The folder or file beside the plan that the reward names."""
+        argument = self.reward.source.partition(":")[2]
+        return (self.folder / argument).resolve() if argument.startswith((".", "/")) else None
+
+    @property
+    def reward_spec(self) -> str:
+        """The reward as `load_reward` takes it."""
+        return f"{self.reward.source.partition(':')[0]}:{self.reward_path}" if self.reward_path else self.reward.source
+
+    @property
+    def reward_name(self) -> str:
+        kind, _, argument = self.reward.source.partition(":")
+        return self.reward.name or (f"{kind}:{Path(argument).name}" if argument else kind)
+
+    def check(self) -> None:
+        """Everything that can be known before the first step: files, names, what fits together."""
+        self._check_base()
+        for name, section in (("rollouts", self.rollouts), ("verify", self.verify.unseen)):
+            if not section.prompts.exists():
+                raise DataError(f"[{name}] prompts: nothing at {section.prompts}")
+        if self.steered and self.rollouts.pairs:
+            raise ConfigError("[steered] samples texts, but [rollouts] takes pairs: name prompts, or drop [steered]")
+        self._check_reward()
+        made = {self.base.hf} if self.base.maker else set()
+        if (artefact := Files.of(self).base) is not None:
+            made |= set(artefact.finished)
+        place = self.backbone if self.backbone.suffix == ".gguf" else self.backbone / "config.json"
+        if self.backbone not in made and not place.is_file():
+            raise DataError(f"[value] backbone: nothing at {place}")
+        read_template(self.value.template)
+        self._check_export()
+
+    def _check_base(self) -> None:
+        b = self.base
+        if b.gguf is not None:
+            if not b.gguf.is_file():
+                raise DataError(f"[base] gguf: nothing at {b.gguf}")
+            return
+        if b.maker is not None:
+            b.maker.check()
+        elif b.hf is not None and not (b.hf / "config.json").is_file():
+            raise DataError(f"[base] hf: no Hugging Face folder at {b.hf}: expected one with config.json")
+        for kind in b.quantize:
+            _check_type("base", "quantize", kind)
+        if b.out is not None:
+            _check_one_file("base", b.out, b.quantize)
+
+    def _check_reward(self) -> None:
+        if self.reward_path is not None and not self.reward_path.exists():
+            raise DataError(f"[reward] source: nothing at {self.reward_path}")
+        if self.reward.source == "data":
+            if not self.rollouts.pairs:
+                raise ConfigError("[reward] source 'data' is for rewards that stand in pairs; sampled texts have none")
+            return
+        from sia_local.rewards.load import check_reward_name
+
+        check_reward_name(self.reward_spec)
+
+    def _check_export(self) -> None:
+        e, v = self.export, self.value
+        check_trained(self.layout, v.tuning, v.layers, bool(v.head_hidden))
+        if self.layout in ("adapter", "head") and (e.quantize or self.verify.also):
+            raise ConfigError(f"[export] quantize, [verify] also: the layout {self.layout} holds nothing to quantize")
+        if e.rows == "base" and v.tuning == "full":
+            raise ConfigError("[export] rows 'base' cannot follow tune 'full': choose f16, q8_0 or f32")
+        if e.quantize_rows is not None and (self.layout != "lean" or e.rows == "base"):
+            raise ConfigError("[export] quantize_rows is for a lean file that carries its rows")
+        for kind in e.quantize:
+            _check_type("export", "quantize", kind)
+        for kind in self.verify.also:
+            _check_type("verify", "also", kind)
+        _check_one_file("export", e.out, e.quantize)
+
+
+def read_plan(*paths: Path) -> Plan:
+    """The TOML files as one plan, later ones overriding single keys of earlier ones; paths are relative to the first.
+
+    DataError for a file that is missing or no TOML; ConfigError for an unknown, missing or wrong setting.
+    """
+    tables: dict[str, Any] = {}
+    for path in paths:
+        for key, value in _read_toml(path).items():
+            tables[key] = {**tables.get(key, {}), **value} if isinstance(value, dict) else value
+    folder = paths[0].resolve().parent
+
+    def at(name: str) -> Path:
+        return (folder / name).resolve()
+
+    known = ("work", "threads", "gpu_layers", "base", "rollouts", "reward", "steered", "value", "export", "verify")
+    for key in tables:
+        if key not in known:
+            raise ConfigError(f"{paths[-1]}: unknown {key!r}; expected {', '.join(known)}")
+    required = ("work", "base", "rollouts", "reward", "value", "export")
+    if missing := [name for name in required if name not in tables]:
+        raise ConfigError(f"{paths[0]} lacks {', '.join(missing)}: expected {', '.join(known)}")
+    return _plan(tables, at)
+
+
+def _plan(tables: dict[str, Any], at: Callable[[str], Path]) -> Plan:
+    for name in ("base", "rollouts", "reward", "value", "export", "verify"):
+        if not isinstance(tables.get(name, {}), dict):
+            raise ConfigError(f"[{name}] is {tables[name]!r}; expected a section")
+    take = partial(from_table, at=at)
+    steered = tables.get("steered", [])
+    rounds = steered if isinstance(steered, list) else [steered]
+    value = dict(tables["value"])
+    if value.get("template", "chat") not in ("chat", "raw"):
+        value["template"] = str(at(str(value["template"])))
+    base = dict(tables["base"])
+    pretrain, maker = base.pop("pretrain", None), None
+    if pretrain is not None and "hf" in base:
+        maker = find_maker("pretrain", "base.pretrain", pretrain, at, at(str(base["hf"])))
+    rollouts = take(RolloutSection, "rollouts", tables["rollouts"])
+    machine = take(Machine, "top", {key: tables[key] for key in ("threads", "gpu_layers") if key in tables})
+    return Plan(
+        folder=at("."),
+        work=at(str(tables["work"])),
+        base=take(BaseSection, "base", base, maker=maker),
+        rollouts=rollouts,
+        reward=take(RewardSection, "reward", tables["reward"]),
+        value=take(ValueSection, "value", value),
+        export=take(ExportSection, "export", tables["export"]),
+        verify=_verify(tables.get("verify", {}), rollouts, at),
+        steered=tuple(take(SteeredSection, "steered", t) for t in rounds),
+        machine=machine,
+    )
+
+
+def _verify(table: dict[str, Any], rollouts: RolloutSection, at: Callable[[str], Path]) -> VerifySection:
+    """[verify] holds settings of junctions, and those of its own rollouts where they differ from [rollouts]."""
+    own = {f.name for f in dataclasses.fields(JunctionConfig)} - {"n_ctx"}
+    seen = {f.name for f in dataclasses.fields(RolloutSection)} - own
+    for name in table:
+        if name not in own | seen | {"also"}:
+            expected = ", ".join(("also", *sorted(own | seen)))
+            raise ConfigError(f"[verify] has no setting {name!r}; expected {expected}")
+    junctions = from_table(JunctionConfig, "verify", {k: v for k, v in table.items() if k in own})
+    changed = {k: v for k, v in table.items() if k in seen}
+    kept = {k: v for k, v in settings_of(RolloutSection, rollouts).items() if k not in changed}
+    kept |= {"limit": junctions.limit, **{k: 1 for k in ("samples", "seed") if k not in changed}}
+    unseen = from_table(RolloutSection, "verify", changed, at, **kept)
+    # Room for the value model's longer rendering of the prompt.
+    junctions = dataclasses.replace(junctions, n_ctx=unseen.n_ctx + 64)
+    also = from_table(_Also, "verify", {"also": table["also"]} if "also" in table else {})
+    return VerifySection(junctions, unseen, also.also)
+
+
+@dataclass(frozen=True)
+class _Also:
+    also: tuple[str, ...] = ()
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    if not path.is_file():
+        raise DataError(f"no file at {path}: expected a TOML file such as models/demo.toml")
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} is not valid TOML ({error})") from error
+
+
+def _check_type(section: str, name: str, kind: str) -> None:
+    from sia_local.llama.quantize import quantization_types
+
+    if kind.upper() not in quantization_types():
+        raise ConfigError(f"[{section}] {name} {kind!r}: expected types of llama.cpp such as Q8_0, Q6_K, Q4_K_M, Q4_0")
+
+
+def _check_one_file(section: str, out: Path, types: tuple[str, ...]) -> None:
+    if out.suffix == ".gguf" and len(types) > 1:
+        raise ConfigError(f"[{section}] {out.name} is one file, but {len(types)} types were asked for: leave off .gguf")

@@ -1,0 +1,106 @@
+"""`sia-local learn`: a steering file from two sentences, or from a value model, for any base."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..errors import ConfigError
+from ..learning.collect import CollectConfig
+from ..learning.fit import FitConfig
+from .from_dataclass import build, options_for
+from .options import model_options
+from .resolve import model_paths, setup_from
+
+if TYPE_CHECKING:
+    from ..learning.distill import Distilled
+    from ..values.guides import Guides
+
+
+@click.command()
+@click.argument("plus", required=False)
+@click.option("--minus", metavar="SENTENCE", help="And away from this instruction.  [default: none at all]")
+@click.option("--prompts", type=click.Path(path_type=Path), required=True, help="One prompt a line, or JSONL.")
+@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="The steering file, GGUF.")
+@click.option("--junctions", type=click.Path(path_type=Path), help="Folder of what was collected.  [default: OUT.d]")
+@click.option("--slots", type=click.IntRange(min=1), default=4, show_default=True, help="Texts at once.")
+@options_for(CollectConfig)
+@options_for(FitConfig)
+@model_options
+def learn(**options: Any) -> None:
+    """Learn a steering file that costs no decode (a Q-head) for a base model.
+
+    PLUS is an instruction: `sia-local learn "Answer in very simple words." --minus "Answer in academic language."`
+    steers towards the one and away from the other, as the base itself understands them; no training data, no PyTorch.
+    With -v VALUE.gguf instead, a value model is the teacher.
+
+    Run again after an interruption: it goes on with the texts that are missing.
+    """
+    from ..learning.distill import distill
+    from ..prompts import read_prompts
+
+    base, values = model_paths({**options, "value": options["value"] or ("none",)})
+    teacher: Any = _guides(base, options) if options["plus"] else values
+    if options["plus"] and values:
+        raise ConfigError("a sentence and -v were given; give one teacher")
+    if not teacher:
+        raise ConfigError('no teacher was given; give an instruction, as in "Answer in very simple words.", or -v FILE')
+    out, folder = options["out"], options["junctions"] or Path(f"{options['out']}.d")
+    setup = setup_from({**options, "ctx": options["ctx"] or 1024}, base, slots=options["slots"])
+    say = _Say()
+    made = distill(
+        base,
+        teacher if options["plus"] else (values[0] if len(values) == 1 else values),
+        read_prompts(options["prompts"]),
+        out,
+        folder,
+        build(CollectConfig, dict(options)),
+        build(FitConfig, dict(options)),
+        setup,
+        lambda p: say.now(f"{p.texts} of {p.of} texts, {p.junctions} junctions", p.texts == p.of),
+        lambda e: say.now(f"pass {e.epoch}: loss {e.loss:.4f}, held out {e.held_out:.4f}", True),
+    )
+    click.echo(summary(made))
+
+
+def summary(made: Distilled) -> str:
+    """How well the Q-head stands in for its teacher, on held-out prompts."""
+    report, table = made.fit.report, made.table
+    lines = [f"{made.path}: {made.path.stat().st_size / 1e6:.1f} MB, from {made.junctions} junctions"]
+    lines += [
+        f"{what:44} {ours:>6} {one_number:>18}"
+        for what, ours, one_number in (
+            ("on held-out prompts", "Q-head", "one number a token"),
+            ("differences within a junction explained", f"{report.r2:.2f}", f"{table.r2:.2f}"),
+            ("the teacher's favourite at", f"{report.agreement:.0%}", f"{table.agreement:.0%}"),
+            ("the teacher's one-step gain", f"{report.gain_share:.0%}", f"{table.gain_share:.0%}"),
+            (f"favourites turned (teacher {report.teacher_flip_rate:.0%})", f"{report.flip_rate:.0%}", ""),
+        )
+    ]
+    return "\n".join([*lines, f"spread {report.spread:.4g}"])
+
+
+def _guides(base: Path, options: dict[str, Any]) -> Guides:
+    from ..values.guides import Guides, instruction
+
+    minus = instruction(options["minus"]) if options["minus"] else None
+    return Guides(base, base, name="words", plus_prompt=instruction(options["plus"]), minus_prompt=minus)
+
+
+class _Say:
+    """A line on standard error now and then."""
+
+    EVERY = 10.0
+
+    def __init__(self) -> None:
+        self.last = -self.EVERY
+
+    def now(self, sentence: str, always: bool = False) -> None:
+        if always or time.monotonic() - self.last >= self.EVERY:
+            self.last = time.monotonic()
+            click.echo(sentence, err=True)
+            sys.stderr.flush()

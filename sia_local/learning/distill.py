@@ -1,0 +1,105 @@
+"""From a teacher to a file: collect junctions, fit a Q-head to them, write it, and read it back."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..config import Setup
+from ..errors import NumericError
+from ..generation.sia import SIA
+from ..llama.embeddings import EmbeddingRows
+from ..llama.gguf import GgufMetadata
+from ..llama.keys import REWARD_NAME
+from ..values.qhead import Distillation, QHeadFile, QHeadMeta, write_qhead
+from ..values.sources import Specs
+from .baseline import predict_table
+from .collect import CollectConfig, Progress, collect
+from .fit import Epoch, Fit, FitConfig, fit, predict
+from .junctions import read_junctions, split
+from .report import Report, compare
+
+# Of the spread: what writing as halves may move a value by.
+ROUNDING = 0.02
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """A Q-head on disk, how its fit went, and what one number a token would have reached."""
+
+    path: Path
+    fit: Fit
+    table: Report
+    junctions: int
+
+
+def distill(
+    base: str | os.PathLike[str],
+    teacher: Specs,
+    prompts: Sequence[str],
+    out: Path,
+    folder: Path,
+    collecting: CollectConfig,
+    fitting: FitConfig,
+    setup: Setup,
+    on_text: Callable[[Progress], None] = lambda _: None,
+    on_epoch: Callable[[Epoch], None] = lambda _: None,
+) -> Distilled:
+    """The teacher is any source of values the runtime knows. folder: where the junctions are kept; a run that was
+    stopped goes on there. Raises as SIA.load and collect do, NumericError when the file does not say what was learned.
+    """
+    with SIA.load(base, teacher, setup, hidden_states=True, max_candidates=collecting.k) as sia:
+        assert sia.value is not None
+        name, reward = sia.value.name, _reward(sia.value)
+        settings = {"base": _identity(Path(base)), "teacher": name, "teacher_files": _files(teacher)}
+        collect(sia, prompts, folder, collecting, settings, on_text)
+    return fit_folder(base, folder, out, fitting, name, reward, on_epoch)
+
+
+def fit_folder(
+    base: str | os.PathLike[str],
+    folder: Path,
+    out: Path,
+    fitting: FitConfig,
+    teacher: str,
+    reward: str = "",
+    on_epoch: Callable[[Epoch], None] = lambda _: None,
+) -> Distilled:
+    """Fits a Q-head to the junctions of a folder and writes it to `out`."""
+    junctions, _ = read_junctions(folder)
+    learned, held = split(junctions)
+    rows = EmbeddingRows.output_of(base)
+    made = fit(learned, held, rows, fitting, on_epoch)
+    report = made.report
+    facts = Distillation(teacher, len(learned), junctions.k, report.r2, report.agreement, report.gain_share)
+    with GgufMetadata(base) as meta:
+        vocab = meta.vocab_sha256()
+    about = QHeadMeta(out.stem, Path(base).name, vocab, reward, distillation=facts)
+    write_qhead(out, made.qhead, about)
+    read = QHeadFile.read(out).qhead
+    moved = np.abs(predict(read, held, rows) - predict(made.qhead, held, rows)).max()
+    if not moved <= ROUNDING * max(report.spread, 1e-12) * 10:
+        raise NumericError(f"{out}: the file's values are {moved:g} off what was learned; write it again")
+    return Distilled(out, made, compare(held, predict_table(learned, held)), len(junctions))
+
+
+def _identity(path: Path) -> dict[str, Any]:
+    return {"name": path.name, "bytes": path.stat().st_size}
+
+
+def _files(teacher: Specs) -> Any:
+    """What a rerun must share, in JSON."""
+    if isinstance(teacher, (str, os.PathLike)):
+        path = Path(teacher)
+        return _identity(path) if path.is_file() else str(path)
+    return repr(teacher)
+
+
+def _reward(source: Any) -> str:
+    file = getattr(source, "file", None)
+    return str(file.about.get(REWARD_NAME, "")) if file is not None else ""

@@ -1,0 +1,233 @@
+"""Junctions with a teacher's values: shards on disk that an interrupted run continues, and the arrays of them all."""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import ConfigError, DataError
+from ..files import atomic_write
+
+FORMAT = "sia-junctions-1"
+Float32 = npt.NDArray[np.float32]
+Halves = npt.NDArray[np.float16] | Float32
+Int32 = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Junctions:
+    """J junctions of k candidates each.
+
+    hidden float16 or float32 [J, n_embd]: the base's final normed hidden state. ids int32 [J, k]: candidates.
+    logits float32 [J, k]: the base's. values float32 [J, k]: the teacher's, reward units, NaN where a candidate was
+    not tried. counts float32 [J, k]: how much each value weighs, as the rollouts behind it (1 for a value model).
+    prompts int32 [J]: which prompt the text came from. Raises DataError for arrays that do not fit together.
+    """
+
+    hidden: Halves
+    ids: Int32
+    logits: Float32
+    values: Float32
+    prompts: Int32
+    counts: Float32 | None = None
+
+    def __post_init__(self) -> None:
+        n, k = self.ids.shape
+        shapes = {"hidden": (n, self.hidden.shape[-1]), "logits": (n, k), "values": (n, k), "prompts": (n,)}
+        shapes["counts"] = (n, k)
+        for name, shape in shapes.items():
+            array = getattr(self, name)
+            if array is not None and array.shape != shape:
+                raise DataError(f"junctions' {name} are {list(array.shape)}, expected {list(shape)} beside their ids")
+        if not np.isfinite(self.hidden).all():
+            raise DataError("a hidden state of the junctions is NaN or infinite; collect them again, as float32")
+        if np.isinf(self.values).any() or np.isnan(self.logits).any():
+            raise DataError(
+                "junctions hold infinite values or NaN logits; expected numbers, NaN only for values not tried"
+            )
+        if self.counts is not None and not (np.isfinite(self.counts) & (self.counts >= 0)).all():
+            raise DataError("the counts of junctions are negative or not finite; expected rollouts a candidate")
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def k(self) -> int:
+        return int(self.ids.shape[1])
+
+    @property
+    def n_embd(self) -> int:
+        return int(self.hidden.shape[1])
+
+    def take(self, rows: npt.NDArray[Any] | slice) -> Junctions:
+        """Those of an index, a mask or a slice."""
+        return Junctions(
+            self.hidden[rows],
+            self.ids[rows],
+            self.logits[rows],
+            self.values[rows],
+            self.prompts[rows],
+            None if self.counts is None else self.counts[rows],
+        )
+
+    def tried(self) -> npt.NDArray[np.bool_]:
+        """Candidates with a value, bool [J, k]."""
+        known = ~np.isnan(self.values)
+        return known if self.counts is None else known & (self.counts > 0)
+
+    def numbers(self) -> npt.NDArray[np.float64]:
+        """The values with 0 where a candidate was not tried, float64 [J, k]."""
+        return np.where(self.tried(), self.values, 0.0).astype(np.float64)
+
+
+def split(junctions: Junctions, share: float = 0.1, seed: int = 0) -> tuple[Junctions, Junctions]:
+    """(to learn from, held out): no prompt is in both. share: of the prompts held out, at least one.
+
+    Raises DataError for fewer than two prompts.
+    """
+    if not 0 < share < 1:
+        raise ConfigError(f"the held-out share is {share}; expected between 0 and 1")
+    prompts = np.unique(junctions.prompts)
+    if len(prompts) < 2:
+        raise DataError(f"the junctions come from {len(prompts)} prompts; expected at least 2, one to hold out")
+    n = min(len(prompts) - 1, max(1, round(share * len(prompts))))
+    held = np.isin(junctions.prompts, np.random.default_rng(seed).permutation(prompts)[:n])
+    return junctions.take(~held), junctions.take(held)
+
+
+class JunctionWriter:
+    """Writes shards of whole texts: `with JunctionWriter(folder, settings) as out: out.add(text, junctions)`.
+
+    settings: what the junctions depend on (JSON values); a folder begun with others is refused. After an
+    interruption `finished` says which texts need no second run. A shard is whole or absent.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], settings: Mapping[str, Any], per_shard: int = 4096):
+        self.folder = Path(folder)
+        self.per_shard = per_shard
+        _begin(self.folder, {"format": FORMAT, **settings})
+        self.finished: set[int] = set()
+        self._next = 0
+        for path in _shards(self.folder):
+            self.finished |= set(_read(path, "texts")["texts"].tolist())
+            self._next = int(path.stem.split("-")[1]) + 1
+        self._texts: list[int] = []
+        self._waiting: list[Junctions] = []
+
+    def __enter__(self) -> JunctionWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.flush()
+
+    def add(self, text: int, junctions: Junctions | None) -> None:
+        """The junctions of one text, all of them; None for a text that has none."""
+        if text in self.finished:
+            raise ConfigError(f"text {text} is in {self.folder} already; leave out those in `finished`")
+        self.finished.add(text)
+        self._texts.append(text)
+        if junctions is not None and len(junctions):
+            self._waiting.append(junctions)
+        if sum(map(len, self._waiting)) >= self.per_shard:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes what waits as a shard."""
+        if not self._texts:
+            return
+        arrays: dict[str, npt.NDArray[Any]] = {"texts": np.array(self._texts, np.int32)}
+        if self._waiting:
+            whole = concatenate(self._waiting)
+            arrays |= {name: array for name, array in vars(whole).items() if array is not None}
+        with atomic_write(self.folder / f"shard-{self._next:05d}.npz", "wb") as handle:
+            np.savez(handle, **arrays)  # type: ignore[arg-type]
+        self._next += 1
+        self._texts, self._waiting = [], []
+
+
+def concatenate(parts: list[Junctions]) -> Junctions:
+    """One after the other. DataError where widths differ, or only some have counts."""
+    first = parts[0]
+    for part in parts[1:]:
+        if (part.n_embd, part.k) != (first.n_embd, first.k):
+            raise DataError(
+                f"junctions of width {part.n_embd} with {part.k} candidates follow some of width {first.n_embd} with "
+                f"{first.k}; expected the same of all"
+            )
+        if (part.counts is None) != (first.counts is None):
+            raise DataError("only some of the junctions have counts; expected all or none")
+    joined: dict[str, Any] = {
+        name: None if array is None else np.concatenate([getattr(part, name) for part in parts])
+        for name, array in vars(first).items()
+    }
+    return replace(first, **joined)
+
+
+def read_junctions(folder: str | os.PathLike[str]) -> tuple[Junctions, dict[str, Any]]:
+    """(all junctions, settings) of a folder. DataError when it holds none or a shard is damaged."""
+    folder = Path(folder)
+    settings = read_settings(folder)
+    parts = []
+    for path in _shards(folder):
+        arrays = _read(path)
+        arrays.pop("texts", None)
+        if arrays:
+            parts.append(Junctions(**arrays))
+    if not parts:
+        raise DataError(f"{folder}: holds no junctions yet; collect some, or lower the entropy threshold")
+    return concatenate(parts), settings
+
+
+def read_settings(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """What the junctions of a folder were collected with. DataError if it is no such folder."""
+    path = Path(folder) / "settings.json"
+    try:
+        settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DataError(f"{folder}: no settings.json; expected a folder of collected junctions") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not valid JSON ({error}); collect the junctions again") from error
+    if not isinstance(settings, dict) or settings.get("format") != FORMAT:
+        raise DataError(f"{path}: not of the format {FORMAT}; expected a folder of collected junctions")
+    return settings
+
+
+def _begin(folder: Path, settings: dict[str, Any]) -> None:
+    wanted = json.loads(json.dumps(settings))
+    if (folder / "settings.json").exists():
+        found = read_settings(folder)
+        for key in sorted(wanted.keys() | found.keys()):
+            if wanted.get(key) != found.get(key):
+                raise ConfigError(
+                    f"{folder} was begun with {key} = {found.get(key)!r}, now it is {wanted.get(key)!r}; give the same "
+                    "settings, or another folder"
+                )
+        return
+    if any(_shards(folder)):
+        raise DataError(f"{folder}: has shards but no settings.json; give another folder")
+    with atomic_write(folder / "settings.json") as handle:
+        json.dump(wanted, handle, indent=1)
+
+
+def _shards(folder: Path) -> list[Path]:
+    return sorted(folder.glob("shard-*.npz"))
+
+
+def _read(path: Path, only: str | None = None) -> dict[str, npt.NDArray[Any]]:
+    try:
+        with np.load(path) as shard:
+            arrays = {name: shard[name] for name in ([only] if only else shard.files)}
+    except (OSError, ValueError, EOFError, KeyError, BadZipFile, zlib.error) as error:
+        raise DataError(f"{path}: not a readable shard ({error}); delete it and collect again") from error
+    if unknown := arrays.keys() - {"texts", *Junctions.__dataclass_fields__}:
+        raise DataError(f"{path}: holds {', '.join(sorted(unknown))}, which no shard has; delete it and collect again")
+    return arrays

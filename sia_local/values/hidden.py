@@ -1,0 +1,77 @@
+"""Values read off the base's own hidden state: a Q-head at work. No row, no second model, no second KV cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..errors import ConfigError, IncompatibleError
+from ..llama.embeddings import EmbeddingRows
+from ..llama.engine import Engine
+from ..llama.model import Model
+from ..records import Float64, Prompt
+from .qhead import QHeadFile
+
+
+class HiddenValues:
+    """A Q-head file at work; protocol of `records.Values`. It reads the hidden state behind the row of logits that the
+    base's engine gave last, and so must be asked before that slot goes on."""
+
+    shares_base = True
+    max_candidates = 255
+
+    def __init__(self, file: QHeadFile, engine: Engine, rows: EmbeddingRows):
+        self.file, self.engine = file, engine
+        self.name = file.path.stem
+        self.spread = file.qhead.spread
+        self._rows = rows
+
+    @property
+    def engines(self) -> list[Engine]:
+        """What reads along beside the base's own engine: nothing."""
+        return []
+
+    def close(self) -> None:
+        """Nothing is loaded but the file."""
+
+    def begin(self, slot: int, prompt: Prompt) -> None:
+        """The base reads for it."""
+
+    def accept(self, slot: int, token: int) -> None:
+        """The base reads for it."""
+
+    def room(self, slot: int) -> int:
+        return self.engine.room(slot)
+
+    def score(self, requests: Sequence[tuple[int, Any]], also: Sequence[int] = ()) -> list[Float64]:
+        """Q of each candidate, float64 [k] a request, reward units up to a constant of the prefix."""
+        return [self.file.qhead(self.engine.hidden(slot), self._rows[ids]) for slot, ids in requests]
+
+    def trajectory(self, slot: int, prompt: Prompt, tokens: Sequence[int]) -> Float64:
+        """V after every token of a finished text, float64 [n], if the file holds a level; the slot is overwritten."""
+        if self.file.qhead.level_weight is None:
+            raise ConfigError(
+                f"{self.file.path.name} knows differences among candidates, not what a text is worth; choose texts by "
+                "likelihood or by a reward, or give a value model"
+            )
+        rows = self.engine.trail(slot, prompt.tokens, tokens, hidden=True)
+        return np.concatenate([level for row in rows if (level := self.file.qhead.level(row)) is not None])
+
+
+def open_qhead(file: QHeadFile, base: Model, engine: Engine | None, base_sha256: str | None) -> HiddenValues:
+    """A Q-head beside its base. Raises IncompatibleError where it belongs to another, or the base decodes elsewhere."""
+    file.check_fits(base.n_embd, base_sha256, base.path.name)
+    if engine is None:
+        raise IncompatibleError(
+            f"{file.path.name} is a value-qhead: it reads the hidden states of the base's own decode, which belongs to "
+            "another program here; use a value model of its own (kind value) or a value-adapter"
+        )
+    rows = EmbeddingRows.output_of(base.path)
+    if rows.n_embd != file.qhead.n_embd or rows.n_rows < base.n_vocab:
+        raise IncompatibleError(
+            f"{base.path.name} has an output layer of {rows.n_rows} x {rows.n_embd}, expected at least "
+            f"{base.n_vocab} x {file.qhead.n_embd}; a Q-head does not work on this base"
+        )
+    return HiddenValues(file, engine, rows)

@@ -1,0 +1,106 @@
+"""A Q-head at work: its values against fresh hidden states, what prompts pay for it, and who may use it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sia_local import SIA, BestOf, SiaConfig, SiaLogitsProcessor, ValuePath
+from sia_local.errors import ConfigError, IncompatibleError
+from sia_local.llama.context import Context
+from sia_local.llama.embeddings import EmbeddingRows
+from sia_local.values.qhead import QHeadFile
+
+LOAD = {"n_ctx": 256, "n_threads": 1, "type_k": "f32", "type_v": "f32", "flash_attention": "off"}
+DENSE = SiaConfig(gate="dense", k=6, beta=1.5)
+Make = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def qhead_gguf(make_gguf: Make) -> Path:
+    return make_gguf("qhead")
+
+
+def fresh_values(sia: SIA, file: QHeadFile, prefix: list[int], ids: np.ndarray) -> np.ndarray:
+    """Q by encoding the whole prefix afresh in another slot."""
+    sia.engine.release(sia.slots - 1)
+    *_, rows = sia.engine.trail(sia.slots - 1, [], prefix, hidden=True)
+    return file.qhead(rows[-1].copy(), EmbeddingRows.output_of(sia.model.path)[ids])
+
+
+@pytest.mark.parametrize("beside", [[], ["head"], ["adapter"]])
+def test_values_are_those_of_a_fresh_encoding(make_gguf: Make, qhead_gguf: Path, beside: list[str]) -> None:
+    """Over whole texts, several at once, with other values beside it whose decodes come between."""
+    file = QHeadFile.read(qhead_gguf)
+    values = [ValuePath(qhead_gguf, 1.0, "q"), *(ValuePath(make_gguf(kind), 0.5, kind) for kind in beside)]
+    with SIA.load(make_gguf("base"), values, slots=3, **LOAD) as sia:
+        source = sia.value.sources["q"]  # type: ignore[union-attr]
+        asked: list[tuple[int, np.ndarray, np.ndarray]] = []
+        score = source.score
+
+        def kept(requests: list, also: object = ()) -> list:
+            scored = score(requests, also)
+            asked.extend(
+                (len(sia.engine.slots[s].tokens), ids, v) for (s, ids), v in zip(requests, scored, strict=True)
+            )
+            return scored
+
+        source.score = kept  # type: ignore[method-assign]
+        prompt = sia.prompt("hello there " * 8)
+        steps = list(sia.generate(prompt, DENSE, max_tokens=12, seed=4, trace=True))
+        assert len(asked) == 12
+        written = list(prompt.tokens)
+        for (length, ids, v), step in zip(asked, steps, strict=True):
+            assert length == len(written)
+            np.testing.assert_allclose(v, fresh_values(sia, file, written, ids), atol=2e-5)
+            written.append(step.token)
+
+
+def test_many_texts_are_what_each_is_alone_and_beta_zero_is_off(make_gguf: Make, qhead_gguf: Path) -> None:
+    prompts = [f"text number {i}" for i in range(5)]
+    with SIA.load(make_gguf("base"), qhead_gguf, slots=3, **LOAD) as sia:
+        jobs = [sia.job(p, DENSE, max_tokens=10, seed=i, id=i) for i, p in enumerate(prompts)]
+        together = {c.job: c.tokens for c in sia.complete(jobs)}
+        for i, prompt in enumerate(prompts):
+            text = [s.token for s in sia.generate(prompt, DENSE, max_tokens=10, seed=i) if s.finish != "eog"]
+            assert text == together[i]
+        off = [s.token for s in sia.generate("a", SiaConfig(gate="off"), max_tokens=20)]
+        assert [s.token for s in sia.generate("a", SiaConfig(gate="dense", beta=0.0), max_tokens=20)] == off
+
+
+def test_a_prompt_computes_one_output_row(make_gguf: Make, qhead_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outputs: list[int] = []
+    decode = Context.decode
+
+    def counted(self: Context) -> None:
+        n = self.batch.n
+        outputs.append(n if self._embeddings else int(self.batch.output[:n].sum()))
+        decode(self)
+
+    monkeypatch.setattr(Context, "decode", counted)
+    with SIA.load(make_gguf("base"), qhead_gguf, **LOAD) as sia:
+        next(sia.generate("many words " * 12, DENSE, max_tokens=3))
+        assert sum(outputs) == 1
+
+
+def test_best_of_reads_the_level_and_says_where_there_is_none(make_gguf: Make, qhead_gguf: Path) -> None:
+    with SIA.load(make_gguf("base"), qhead_gguf, slots=3, **LOAD) as sia:
+        made = BestOf(sia, 3).generate("hello", DENSE, max_tokens=6)
+        list(made)
+        assert made.result is not None and made.result.by == "value" and len(set(made.result.scores)) > 1
+    no_level = make_gguf("qhead", level=False)
+    with (
+        SIA.load(make_gguf("base"), no_level, slots=2, **LOAD) as sia,
+        pytest.raises(ConfigError, match="choose texts by likelihood or by a reward"),
+    ):
+        list(BestOf(sia, 2).generate("hello", DENSE, max_tokens=3))
+
+
+def test_refusals(make_gguf: Make, qhead_gguf: Path, base_gguf: Path) -> None:
+    with pytest.raises(IncompatibleError, match="it reads the hidden states of the base's own decode"):
+        SiaLogitsProcessor(base_gguf, qhead_gguf)
+    with pytest.raises(IncompatibleError, match=r"different vocabularies, .* use a Q-head distilled on this base"):
+        SIA.load(base_gguf, make_gguf("qhead", sha256="0" * 64), **LOAD)

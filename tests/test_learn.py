@@ -1,0 +1,89 @@
+"""From a teacher to a steering file: collecting, resuming, and the command."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from sia_local import SIA, Guides, SiaConfig
+from sia_local.cli import main
+from sia_local.errors import ConfigError
+from sia_local.learning.collect import CollectConfig, collect
+from sia_local.learning.junctions import read_junctions
+from sia_local.values.guides import instruction
+from sia_local.values.qhead import QHeadFile
+
+LOAD = {"n_ctx": 128, "n_threads": 1, "type_k": "f32", "type_v": "f32", "flash_attention": "off"}
+PROMPTS = ["hello", "a dog", "the red house", "rain"]
+CONFIG = CollectConfig(k=6, threshold=0.0, texts=6, max_tokens=10, beta=1.0)
+
+
+@pytest.mark.parametrize("kind", ["merged", "head"])
+def test_what_is_collected_is_what_the_teacher_said(make_gguf: Callable[..., Path], tmp_path: Path, kind: str) -> None:
+    """Values are the teacher's of that prefix, hidden states those behind it: a text's own steps say which."""
+    base, teacher = make_gguf("base"), make_gguf(kind, seed=0)
+    with SIA.load(base, teacher, slots=2, hidden_states=True, max_candidates=6, **LOAD) as sia:
+        collect(sia, PROMPTS, tmp_path / "j", CONFIG, {})
+        junctions, settings = read_junctions(tmp_path / "j")
+        assert settings["k"] == 6 and set(junctions.prompts.tolist()) == {0, 1, 2, 3}
+        seen = []
+        for text in range(CONFIG.texts):
+            from sia_local.seeds import text_seed
+
+            asked = {"max_tokens": 10, "seed": text_seed(0, str(text), 0), "trace": True}
+            written = sia.generate(PROMPTS[text % 4], CONFIG.steering(text), **asked)
+            seen += [step.candidates for step in written if step.candidates is not None]
+        order = np.lexsort(junctions.values.T)
+        expected = np.stack([c.values for c in seen]).astype(np.float32)
+        np.testing.assert_allclose(junctions.values[order], expected[np.lexsort(expected.T)], atol=1e-5)
+        at = int(np.argmin(np.abs(junctions.values - expected[0]).sum(axis=1)))
+        prefix = list(sia.prompt(PROMPTS[0]).tokens)
+        *_, rows = sia.engine.trail(1, [], prefix, hidden=True)
+        np.testing.assert_allclose(junctions.hidden[at].astype(np.float32), rows[-1], atol=5e-3)
+
+
+def test_an_interrupted_collection_goes_on(base_gguf: Path, value_gguf: Path, tmp_path: Path) -> None:
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    with SIA.load(base_gguf, value_gguf, hidden_states=True, max_candidates=6, **LOAD) as sia:
+        collect(sia, PROMPTS, whole, CONFIG, {})
+
+        def stop(progress: object) -> None:
+            if progress.texts == 3:  # type: ignore[attr-defined]
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            collect(sia, PROMPTS, halves, CONFIG, {}, stop)
+        collect(sia, PROMPTS, halves, CONFIG, {})
+        a, b = read_junctions(whole)[0], read_junctions(halves)[0]
+        np.testing.assert_array_equal(a.values, b.values)
+        with pytest.raises(ConfigError, match="was begun with k = 6, now it is 5"):
+            collect(sia, PROMPTS, halves, replace(CONFIG, k=5), {})
+
+
+def test_a_file_from_two_sentences_steers(make_gguf: Callable[..., Path], tmp_path: Path) -> None:
+    base, prompts, out = make_gguf("base"), tmp_path / "prompts.txt", tmp_path / "words.gguf"
+    prompts.write_text("\n".join(PROMPTS))
+    assert instruction("Be brief.") == "Be brief. {prompt}" and instruction("{prompt}!") == "{prompt}!"
+    few = ["--texts", "6", "--max-tokens", "8", "--threshold", "0", "--hidden", "0", "--rank", "4", "--epochs", "2"]
+    asked = ["Be brief.", "--minus", "Be long.", "-m", base, "--prompts", prompts, "-o", out, *few, "--threads", "1"]
+    done = CliRunner().invoke(main, ["learn", *map(str, asked)])
+    assert done.exit_code == 0, done.output
+    assert "differences within a junction explained" in done.stdout
+    file = QHeadFile.read(out)
+    assert file.meta.distillation is not None and file.meta.distillation.teacher == "words"
+    with SIA.load(base, out, **LOAD) as sia:
+        made = sia.generate("hello", SiaConfig(gate="dense", beta_unit="spread"), max_tokens=5)
+        assert len(list(made)) == 5 and made.stats.junctions == 5
+    both = CliRunner().invoke(main, ["learn", *map(str, asked), "-v", str(out)])
+    assert both.exit_code == 2 and "a sentence and -v were given" in both.stderr
+
+
+def test_one_model_under_two_instructions_shares_its_weights(base_gguf: Path) -> None:
+    pair = Guides(base_gguf, base_gguf, plus_prompt="a {prompt}", minus_prompt="b {prompt}")
+    with SIA.load(base_gguf, pair, **LOAD) as sia:
+        assert {id(guide.model) for guide in (sia.value.plus, sia.value.minus)} == {id(sia.model)}  # type: ignore

@@ -1,0 +1,107 @@
+"""Outputs that are appended to, and what killed runs leave: one writer, one set of settings, nothing twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from sia_convert.aside import aside, sweep
+from sia_convert.data.outputs import Appender
+from sia_convert.data.score import score_files
+from sia_convert.data.trajectories import Trajectory, read_trajectories
+
+from sia_local.errors import DataError
+
+TEXT = Trajectory("0-0", 0, "the king", "the king", [3], "good", reward=1.0)
+HOLD = """
+import sys, time
+from sia_convert.data.outputs import Appender
+with Appender(sys.argv[1], {"seed": 0}) as out:
+    print("open", flush=True)
+    sys.stdin.readline()
+"""
+
+
+def test_a_second_writer_is_refused_and_a_killed_one_blocks_nobody(tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    command = [sys.executable, "-c", HOLD, str(out)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None and other.stdout.readline() == "open\n"
+        with (
+            pytest.raises(DataError, match=r"out.jsonl is being written by another process: let it end"),
+            Appender(out),
+        ):
+            pass
+        other.kill()
+    with Appender(out) as append:
+        append(TEXT.to_json())
+    assert list(read_trajectories([out])) == [TEXT]
+
+
+def test_an_output_is_continued_with_its_own_settings_alone(tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    with Appender(out, {"max_tokens": 64, "temperature": 1.0}) as append:
+        append(TEXT.to_json())
+    before = out.read_bytes()
+    wrong = r"out.jsonl holds 1 texts made with max_tokens 64, not 32; temperature 1.0, not 0.5: name another"
+    with pytest.raises(DataError, match=wrong), Appender(out, {"max_tokens": 32, "temperature": 0.5}):
+        pass
+    with Appender(out, {"max_tokens": 64, "temperature": 1.0, "new": 1}) as append:
+        assert append.check_same(TEXT) and not append.check_same(replace(TEXT, id="0-1"))
+        with pytest.raises(DataError, match=r"another text under the id 0-0 .prompt 'the king', now 'the queen'"):
+            append.check_same(replace(TEXT, prompt="the queen"))
+    out.with_name("out.jsonl.made.json").write_text("{")
+    with Appender(out, {"max_tokens": 32}):  # whoever lost the sidecar is trusted
+        assert out.read_bytes() == before
+
+
+def test_no_text_weighs_double(tmp_path: Path) -> None:
+    lines = [replace(TEXT, id=f"0-{i}", reward=float(i)).to_json() for i in range(2)]
+    twice, once = tmp_path / "twice.jsonl", tmp_path / "once.jsonl"
+    twice.write_text("\n".join([*lines, lines[0], ""]))
+    once.write_text("\n".join([*lines, ""]))
+    with pytest.raises(DataError, match=r"twice.jsonl, line 3: the id 0-0 stands twice; two processes"):
+        score_files([twice], tmp_path / "scored.jsonl", "data")
+    with pytest.raises(DataError, match=r"once.jsonl is given twice"):
+        list(read_trajectories([once, tmp_path / "x" / ".." / "once.jsonl"]))
+    other = tmp_path / "other.jsonl"
+    other.write_text(once.read_text())
+    with pytest.raises(DataError, match="the id 0-0 stands in several of the files: score them into an output each"):
+        score_files([once, other], tmp_path / "scored.jsonl", "data")
+    assert len(list(read_trajectories([once, other]))) == 4  # rounds of a chain number their texts alike
+
+
+def test_whether_the_base_read_the_plain_prompt_is_a_field_and_old_files_tell(tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    entry = json.loads(TEXT.to_json())
+    old = {k: v for k, v in entry.items() if k != "raw"}
+    entries = [
+        entry,
+        {**entry, "id": "a", "raw": True},
+        {**old, "id": "b"},
+        {**old, "id": "c", "rendered": "<the king>"},
+    ]
+    out.write_text("".join(json.dumps(e) + "\n" for e in entries))
+    assert [t.raw for t in read_trajectories([out])] == [False, True, True, False]
+
+
+def test_the_next_run_removes_what_killed_ones_left(tmp_path: Path) -> None:
+    target = tmp_path / "model[1].gguf"
+    for name in (".model[1].gguf.abc.tmp", "..model[1].gguf.abc.tmp.tmp"):
+        (tmp_path / name).write_bytes(b"half")
+    (tmp_path / ".model[1].gguf.dir.tmp").mkdir()
+    (tmp_path / ".other.gguf.abc.tmp").write_bytes(b"half")
+    with aside(target) as held:
+        held.write_bytes(b"whole")
+        inner = held.with_name(f".{held.name}.tmp")  # llama.cpp's own, put aside of ours
+        inner.write_bytes(b"half")
+        assert {p.name for p in tmp_path.iterdir()} == {held.name, inner.name, ".other.gguf.abc.tmp"}
+        sweep(target)  # a running writer keeps its own
+        assert held.exists() and inner.exists()
+        inner.unlink()
+    assert sorted(os.listdir(tmp_path)) == [".other.gguf.abc.tmp", "model[1].gguf"]

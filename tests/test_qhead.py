@@ -1,0 +1,318 @@
+"""The Q-head: its formula, its file, the rows it reads. PyTorch is the oracle."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import fields, replace
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import torch
+
+from sia_local.errors import ConfigError, IncompatibleError, ModelFileError, NumericError
+from sia_local.llama import gguf_write, keys
+from sia_local.llama.embeddings import EmbeddingRows
+from sia_local.llama.gguf import GgufMetadata
+from sia_local.values.qhead import ACTIVATIONS, Distillation, QHead, QHeadFile, QHeadMeta, write_qhead
+
+META = QHeadMeta(
+    name="kinder",
+    base_name="story",
+    vocab_sha256="ab" * 32,
+    reward_name="vader",
+    reward_mean=0.25,
+    reward_std=0.5,
+    distillation=Distillation("demo-value", 88_600, 10, 0.625, 0.75, 0.875),
+)
+
+
+def array(*rows: object) -> np.ndarray:
+    return np.array(rows, np.float32)
+
+
+def made(n_embd: int = 24, rank: int = 5, n_hidden: int = 0, activation: str = "silu", seed: int = 0) -> QHead:
+    rng = np.random.default_rng(seed)
+
+    def normal(*shape: int) -> np.ndarray:
+        return rng.standard_normal(shape).astype(np.float32)
+
+    return QHead(
+        weight=normal(rank, n_hidden or n_embd),
+        bias=normal(rank),
+        token_weight=normal(rank, n_embd),
+        token_bias=normal(n_embd),
+        hidden_weight=normal(n_hidden, n_embd) if n_hidden else None,
+        hidden_bias=normal(n_hidden) if n_hidden else None,
+        activation=activation,
+        scale=0.375,
+        spread=0.0625,
+        level_weight=normal(n_embd),
+        level_bias=-1.5,
+    )
+
+
+def test_golden_linear() -> None:
+    qhead = QHead(
+        weight=array([1, 2, 0], [0, 1, -1]),
+        bias=array(0.5, -1),
+        token_weight=array([1, 0, 1], [0, 2, 0]),
+        token_bias=array(0.25, 0, -0.5),
+        scale=2.0,
+        level_weight=array(1, 1, 1),
+        level_bias=0.5,
+    )
+    hidden = array(1, 2, 3)
+    # f = [1 + 4 + .5, 2 - 3 - 1] = [5.5, -2]; w = 2 * ([5.5, -4, 5.5] + [.25, 0, -.5]) = [11.5, -8, 10]
+    np.testing.assert_array_equal(qhead.features(hidden), array(5.5, -2))
+    np.testing.assert_array_equal(qhead.direction(hidden), array(11.5, -8, 10))
+    q = qhead(hidden, array([1, 0, 0], [0, 1, 0], [2, 1, 0.5]))
+    assert q.dtype == np.float64
+    assert q.tolist() == [11.5, -8.0, 20.0]
+    assert qhead.level(hidden) == 6.5
+    assert (qhead.n_embd, qhead.rank, qhead.n_hidden) == (3, 2, 0)
+
+
+def test_golden_hidden_layer() -> None:
+    qhead = QHead(
+        weight=array([2.0, 1.0]),
+        bias=array(0.5),
+        token_weight=array([1.0, -1.0]),
+        token_bias=array(0.0, 1.0),
+        hidden_weight=array([1.0, 1.0], [1.0, -1.0]),
+        hidden_bias=array(0.0, 0.5),
+        activation="relu",
+    )
+    # hidden = relu([3, -1 + .5]) = [3, 0]; f = 6.5
+    assert qhead(array(1, 2), array([1, 0], [0, 1])).tolist() == [6.5, -5.5]
+    assert qhead.level(array(1, 2)) is None
+
+
+@pytest.mark.parametrize("activation", [None, *ACTIVATIONS])
+def test_torch_computes_the_same(activation: str | None) -> None:
+    qhead = made(n_embd=96, rank=16, n_hidden=40 if activation else 0, activation=activation or "silu")
+    rng = np.random.default_rng(1)
+    hidden = rng.standard_normal((3, 96)).astype(np.float32)
+    rows = 0.1 * rng.standard_normal((3, 7, 96)).astype(np.float32)
+    t = {f.name: torch.tensor(v) for f in fields(qhead) if isinstance(v := getattr(qhead, f.name), np.ndarray)}
+    x = torch.tensor(hidden)
+    if activation:
+        acts = {
+            "relu": torch.relu,
+            "silu": torch.nn.functional.silu,
+            "gelu": lambda a: torch.nn.functional.gelu(a, approximate="tanh"),
+        }
+        x = acts[activation](x @ t["hidden_weight"].T + t["hidden_bias"])
+    f = x @ t["weight"].T + t["bias"]
+    e = torch.tensor(rows)
+    q = qhead.scale * (((e @ t["token_weight"].T) * f[:, None, :]).sum(-1) + e @ t["token_bias"])
+    expected = q.double().numpy()
+    tolerance = 1e-5 * np.abs(expected).max()
+    np.testing.assert_allclose(qhead(hidden, rows), expected, atol=tolerance)
+    np.testing.assert_allclose(qhead.of_projected(hidden, qhead.project(rows)), expected, atol=tolerance)
+    np.testing.assert_allclose(
+        qhead.level(hidden), hidden.astype(np.float64) @ qhead.level_weight.astype(np.float64) - 1.5, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("n_hidden", [0, 33])
+def test_one_of_a_batch_is_what_it_is_alone(n_hidden: int) -> None:
+    qhead = made(n_embd=576, rank=64, n_hidden=n_hidden)
+    rng = np.random.default_rng(2)
+    hidden = rng.standard_normal((9, 576)).astype(np.float32)
+    rows = rng.standard_normal((9, 10, 576)).astype(np.float32)
+    together = qhead(hidden, rows)
+    cached = qhead.of_projected(hidden, qhead.project(rows))
+    for i in range(9):
+        np.testing.assert_array_equal(together[i], qhead(hidden[i], rows[i]))
+        np.testing.assert_array_equal(cached[i], qhead.of_projected(hidden[i], qhead.project(rows)[i]))
+
+
+def test_activations_do_not_overflow() -> None:
+    far = array(-3e4, -100, 100, 3e4)
+    with np.errstate(all="raise", under="ignore"):
+        assert ACTIVATIONS["silu"](far).tolist() == [0, 0, 100, 30000]
+
+
+@pytest.mark.parametrize("n_hidden", [0, 7])
+def test_file_keeps_float32_bit_for_bit(tmp_path: Path, n_hidden: int) -> None:
+    qhead = made(n_hidden=n_hidden, activation="gelu" if n_hidden else "silu")
+    write_qhead(tmp_path / "q.gguf", qhead, META, "f32")
+    file = QHeadFile.read(tmp_path / "q.gguf")
+    assert file.meta == META
+    for f in fields(qhead):
+        before, after = getattr(qhead, f.name), getattr(file.qhead, f.name)
+        if isinstance(before, np.ndarray):
+            assert after.dtype == np.float32
+            np.testing.assert_array_equal(before, after)
+        else:
+            assert before == after, f.name
+
+
+def test_file_of_halves_is_half_as_large_and_close(tmp_path: Path) -> None:
+    qhead = made(n_embd=64, rank=8, n_hidden=32)
+    for dtype in ("f32", "f16"):
+        write_qhead(tmp_path / f"{dtype}.gguf", qhead, META, dtype)
+    sizes = [(tmp_path / f"{dtype}.gguf").stat().st_size for dtype in ("f32", "f16")]
+    weights = 4 * (32 * 64 + 32 + 8 * 32 + 8 + 8 * 64 + 64)
+    assert sizes[0] - sizes[1] == pytest.approx(weights / 2, abs=64)
+    rng = np.random.default_rng(3)
+    hidden, rows = (rng.standard_normal(shape).astype(np.float32) for shape in (64, (10, 64)))
+    exact = qhead(hidden, rows)
+    near = QHeadFile.read(tmp_path / "f16.gguf").qhead(hidden, rows)
+    assert 0 < np.abs(exact - near).max() < 3e-3 * exact.std()
+
+
+def test_what_is_left_out_stays_out(tmp_path: Path) -> None:
+    bare = replace(made(), spread=None, level_weight=None, level_bias=0.0)
+    write_qhead(tmp_path / "q.gguf", bare, QHeadMeta(), "f32")
+    file = QHeadFile.read(tmp_path / "q.gguf")
+    assert (file.qhead.spread, file.qhead.level_weight, file.meta) == (None, None, QHeadMeta())
+
+
+def test_gguf_package_reads_the_file(tmp_path: Path) -> None:
+    qhead = made()
+    write_qhead(tmp_path / "q.gguf", qhead, META, "f16")
+    reader = gguf.GGUFReader(tmp_path / "q.gguf")
+    assert reader.tensors == []
+    assert reader.fields[keys.KIND].contents() == "value-qhead"
+    assert reader.fields[keys.VERSION].contents() == 2
+    bits = np.array(reader.fields[keys.QHEAD_TOKEN_BIAS].contents(), np.uint16)
+    np.testing.assert_array_equal(bits.view(np.float16), qhead.token_bias.astype(np.float16))
+
+
+def test_every_type_of_metadata_is_written_and_read(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    gguf_write.write_metadata(
+        path,
+        "toy",
+        {
+            "a": gguf_write.text("größer"),
+            "b": gguf_write.u32(7),
+            "c": gguf_write.u64(1 << 40),
+            "d": gguf_write.f32(0.5),
+            "e": gguf_write.boolean(True),
+            "f": gguf_write.i32_array([-1, 2]),
+            "g": gguf_write.text_array([b"x", b"\xff"]),
+            "h": gguf_write.f16_array([1.0]),
+            "i": gguf_write.f32_array([]),
+        },
+    )
+    with GgufMetadata(path) as meta:
+        assert meta.tensors() == {}
+        assert [meta.get(key) for key in ("general.architecture", *"abcde")] == ["toy", "größer", 7, 1 << 40, 0.5, True]
+        assert meta.get("f").tolist() == [-1, 2]
+        assert meta.get("g") == [b"x", b"\xff"]
+        assert meta.get("h").tolist() == [0x3C00]
+        assert meta.get("i").tolist() == []
+
+
+def tampered(path: Path, **over: gguf_write.KV | None) -> Path:
+    """A Q-head's file with some of its metadata replaced, or left out (None). `_` in a name stands for `.`."""
+    qhead = made(n_embd=4, rank=2, n_hidden=3)
+    parts = {
+        keys.VERSION: gguf_write.u32(2),
+        keys.KIND: gguf_write.text("value-qhead"),
+        keys.QHEAD_RANK: gguf_write.u32(2),
+        keys.QHEAD_N_EMBD: gguf_write.u32(4),
+        keys.QHEAD_WEIGHT: gguf_write.f32_array(qhead.weight),
+        keys.QHEAD_BIAS: gguf_write.f32_array(qhead.bias),
+        keys.QHEAD_HIDDEN_WEIGHT: gguf_write.f32_array(qhead.hidden_weight),
+        keys.QHEAD_HIDDEN_BIAS: gguf_write.f32_array(qhead.hidden_bias),
+        keys.QHEAD_TOKEN_WEIGHT: gguf_write.f32_array(qhead.token_weight),
+        keys.QHEAD_TOKEN_BIAS: gguf_write.f32_array(qhead.token_bias),
+    }
+    for name, value in over.items():
+        key = getattr(keys, name)
+        parts.pop(key, None)
+        if value is not None:
+            parts[key] = value
+    gguf_write.write_metadata(path, "sia-qhead", parts)
+    return path
+
+
+REFUSALS: list[tuple[dict[str, gguf_write.KV | None], type[Exception], str]] = [
+    ({"KIND": None}, IncompatibleError, "holds no Q-head"),
+    ({"VERSION": gguf_write.u32(9)}, IncompatibleError, "version 9, this program reads versions 1, 2"),
+    ({"VERSION": gguf_write.u32(1)}, IncompatibleError, "expected 'value-qhead' of version 2"),
+    ({"KIND": gguf_write.text("value")}, IncompatibleError, "kind 'value'"),
+    ({"QHEAD_RANK": gguf_write.u32(0)}, IncompatibleError, "rank 0 and width 4"),
+    ({"QHEAD_BIAS": None}, IncompatibleError, "has 0 entries, expected 2 = 2"),
+    ({"QHEAD_WEIGHT": gguf_write.f32_array([1.0] * 8)}, IncompatibleError, r"has 8 entries, expected 2 \* 3 = 6"),
+    ({"QHEAD_HIDDEN_BIAS": None}, IncompatibleError, "expected 2 \\* 0"),
+    ({"QHEAD_BIAS": gguf_write.i32_array([1, 2])}, IncompatibleError, "array of int32; expected float32"),
+    ({"QHEAD_BIAS": gguf_write.f32_array([1.0, math.nan])}, NumericError, "bias has NaN or infinite weights"),
+    ({"QHEAD_BIAS": gguf_write.f16_array([1.0, math.inf])}, NumericError, "bias has NaN or infinite weights"),
+    ({"QHEAD_SCALE": gguf_write.f32(math.nan)}, NumericError, "scale is nan"),
+    ({"QHEAD_ACTIVATION": gguf_write.text("tanh")}, IncompatibleError, "'tanh'; expected one of relu, silu, gelu"),
+]
+
+
+@pytest.mark.parametrize("over, error, words", REFUSALS, ids=lambda x: "" if isinstance(x, type) else str(x)[:24])
+def test_refusals(tmp_path: Path, over: dict, error: type[Exception], words: str) -> None:
+    path = tampered(tmp_path / "q.gguf", **over)
+    with pytest.raises(error, match=words) as caught:
+        QHeadFile.read(path)
+    assert str(caught.value).startswith(str(path))
+    assert str(caught.value).count(str(path)) == 1
+
+
+def test_unharmed_file_of_the_refusals_is_read(tmp_path: Path) -> None:
+    assert QHeadFile.read(tampered(tmp_path / "q.gguf")).qhead.n_hidden == 3
+
+
+def test_files_that_are_none(tmp_path: Path, base_gguf: Path, head_gguf: Path) -> None:
+    with pytest.raises(ModelFileError, match="no such file"):
+        QHeadFile.read(tmp_path / "absent.gguf")
+    with pytest.raises(IncompatibleError, match="holds no Q-head"):
+        QHeadFile.read(base_gguf)
+    with pytest.raises(IncompatibleError, match="kind 'value-head' of contract version 1"):
+        QHeadFile.read(head_gguf)
+
+
+def test_refuses_to_write(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="dtype 'q4'"):
+        write_qhead(tmp_path / "q.gguf", made(), META, "q4")
+    with pytest.raises(NumericError, match="more than a half can hold"):
+        write_qhead(tmp_path / "q.gguf", replace(made(), token_bias=np.full(24, 1e5, np.float32)), META, "f16")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_refuses_sizes_that_do_not_fit() -> None:
+    good = made(n_hidden=7)
+    with pytest.raises(IncompatibleError, match=r"weight is \[5, 6\], expected \[5, 7\]"):
+        replace(good, weight=good.weight[:, :6])
+    with pytest.raises(IncompatibleError, match="only one of weight and bias"):
+        replace(good, hidden_bias=None)
+    with pytest.raises(NumericError, match="spread is inf"):
+        replace(good, spread=math.inf)
+
+
+def test_fits_its_base_only(tmp_path: Path) -> None:
+    file = QHeadFile(tmp_path / "q.gguf", made(), META)
+    file.check_fits(24, META.vocab_sha256, "story")
+    file.check_fits(24, None, "story")
+    with pytest.raises(IncompatibleError, match="width 24, other has 32"):
+        file.check_fits(32, META.vocab_sha256, "other")
+    with pytest.raises(IncompatibleError, match="different vocabularies"):
+        file.check_fits(24, "cd" * 32, "other")
+
+
+def test_output_rows_of_a_base(base_gguf: Path, tmp_path: Path, make_gguf: Callable[..., Path]) -> None:
+    tensors = {t.name: np.array(t.data) for t in gguf.GGUFReader(base_gguf).tensors}
+    rows = EmbeddingRows.output_of(base_gguf)
+    np.testing.assert_array_equal(rows[[3, 0, 319]], tensors["output.weight"][[3, 0, 319]])
+    np.testing.assert_array_equal(EmbeddingRows.from_model(base_gguf)[[5]], tensors["token_embd.weight"][[5]])
+    writer = gguf.GGUFWriter(tmp_path / "tied.gguf", "qwen3")
+    writer.add_tensor("token_embd.weight", tensors["token_embd.weight"])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    np.testing.assert_array_equal(
+        EmbeddingRows.output_of(tmp_path / "tied.gguf")[[7]], tensors["token_embd.weight"][[7]]
+    )
+    with pytest.raises(IncompatibleError, match="holds neither output"):
+        EmbeddingRows.output_of(tampered(tmp_path / "q.gguf"))
