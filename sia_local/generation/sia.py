@@ -118,7 +118,9 @@ class SIA:
         if len(made.tokens) >= self.n_ctx:
             raise ContextFullError(
                 f"the prompt is {len(made.tokens)} tokens, the context holds {self.n_ctx}; shorten the prompt or "
-                "raise the context length (--ctx)"
+                "raise the context length (--ctx)",
+                len(made.tokens),
+                self.n_ctx,
             )
         return made
 

@@ -137,7 +137,8 @@ def _plain_prompt(sia: SIA, prompt: str | list[int]) -> Prompt:
     if not prompt or not all(0 <= token < sia.model.n_vocab for token in prompt):
         raise RefusedError(400, f"prompt: expected token ids of 0 to {sia.model.n_vocab - 1}", param="prompt")
     if len(prompt) >= sia.n_ctx:
-        raise ContextFullError(f"the prompt is {len(prompt)} tokens, the context holds {sia.n_ctx}; shorten it")
+        message = f"the prompt is {len(prompt)} tokens, the context holds {sia.n_ctx}; shorten it"
+        raise ContextFullError(message, len(prompt), sia.n_ctx)
     return Prompt(tuple(prompt), None, b"".join(map(sia.model.piece, prompt)).decode("utf-8", "replace"))
 
 

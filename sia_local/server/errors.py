@@ -13,7 +13,8 @@ from .engine import TooManyError, UnavailableError
 
 @dataclass
 class RefusedError(Exception):
-    """A request that is answered with an error. param: the field it is about; headers: to send along."""
+    """A request that is answered with an error. param: the field it is about; headers: to send along; more: what else
+    the body tells."""
 
     status: int
     message: str
@@ -21,10 +22,12 @@ class RefusedError(Exception):
     param: str | None = None
     code: str | None = None
     headers: dict[str, str] = field(default_factory=dict)
+    more: dict[str, Any] = field(default_factory=dict)
 
     @property
     def body(self) -> dict[str, Any]:
-        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+        error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
+        return {"error": error | self.more}
 
 
 def refused(error: Exception) -> RefusedError:
@@ -40,7 +43,8 @@ def refused(error: Exception) -> RefusedError:
         headers = {"Retry-After": "1"}
         return RefusedError(429, str(error), "rate_limit_error", code="rate_limit_exceeded", headers=headers)
     if isinstance(error, ContextFullError):
-        return RefusedError(400, str(error), "exceed_context_size_error", code="context_length_exceeded")
+        more = {"n_prompt_tokens": error.tokens, "n_ctx": error.holds} if error.tokens is not None else {}
+        return RefusedError(400, str(error), "exceed_context_size_error", code="context_length_exceeded", more=more)
     if isinstance(error, (ConfigError, IncompatibleError)):
         return RefusedError(400, str(error))
     if isinstance(error, SiaError):

@@ -69,6 +69,7 @@ class TextFields(Body):
     safety_identifier: Any = None
     prompt_cache_key: Any = None
     cache_prompt: Any = None
+    id_slot: Any = None
     timings_per_token: Any = None
 
 
@@ -101,7 +102,7 @@ class ChatBody(TextFields):
 
 
 class CompletionBody(TextFields):
-    prompt: str | list[int] | list[str] | list[list[int]]
+    prompt: str | list[int] | list[str | list[int]]
     logprobs: int | None = Field(None, ge=0, le=20)
     echo: bool = False
     best_of: Literal[1] = 1
