@@ -25,7 +25,7 @@ class SamplingConfig:
     """What shapes the base distribution before candidates are taken, and the temperature after steering.
 
     temperature 0 takes the best candidate. Penalties look at the last `penalty_last_n` tokens, the prompt's among
-    them. `grammar` is GBNF text.
+    them. `grammar` is GBNF text. logit_bias: (token id, what is added to its logit), -inf for never.
     """
 
     temperature: float = 1.0
@@ -36,6 +36,7 @@ class SamplingConfig:
     presence_penalty: float = 0.0
     penalty_last_n: int = 64
     grammar: str | None = None
+    logit_bias: tuple[tuple[int, float], ...] = ()
 
     def __post_init__(self) -> None:
         _require(
@@ -52,6 +53,8 @@ class SamplingConfig:
             penalty = getattr(self, name)
             _require(math.isfinite(penalty), f"{name} is {penalty}; expected a finite number (0 = off)")
         _require(self.penalty_last_n >= 0, f"penalty_last_n is {self.penalty_last_n}; expected 0 or more")
+        for token, bias in self.logit_bias:
+            _require(not math.isnan(bias), f"the logit bias of token {token} is nan; expected a number")
 
     @property
     def penalizes(self) -> bool:
@@ -62,7 +65,7 @@ class SamplingConfig:
     @property
     def filters(self) -> bool:
         """Whether anything but temperature acts on the base distribution."""
-        return self.penalizes or bool(self.grammar) or self.top_p < 1 or self.min_p > 0
+        return self.penalizes or bool(self.grammar or self.logit_bias) or self.top_p < 1 or self.min_p > 0
 
 
 @dataclass(frozen=True)
@@ -130,8 +133,8 @@ class SiaConfig:
             )
         _require(
             not (self.tail and self.sampling.filters),
-            "tail and a penalty, top_p, min_p or a grammar were given; tail keeps every token as the base has it, "
-            "drop one of them",
+            "tail and a penalty, a logit bias, top_p, min_p or a grammar were given; tail keeps every token as the "
+            "base has it, drop one of them",
         )
         for name in ("kl_per_token", "kl_total"):
             budget = getattr(self, name)

@@ -20,7 +20,11 @@ class IncompatibleError(SiaError):
 
 
 class ContextFullError(SiaError):
-    """A prompt or a history that does not fit the context."""
+    """A prompt or a history that does not fit the context. tokens: of it; holds: tokens the context does."""
+
+    def __init__(self, message: str, tokens: int | None = None, holds: int | None = None):
+        super().__init__(message)
+        self.tokens, self.holds = tokens, holds
 
 
 class NumericError(SiaError):

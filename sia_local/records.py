@@ -15,7 +15,8 @@ from .errors import ConfigError
 Floats = npt.NDArray[np.floating[Any]]
 Float64 = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int32]
-Messages = Sequence[dict[str, str]]
+Message = dict[str, Any]
+Messages = Sequence[Message]
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Prompt:
     """A prompt as the base reads it (`tokens`) and, for sources with their own rendering, the chat behind it."""
 
     tokens: tuple[int, ...]
-    messages: tuple[dict[str, str], ...] | None = None
+    messages: tuple[Message, ...] | None = None
     text: str = ""
 
 

@@ -29,6 +29,9 @@ class Base:
     def __init__(self, slots: int):
         self.last = [0] * slots
 
+    def best_slot(self, free: Sequence[int], tokens: Sequence[int]) -> int:
+        return free[0]
+
     def begin(self, slot: int, tokens: Sequence[int]) -> int:
         self.last[slot] = tokens[-1]
         return 0

@@ -20,6 +20,7 @@ MAY = {
     "views": {"steering"},
     "evaluation": {"generation", "steering", "views", "rewards", "values"},
     "chat": {"generation", "values", "views"},
+    "server": {"evaluation", "generation", "llama", "views"},
     "bench": {"generation", "llama", "steering", "values"},
 }
 

@@ -15,6 +15,7 @@ COMMANDS = {
     "fetch": "Download a model by name, or from a hub.",
     "eval": "Compare steering arms on many prompts: reward, KL, intervals.",
     "calibrate": "Choose threshold and beta for a base and a value model.",
+    "serve": "Serve steered models to OpenAI clients, with a page to chat at.",
     "bench": "Measure speed and memory, steered and unsteered.",
 }
 

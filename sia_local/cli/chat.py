@@ -7,19 +7,22 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import IncompatibleError, SiaError
+from ..config import SiaConfig
+from ..errors import ConfigError, IncompatibleError, SiaError
 from .options import model_options, sampling_options, steering_options
 from .resolve import config_from, known_from, seed_from, stops_from
 from .ways import spread_notice, way_options, writer_from
 
 if TYPE_CHECKING:
     from ..chat.session import Notice, Session
+    from ..generation.writing import Writer
     from ..records import Step
     from ..shipped import KnownModel
     from .terminal import Style
@@ -30,6 +33,8 @@ HISTORY_LINES = 1000
 
 @click.command()
 @click.option("--system", help="System prompt.")
+@click.option("--url", metavar="URL", help="Talk to this OpenAI-compatible server instead, such as `sia-local serve`.")
+@click.option("--api-key", envvar="SIA_API_KEY", help="Key for the server at --url.")
 @click.option("--load", "saved", type=click.Path(), help="Continue a chat written by /save.")
 @model_options
 @steering_options
@@ -41,13 +46,14 @@ def chat(**options: Any) -> None:
     Steered words are marked as they appear; /why says what steering did, /help lists the commands. Messages can
     be piped in, one a line.
     """
-    config, stop, seed = config_from(options), stops_from(options), seed_from(options)
+    stop, seed = stops_from(options), seed_from(options)
+    sia, config = _writer(options)
     from ..chat.commands import Commands
     from ..chat.session import Session
     from ..views.trace import token_text
     from .terminal import Style, notice, writer
 
-    with writer_from(options, config) as sia:
+    with sia:
         if sia.model.chat_template is None:
             raise IncompatibleError(
                 f"{sia.model.path.name}: has no chat template, so it cannot hold a chat; use a model that has one, "
@@ -70,6 +76,20 @@ def chat(**options: Any) -> None:
         if style.on:
             notice(_welcome(style, known_from(options), steered))
         _talk(session, commands.run, Terminal(session, writer(), style))
+
+
+def _writer(options: dict[str, Any]) -> tuple[Writer, SiaConfig]:
+    """What answers: the models that options name, or a server, whose own settings are then the defaults."""
+    if options["url"] is None:
+        config = config_from(options)
+        return writer_from(options, config), config
+    if options.get("model") or options.get("value"):
+        raise ConfigError("--url was given with models; the server has its own, leave -m and -v out")
+    from ..chat.remote import Remote
+
+    remote = Remote(options["url"], options["api_key"])
+    start = {f.name: getattr(remote.config, f.name) for f in fields(SiaConfig) if f.name != "sampling"}
+    return remote, config_from(options, start)
 
 
 def _welcome(style: Style, model: KnownModel | None, steered: bool) -> str:

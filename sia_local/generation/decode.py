@@ -19,8 +19,10 @@ from ..steering.tilt import draw
 
 
 class Base(Protocol):
-    """read_piece: decodes a batch of a long queue, and says whether more than a batch is left."""
+    """best_slot: which of the free slots, the one unused for longest first, is to hold a prompt. read_piece: decodes a
+    batch of a long queue, and says whether more than a batch is left."""
 
+    def best_slot(self, free: Sequence[int], tokens: Sequence[int]) -> int: ...
     def begin(self, slot: int, tokens: Sequence[int]) -> int: ...
     def read_piece(self, slot: int) -> bool: ...
     def logits(self, slots: Sequence[int]) -> Sequence[Floats]: ...
@@ -58,10 +60,11 @@ class Loop:
         """Gives the job a free slot. Raises ContextFullError, and keeps the slot, if a prompt does not fit."""
         if job.stats.began is None:
             job.stats.began = time.perf_counter()
-        self.live.append(_Live(job, self.free[0], self.base, self.value, self.n_ctx))
+        slot = self.base.best_slot(self.free, job.prompt.tokens)
+        self.live.append(_Live(job, slot, self.base, self.value, self.n_ctx))
         job.stats.prompt_tokens += len(job.prompt.tokens)
         job.stats.cached_tokens += self.live[-1].cached
-        del self.free[0]
+        self.free.remove(slot)
 
     def cancel(self, jobs: Iterable[Job]) -> None:
         """Ends jobs between two of their tokens; their slots are free."""

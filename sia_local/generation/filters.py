@@ -1,4 +1,4 @@
-"""What acts on the base logits before candidates are taken: penalties, grammar, top-p, min-p.
+"""What acts on the base logits before candidates are taken: biases, penalties, grammar, top-p, min-p.
 
 All of it is llama.cpp's own samplers, so the semantics are those of every llama.cpp program and the same for
 steered and unsteered steps. Nothing acts after steering but temperature: a penalty applied there, outside the
@@ -29,8 +29,12 @@ class LogitFilter:
     """The filters of one sequence; accept() keeps penalties and grammar in step with the text."""
 
     def __init__(self, model: Model, config: SamplingConfig, prompt: list[int]):
+        self._biases: SamplerChain | None = None
+        self._biased = np.array([token for token, _ in config.logit_bias], np.int32)
         self._penalties: SamplerChain | None = None
         self._grammar: SamplerChain | None = None
+        if config.logit_bias:
+            self._biases = SamplerChain([samplers.logit_bias(model, config.logit_bias)])
         if config.penalizes:
             sampler = samplers.penalties(
                 model,
@@ -64,25 +68,27 @@ class LogitFilter:
             self._recent.append(token)
 
     def candidates(self, logits: FloatArray, k: int) -> tuple[IntArray, npt.NDArray[np.float64]]:
-        """The k best tokens after penalties and grammar, best first: ids and logits.
+        """The k best tokens after biases, penalties and grammar, best first: ids and logits.
 
-        Exact without filtering the whole vocabulary: penalties change only tokens of the recent window, so the
-        k best afterwards are among the window and the k + |window| best before; a grammar only removes tokens,
-        so k survivors of a pool of the best are the k best survivors of all.
+        Exact without filtering the whole vocabulary: penalties change only tokens of the recent window, biases only
+        their own, so the k best afterwards are among this window and the k + |window| best before; a grammar only
+        removes tokens, so k survivors of a pool of the best are the k best survivors of all.
         """
-        window = np.unique(np.fromiter(self._recent, np.int32, len(self._recent)))
+        window = np.union1d(np.fromiter(self._recent, np.int32, len(self._recent)), self._biased)
         pool = k + len(window) + (_GRAMMAR_POOL if self._grammar is not None else 0)
         while True:
             ids = np.union1d(top_candidates(logits, pool), window).astype(np.int32)
             kept, values = ids, logits[ids]
-            for chain in (self._penalties, self._grammar):
+            for chain in (self._biases, self._penalties, self._grammar):
                 if chain is not None:
                     kept, values = chain.apply(kept, values)
             if self._grammar is None or len(kept) >= k + len(window) or len(ids) >= len(logits):
                 break
             pool = len(logits)
         if len(kept) == 0:
-            raise SiaError("the grammar leaves no token to choose; check that its root rule can be completed")
+            raise SiaError(
+                "the grammar or the logit biases leave no token to choose; check that the root rule can be completed"
+            )
         best = np.lexsort((kept, -values))[:k]
         return kept[best], values[best].astype(np.float64)
 

@@ -25,6 +25,9 @@ class SideBySide:
         self._base_threads = min(max(1, round(n * share)), max(1, n - 1))
         self._other_threads = max(1, n - self._base_threads)
 
+    def best_slot(self, free: Sequence[int], tokens: Sequence[int]) -> int:
+        return self._base.best_slot(free, tokens)
+
     def begin(self, slot: int, tokens: Sequence[int]) -> int:
         self._unread.append(slot)
         return self._base.begin(slot, tokens)

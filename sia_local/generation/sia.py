@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -112,11 +112,12 @@ class SIA:
     def slots(self) -> int:
         return self.setup.slots
 
-    def prompt(self, prompt: str | Messages, raw: bool = False) -> Prompt:
+    def prompt(self, prompt: str | Messages, raw: bool = False, extra: Mapping[str, Any] | None = None) -> Prompt:
         """A prompt as both models will read it.
 
         A string is a user turn in the model's chat template; with `raw`, or without a template, it is plain
-        text to continue. A list of messages ({"role", "content"}) is a whole chat.
+        text to continue. A list of messages ({"role", "content"}) is a whole chat. extra: what else its template is
+        told.
         """
         template = self.model.chat_template
         if raw or (template is None and isinstance(prompt, str)):
@@ -132,14 +133,16 @@ class SIA:
             messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
             if any("role" not in message or "content" not in message for message in messages):
                 raise ConfigError("a message of the chat has no role or no content; expected both in every message")
-            tokens = tokenize_chat(self.model, template, messages)
+            tokens = tokenize_chat(self.model, template, messages, extra)
             made = Prompt(tuple(tokens), tuple(messages), messages[-1]["content"] if messages else "")
         if not made.tokens:
             raise ConfigError("the prompt is empty; give at least one character")
         if len(made.tokens) >= self.n_ctx:
             raise ContextFullError(
                 f"the prompt is {len(made.tokens)} tokens, the context holds {self.n_ctx}; shorten the prompt or "
-                "raise the context length (--ctx)"
+                "raise the context length (--ctx)",
+                len(made.tokens),
+                self.n_ctx,
             )
         return made
 

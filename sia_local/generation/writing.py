@@ -200,7 +200,7 @@ class Desk:
         with self._working():
             while not self.loop.free:
                 self.round()
-            slot = self.loop.free.pop()
+            slot = self.loop.free.pop(0)
             try:
                 yield slot
             finally:

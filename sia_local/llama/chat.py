@@ -7,9 +7,12 @@ from there instead of from its own beginning.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
 
 from ..errors import ConfigError
+from ..records import Message
 from ..text import Written
 from .model import Model
 
@@ -18,8 +21,10 @@ TEMPLATE_ROOM = 512
 _MARK = "\ue000{}\ue001"  # private use: no template and hardly any text holds it
 
 
-def tokenize_chat(model: Model, template: str, messages: Sequence[dict[str, str]]) -> list[int]:
-    """Tokens of a rendered chat; the beginning-of-sequence token once, whoever writes it.
+def tokenize_chat(
+    model: Model, template: str, messages: Sequence[Message], extra: Mapping[str, Any] | None = None
+) -> list[int]:
+    """Tokens of a rendered chat; the beginning-of-sequence token once, whoever writes it. extra: see render_chat.
 
     Contents that are `Written` keep their ids. Others that spell a control token, such as <|im_end|>, stay the text
     they are, so that nothing typed ends its turn. Both hold where the template takes contents over unchanged and
@@ -28,7 +33,7 @@ def tokenize_chat(model: Model, template: str, messages: Sequence[dict[str, str]
     """
     bos = model.token_text(model.bos) if model.bos >= 0 else ""
     eos = model.token_text(model.eos) if model.eos >= 0 else ""
-    text = render_chat(template, messages, bos, eos)
+    text = render_chat(template, messages, bos, eos, extra)
     tokens = plain = model.tokenize(text, add_special=True, parse_special=True)
     held: list[tuple[str, Sequence[int]]] = []
     marked = []
@@ -39,7 +44,7 @@ def tokenize_chat(model: Model, template: str, messages: Sequence[dict[str, str]
             message = {**message, "content": _MARK.format(len(held) - 1)}
         marked.append(message)
     if held:
-        tokens = _with_ids(model, render_chat(template, marked, bos, eos), held, text, plain)
+        tokens = _with_ids(model, render_chat(template, marked, bos, eos, extra), held, text, plain)
     return tokens
 
 
@@ -78,17 +83,27 @@ def _text(model: Model, tokens: Sequence[int]) -> str:
     return b"".join(map(model.piece, tokens)).decode("utf-8", "replace")
 
 
-def render_chat(template: str, messages: Sequence[dict[str, str]], bos: str = "", eos: str = "") -> str:
+def render_chat(
+    template: str, messages: Sequence[Message], bos: str = "", eos: str = "", extra: Mapping[str, Any] | None = None
+) -> str:
     """A chat as `template` (jinja) spells it, ending in an opened assistant turn.
 
+    extra: what else the template is told, such as `tools`; `add_generation_prompt=False` leaves the turn unopened.
     Raises ConfigError when the template refuses the messages, as some do for a system turn.
     """
-    from llama_cpp.llama_chat_format import Jinja2ChatFormatter
-
+    told = dict(extra or {})
+    opens = bool(told.pop("add_generation_prompt", True))
     try:
-        formatter = Jinja2ChatFormatter(template=template, eos_token=eos, bos_token=bos)
-        return formatter(messages=list(messages)).prompt  # type: ignore[arg-type]
+        formatter = _formatter(template, bos, eos, opens)
+        return str(formatter(messages=list(messages), **told).prompt)
     except Exception as error:
         raise ConfigError(
             f"the chat template cannot render this conversation ({error}); use --raw or another template"
         ) from error
+
+
+@lru_cache(maxsize=16)
+def _formatter(template: str, bos: str, eos: str, opens: bool) -> Any:
+    from llama_cpp.llama_chat_format import Jinja2ChatFormatter
+
+    return Jinja2ChatFormatter(template=template, eos_token=eos, bos_token=bos, add_generation_prompt=opens)

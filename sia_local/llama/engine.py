@@ -88,6 +88,16 @@ class Engine:
         copied = 0 if context.options.unified else self.capacity // CELLS_COPIED_A_TOKEN
         self._worth_sharing = max(SHORTEST_SHARED_PREFIX, copied)
 
+    def best_slot(self, free: Sequence[int], tokens: Ids) -> int:
+        """The free slot whose text `tokens` go on with, else the first one.
+
+        A slot of which they would keep less than half is another conversation: its shared beginning is copied from it,
+        and it stays.
+        """
+        kept = {slot: _common_prefix(self.slots[slot].tokens, tokens) for slot in free}
+        best = max(free, key=kept.__getitem__)
+        return best if 2 * kept[best] > len(self.slots[best].tokens) else free[0]
+
     def begin(self, slot: int, tokens: Ids) -> int:
         """Makes `tokens` the content of a slot; returns how many of them need no decode.
 

@@ -46,6 +46,14 @@ class SamplerChain:
         C.llama_sampler_accept(self._ptr, token)
 
 
+def logit_bias(model: Model, biases: Sequence[tuple[int, float]]) -> Any:
+    for token, _ in biases:
+        if not 0 <= token < model.n_vocab:
+            raise ConfigError(f"a logit bias names token {token}; expected 0 to {model.n_vocab - 1}")
+    array = (C.llama_logit_bias * len(biases))(*(C.llama_logit_bias(token, bias) for token, bias in biases))
+    return C.llama_sampler_init_logit_bias(model.n_vocab, len(biases), array)
+
+
 def penalties(model: Model, last_n: int, repeat: float, frequency: float, presence: float) -> Any:
     return C.llama_sampler_init_penalties(model.n_vocab, last_n, repeat, frequency, presence)
 

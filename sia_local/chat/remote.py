@@ -1,0 +1,211 @@
+"""A writer at the end of a wire: any OpenAI-compatible server; `sia-local serve` tells of its steering as well."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import math
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import PurePath
+from typing import Any
+
+import numpy as np
+
+from ..config import SiaConfig
+from ..errors import ConfigError, SiaError
+from ..generation.writing import Generation
+from ..records import Candidates, Messages, Prompt, Request, Stats, Step
+
+TIMEOUT = 600.0  # seconds without a word from the server
+_STEERING = ("gate", "beta", "beta_unit", "rate", "threshold", "k", "kl_total")
+_SAMPLING = ("temperature", "top_p", "frequency_penalty", "presence_penalty")
+_FINISHES = {"stop": "eog", "length": "length"}
+
+
+@dataclass(frozen=True)
+class RemoteValue:
+    name: str
+
+
+class RemoteModel:
+    """What a chat asks of a model: its name, and the text of tokens that were seen."""
+
+    chat_template = "the server's own"
+
+    def __init__(self, name: str):
+        self.path = PurePath(name)
+        self.texts: dict[int, str] = {}
+
+    def piece(self, token: int) -> bytes:
+        return self.texts.get(token, "").encode()
+
+    def token_text(self, token: int) -> str:
+        return self.texts.get(token, "")
+
+
+class Remote:
+    """Answers of the server at `url`. Raises ConfigError where there is none. steers: it is a `sia-local serve` with a
+    value model; config: how that was started."""
+
+    def __init__(self, url: str, key: str | None = None):
+        self.url, self.key = url.rstrip("/").removesuffix("/v1"), key
+        models = self._json("/v1/models").get("data") or [{}]
+        self.model: Any = RemoteModel(str(models[0].get("id", "model")))
+        self.n_ctx = 1 << 20
+        self.value: Any = None
+        self.config = SiaConfig(gate="off")
+        try:
+            props = self._json("/props")
+        except ConfigError:
+            return
+        if (sia := props.get("sia")) is not None:
+            self.n_ctx = props["default_generation_settings"]["n_ctx"]
+            if sia["value"] is not None:
+                known = {f.name for f in fields(SiaConfig)} - {"clip", "sampling"}
+                self.config = SiaConfig(**{name: value for name, value in sia["config"].items() if name in known})
+                self.value = RemoteValue(sia["value"])
+
+    @property
+    def steers(self) -> bool:
+        return self.value is not None
+
+    def __enter__(self) -> Remote:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def close(self) -> None: ...
+
+    def prompt(self, prompt: str | Messages, raw: bool = False) -> Prompt:
+        """The messages as they are; the server renders and counts them."""
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        return Prompt((), tuple({"role": m["role"], "content": str(m["content"])} for m in messages))
+
+    def write(self, request: Request) -> Generation:
+        stats = Stats(began=time.perf_counter())
+        return Generation(request, self._steps(request, stats), stats)
+
+    def _steps(self, request: Request, stats: Stats) -> Iterator[Step]:
+        assert isinstance(request.prompt, Prompt)
+        sampling, plain = request.config.sampling, SiaConfig().sampling
+        body: dict[str, Any] = {
+            "model": str(self.model.path),
+            "messages": request.prompt.messages,
+            "max_tokens": request.max_tokens,
+            "seed": request.seed,
+            "stream": True,
+        }
+        body |= {n: v for n in _SAMPLING if (v := getattr(sampling, n)) != getattr(plain, n)}
+        if request.stop:
+            body["stop"] = list(request.stop)
+        if self.steers:
+            steering = {name: getattr(request.config, name) for name in _STEERING}
+            body["sia"] = {name: value for name, value in steering.items() if value is not None} | {"why": True}
+        index = 0
+        with self._open("/v1/chat/completions", body) as answer:
+            for choice in _choices(answer):
+                finish = _FINISHES.get(choice["finish_reason"] or "", choice["finish_reason"])
+                text, mark = choice["delta"].get("content") or "", choice.get("sia")
+                if not text and mark is None and finish is None:
+                    continue
+                step = self._step(index, text, mark, finish)
+                index += 1
+                if finish is not None and not text:
+                    # The end comes in a chunk of its own, which is no token.
+                    yield step
+                    return
+                now = time.perf_counter()
+                if stats.steps == 0:
+                    stats.prefill_ms = (now - (stats.began or now)) * 1e3
+                stats.add(step)
+                stats.wall_ms = (now - (stats.began or now)) * 1e3
+                yield step
+
+    def _step(self, index: int, text: str, mark: dict[str, Any] | None, finish: str | None) -> Step:
+        """What the server tells of a token; NaN where it tells nothing."""
+        mark = mark or {}
+        known = bool(mark) or self.steers
+        unknown = 0.0 if known else math.nan
+        token, told = int(mark.get("token", -1)), mark.get("candidates")
+        self.model.texts[token] = text
+        for one in told or ():
+            self.model.texts[one["token"]] = one["text"]
+        return Step(
+            job=0,
+            index=index,
+            token=token,
+            text=text,
+            entropy=mark.get("entropy", math.nan),
+            steered=mark.get("steered", False),
+            kl=mark.get("kl", unknown),
+            kl_truncation=unknown,
+            logprob=mark.get("logprob", unknown),
+            beta=0.0,
+            finish=finish,
+            candidates=_candidates(told) if told else None,
+            kl_steering=mark.get("kl", unknown),
+            flipped=mark.get("flipped", False),
+            values_asked=len(told or ()),
+        )
+
+    def _json(self, path: str) -> dict[str, Any]:
+        with self._open(path, None) as answer:
+            try:
+                whole = json.load(answer)
+            except ValueError:
+                whole = None
+        if not isinstance(whole, dict):
+            raise ConfigError(f"{self.url}{path} is not what an OpenAI-compatible server answers; check --url")
+        return whole
+
+    def _open(self, path: str, body: dict[str, Any] | None) -> http.client.HTTPResponse:
+        headers = {"Content-Type": "application/json"}
+        if self.key:
+            headers["Authorization"] = f"Bearer {self.key}"
+        data = None if body is None else json.dumps(body).encode()
+        try:
+            request = urllib.request.Request(self.url + path, data, headers)
+            return urllib.request.urlopen(request, timeout=TIMEOUT)
+        except urllib.error.HTTPError as error:
+            raise ConfigError(f"{self.url} answers {error.code}: {_message(error)}") from None
+        except (OSError, ValueError) as error:
+            cause = getattr(error, "reason", error)
+            raise ConfigError(f"{self.url}: no server answers there ({cause}); check --url") from None
+
+
+def _choices(answer: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:
+    """The choices of a stream's events. Raises SiaError for an error in it."""
+    try:
+        for line in answer:
+            data = line.decode("utf-8", "replace").strip()
+            if not data.startswith("data:") or data.endswith("[DONE]"):
+                continue
+            event = json.loads(data.removeprefix("data:"))
+            if "error" in event:
+                raise SiaError(f"the server ended the answer: {event['error'].get('message', event['error'])}")
+            yield from event["choices"]
+    except (OSError, http.client.HTTPException, ValueError, KeyError) as error:
+        raise SiaError(f"the server's answer broke off ({type(error).__name__}: {error}); ask again") from None
+
+
+def _candidates(told: list[dict[str, Any]]) -> Candidates:
+    """Logits up to a constant, which no probability depends on."""
+
+    def column(name: str) -> Any:
+        return np.array([math.nan if one[name] is None else one[name] for one in told], np.float64)
+
+    base = column("p_base")
+    logits = np.log(np.maximum(base, 1e-300))
+    ids = np.array([one["token"] for one in told], np.int32)
+    return Candidates(ids, logits, column("value"), base, column("p_steered"))
+
+
+def _message(error: urllib.error.HTTPError) -> str:
+    try:
+        return str(json.load(error)["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return str(error.reason)

@@ -1,0 +1,25 @@
+"""JSON schemas as GBNF grammars, by llama-cpp-python's own converter."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from ..errors import ConfigError
+
+
+def schema_grammar(schema: Mapping[str, Any]) -> str:
+    """The GBNF grammar of a JSON schema; of an empty one, that of any JSON object. Nothing is fetched for a `$ref`.
+
+    Raises ConfigError for a schema that has no such grammar.
+    """
+    from llama_cpp.llama_grammar import json_schema_to_gbnf
+
+    try:
+        return json_schema_to_gbnf(json.dumps(schema or {"type": "object"}))
+    except Exception as error:
+        raise ConfigError(
+            f"the JSON schema cannot be turned into a grammar ({type(error).__name__}: {error}); use types, "
+            "properties, items, enum, const, anyOf and local $refs"
+        ) from None

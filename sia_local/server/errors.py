@@ -1,0 +1,72 @@
+"""Errors as OpenAI's clients know them: a status and a body. Whatever the library raises on purpose has one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import ValidationError
+
+from ..errors import ConfigError, ContextFullError, IncompatibleError, SiaError
+from .engine import TooManyError, UnavailableError
+
+
+@dataclass
+class RefusedError(Exception):
+    """A request that is answered with an error. param: the field it is about; headers: to send along; more: what else
+    the body tells."""
+
+    status: int
+    message: str
+    type: str = "invalid_request_error"
+    param: str | None = None
+    code: str | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+    more: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def body(self) -> dict[str, Any]:
+        error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
+        return {"error": error | self.more}
+
+
+def refused(error: Exception) -> RefusedError:
+    """The answer to an error."""
+    if isinstance(error, RefusedError):
+        return error
+    if isinstance(error, ValidationError):
+        return _of_fields(error)
+    if isinstance(error, UnavailableError):
+        headers = {"Retry-After": str(error.retry)}
+        return RefusedError(503, str(error), "unavailable_error", code="unavailable", headers=headers)
+    if isinstance(error, TooManyError):
+        headers = {"Retry-After": "1"}
+        return RefusedError(429, str(error), "rate_limit_error", code="rate_limit_exceeded", headers=headers)
+    if isinstance(error, ContextFullError):
+        more = {"n_prompt_tokens": error.tokens, "n_ctx": error.holds} if error.tokens is not None else {}
+        return RefusedError(400, str(error), "exceed_context_size_error", code="context_length_exceeded", more=more)
+    if isinstance(error, (ConfigError, IncompatibleError)):
+        return RefusedError(400, str(error))
+    if isinstance(error, SiaError):
+        return RefusedError(500, str(error), "server_error")
+    return RefusedError(500, f"the server failed ({type(error).__name__}); see its log", "server_error")
+
+
+def _of_fields(error: ValidationError) -> RefusedError:
+    """The first field that is wrong, named as in the request."""
+    # Of a field that may be of several types the most specific complaint comes last.
+    first = error.errors(include_url=False)[0]
+    place = [str(part) for part in first["loc"]]
+    same = [e for e in error.errors(include_url=False) if e["loc"][:1] == first["loc"][:1]]
+    name = place[0] if len(same) > 1 and place else ".".join(place)
+    if first["type"] == "json_invalid":
+        return RefusedError(400, f"the request is not JSON ({first.get('ctx', {}).get('error', 'unreadable')})")
+    if first["type"] == "extra_forbidden":
+        message = f"{name} is not supported; leave it out"
+        return RefusedError(400, message, param=name, code="unsupported_field")
+    if first["type"] == "missing":
+        return RefusedError(400, f"{name} is missing; the request needs it", param=name, code="missing_field")
+    given = repr(first["input"])
+    given = given if len(given) <= 60 else given[:57] + "..."
+    message = f"{name or 'the request'} is {given}; {first['msg'][0].lower()}{first['msg'][1:]}"
+    return RefusedError(400, message, param=name or None, code="invalid_field")

@@ -1,0 +1,350 @@
+"""Answers as OpenAI's clients know them, whole or in chunks, made of the steps of an order. Plain data, no HTTP."""
+
+from __future__ import annotations
+
+import math
+import secrets
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from .. import __version__
+from ..llama.model import Model
+from ..records import Candidates, Completion, Step, Tally
+from ..views.trace import config_dict, token_text
+from .asking import Asked
+from .engine import Item, Order
+
+IMPOSSIBLE = -9999.0  # a log-probability that JSON can hold, for one of 0
+FINGERPRINT = f"b-sia_local-{__version__}"
+_FINISHES = {"eog": "stop", "stop": "stop", "length": "length", "context": "length"}
+
+
+@dataclass
+class Choice(Completion):
+    """One text of an answer. logprobs: an entry a token; marks: what `sia.why` tells of each; begun: a chunk of it was
+    sent."""
+
+    logprobs: list[dict[str, Any]] = field(default_factory=list)
+    marks: list[dict[str, Any]] = field(default_factory=list)
+    begun: bool = False
+
+
+class Reply:
+    """An answer that grows with take(); chunks() and whole() are what is sent of it. Subclasses know the two shapes."""
+
+    kind: ClassVar[str]
+    chunk_kind: ClassVar[str]
+    prefix: ClassVar[str]
+
+    order: Order
+
+    def __init__(self, model: Model, name: str, asked: Asked, usage: bool = False):
+        self.model, self.name, self.asked, self.usage_wanted = model, name, asked, usage
+        self.id = self.prefix + secrets.token_hex(12)
+        self.created = int(time.time())
+        self.choices = [Choice(job=i) for i in range(max(len(asked.jobs), len(asked.prompts)))]
+        self.texts = len(asked.jobs)
+        self.left = self.texts
+        self._shown = token_text(model)
+
+    @property
+    def readings(self) -> list[tuple[int, ...]]:
+        """Texts whose log-probabilities belong into the answer."""
+        return []
+
+    def over(self) -> bool:
+        return self.left == 0
+
+    def take(self, item: Item) -> None:
+        """Adds what the engine gave."""
+        assert isinstance(item, Step)
+        choice = self.choices[item.job]
+        choice.add(item)
+        if self.asked.top is not None:
+            choice.logprobs.append(self._logprob(item))
+        if self.asked.why:
+            choice.marks.append(self._mark(item))
+        self.left -= item.finish is not None
+
+    def chunks(self, item: Item) -> Iterator[dict[str, Any]]:
+        """Adds what the engine gave, and yields what a stream shows of it."""
+        self.take(item)
+        assert isinstance(item, Step)
+        choice = self.choices[item.job]
+        if not choice.begun:
+            choice.begun = True
+            yield from self._opening(choice)
+        if item.text or choice.logprobs or choice.marks:
+            part = self._part(choice, item.text, choice.logprobs[-1:])
+            yield self._chunk([part | {"sia": choice.marks[-1]} if choice.marks else part])
+        if item.finish is not None:
+            yield from self._ended([choice])
+
+    def _ended(self, choices: list[Choice]) -> Iterator[dict[str, Any]]:
+        """The last chunk of each choice; that of the last one tells of all."""
+        for choice in choices:
+            chunk = self._chunk([self._end(choice)])
+            if self.left == 0 and choice is choices[-1]:
+                chunk |= {"timings": self.timings(), "sia": self.sums()}
+            yield chunk
+        if self.left == 0 and self.usage_wanted:
+            yield self._chunk([]) | {"usage": self.usage(), "timings": self.timings()}
+
+    def whole(self) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "object": self.kind,
+            "created": self.created,
+            "model": self.name,
+            "system_fingerprint": FINGERPRINT,
+            "choices": [self._whole_choice(choice) for choice in self.choices],
+            "usage": self.usage(),
+            "timings": self.timings(),
+            "sia": self.sums(),
+        }
+
+    def usage(self) -> dict[str, Any]:
+        jobs = self.asked.jobs
+        prompt = sum(len(prompt.tokens) for prompt in self.asked.prompts)
+        written = sum(choice.steps for choice in self.choices)
+        # Texts of one prompt share it, so the first alone says what was there before.
+        firsts = jobs[:: max(1, len(jobs) // len(self.asked.prompts))] if jobs else []
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": written,
+            "total_tokens": prompt + written,
+            "prompt_tokens_details": {"cached_tokens": sum(job.stats.cached_tokens for job in firsts)},
+        }
+
+    def timings(self) -> dict[str, float]:
+        """As llama-server tells them: ms and tokens a second; `cache_n` prompt tokens needed no reading."""
+        usage = self.usage()
+        cached = usage["prompt_tokens_details"]["cached_tokens"]
+        began = [job.stats.began for job in self.asked.jobs if job.stats.began is not None]
+        first, last = self.order.first_at or 0.0, self.order.last_at or 0.0
+        read = 1e3 * (first - min(began)) if began and first else 0.0
+        wrote = 1e3 * max(0.0, last - first)
+        fresh, written = usage["prompt_tokens"] - cached, usage["completion_tokens"]
+        after = max(0, written - self.texts)
+        return {
+            "cache_n": cached,
+            "prompt_n": fresh,
+            "prompt_ms": read,
+            "prompt_per_token_ms": read / fresh if fresh else 0.0,
+            "prompt_per_second": 1e3 * fresh / read if read else 0.0,
+            "predicted_n": written,
+            "predicted_ms": wrote,
+            "predicted_per_token_ms": wrote / after if after else 0.0,
+            "predicted_per_second": 1e3 * after / wrote if wrote else 0.0,
+        }
+
+    def sums(self) -> dict[str, Any]:
+        """Junctions, their share of the tokens, KL from the base in nats, over all texts; and how they were made."""
+        tally, config = Tally(), self.asked.config
+        for choice in self.choices:
+            tally.join(choice)
+        return {
+            "tokens": tally.steps,
+            "junctions": tally.junctions,
+            "steered_share": tally.junction_rate,
+            "flips": tally.flips,
+            "values_asked": tally.values_asked,
+            "kl": tally.kl,
+            "kl_steering": tally.kl_steering,
+            "kl_truncation": tally.kl_truncation,
+            "nll": tally.nll,
+            "seed": self.asked.seed,
+            "config": {name: value for name, value in config_dict(config).items() if name in _SETTINGS},
+        }
+
+    def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "object": self.chunk_kind,
+            "created": self.created,
+            "model": self.name,
+            "system_fingerprint": FINGERPRINT,
+            "choices": choices,
+        }
+
+    def _mark(self, step: Step) -> dict[str, Any]:
+        """What a page shows of a token. Probabilities of the base are over the whole vocabulary."""
+        mark: dict[str, Any] = {
+            "token": step.token,
+            "text": step.text,
+            "entropy": step.entropy,
+            "steered": step.steered,
+            "flipped": step.flipped,
+            "logprob": step.logprob,
+            "kl": step.kl_steering,
+        }
+        if step.steered and step.candidates is not None:
+            mark["candidates"] = list(self._candidates(step.candidates))
+        return mark
+
+    def _candidates(self, c: Candidates) -> Iterator[dict[str, Any]]:
+        for i, token in enumerate(c.ids.tolist()):
+            value = float(c.values[i])
+            yield {
+                "token": token,
+                "text": self._shown(token),
+                "value": None if math.isnan(value) else value,
+                "p_base": float(c.p_base[i]),
+                "p_steered": float(c.p_steered[i]),
+            }
+
+    def _logprob(self, step: Step) -> dict[str, Any]:
+        """Of what was sampled from: after filters, steering and temperature."""
+        c = step.candidates
+        assert c is not None and self.asked.top is not None
+        order = c.p_steered.argsort(kind="stable")[::-1]
+        chances = {int(c.ids[i]): float(c.p_steered[i]) for i in order}
+        top = [(token, p) for token, p in chances.items() if p > 0][: self.asked.top]
+        return self._entry(step.token, _log(chances.get(step.token, 0.0)), [(token, _log(p)) for token, p in top])
+
+    def _entry(self, token: int, logprob: float | None, top: list[tuple[int, float]]) -> dict[str, Any]:
+        return {
+            **self._named(token, logprob),
+            "top_logprobs": [self._named(other, p) for other, p in top],
+        }
+
+    def _named(self, token: int, logprob: float | None) -> dict[str, Any]:
+        logprob = None if logprob is None else max(logprob, IMPOSSIBLE)
+        return {"token": self._shown(token), "logprob": logprob, "bytes": list(self.model.piece(token)), "id": token}
+
+    def _whole_choice(self, choice: Choice) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _opening(self, choice: Choice) -> Iterator[dict[str, Any]]:
+        raise NotImplementedError
+
+    def _part(self, choice: Choice, text: str, entries: list[dict[str, Any]]) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _end(self, choice: Choice) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _told(self, choice: Choice) -> dict[str, Any]:
+        return {"sia": {"tokens": choice.marks}} if self.asked.why else {}
+
+
+class ChatReply(Reply):
+    kind, chunk_kind, prefix = "chat.completion", "chat.completion.chunk", "chatcmpl-"
+
+    def _whole_choice(self, choice: Choice) -> dict[str, Any]:
+        return {
+            "index": choice.job,
+            "message": {"role": "assistant", "content": choice.text, "refusal": None},
+            "logprobs": {"content": choice.logprobs, "refusal": None} if self.asked.top is not None else None,
+            "finish_reason": _finish(choice),
+        } | self._told(choice)
+
+    def _opening(self, choice: Choice) -> Iterator[dict[str, Any]]:
+        delta = {"role": "assistant", "content": None}
+        yield self._chunk([{"index": choice.job, "delta": delta, "finish_reason": None}])
+
+    def _part(self, choice: Choice, text: str, entries: list[dict[str, Any]]) -> dict[str, Any]:
+        part = {"index": choice.job, "delta": {"content": text}, "finish_reason": None}
+        return part | {"logprobs": {"content": entries, "refusal": None}} if entries else part
+
+    def _end(self, choice: Choice) -> dict[str, Any]:
+        return {"index": choice.job, "delta": {}, "finish_reason": _finish(choice)}
+
+
+class CompletionReply(Reply):
+    """With `echo` a text begins with its prompt, and its log-probabilities with those of the prompt's tokens under the
+    base."""
+
+    kind, chunk_kind, prefix = "text_completion", "text_completion", "cmpl-"
+
+    def __init__(self, model: Model, name: str, asked: Asked, usage: bool = False):
+        super().__init__(model, name, asked, usage)
+        self._each = max(1, len(self.choices) // len(asked.prompts))
+        self._reads: list[list[dict[str, Any]]] = [[]]
+        self._offsets = [0] * len(self.choices)
+
+    @property
+    def readings(self) -> list[tuple[int, ...]]:
+        wanted = self.asked.echo and self.asked.top is not None
+        return [prompt.tokens for prompt in self.asked.prompts] if wanted else []
+
+    def over(self) -> bool:
+        return super().over() and (self._read_all() or not self.readings)
+
+    def take(self, item: Item) -> None:
+        if not isinstance(item, list):
+            super().take(item)
+            return
+        reads = self._reads[-1]
+        reads += [self._entry(one.token, one.logprob, list(one.top)) for one in item]
+        if len(reads) == len(self.readings[len(self._reads) - 1]) and len(self._reads) < len(self.readings):
+            self._reads.append([])
+
+    def chunks(self, item: Item) -> Iterator[dict[str, Any]]:
+        if not isinstance(item, list):
+            yield from super().chunks(item)
+            return
+        self.take(item)
+        if self.over():
+            for choice in self.choices:
+                yield from self._opening(choice)
+            yield from self._ended(self.choices)
+
+    def _read_all(self) -> bool:
+        readings = self.readings
+        return bool(readings) and len(self._reads) == len(readings) and len(self._reads[-1]) == len(readings[-1])
+
+    def _whole_choice(self, choice: Choice) -> dict[str, Any]:
+        prompt = self.asked.prompts[choice.job // self._each].text if self.asked.echo else ""
+        entries = [*self._echoed(choice), *choice.logprobs]
+        return {
+            "index": choice.job,
+            "text": prompt + choice.text,
+            "logprobs": self._listed(choice, entries) if self.asked.top is not None else None,
+            "finish_reason": _finish(choice),
+        } | self._told(choice)
+
+    def _opening(self, choice: Choice) -> Iterator[dict[str, Any]]:
+        if self.asked.echo:
+            part = {"index": choice.job, "text": self.asked.prompts[choice.job // self._each].text}
+            listed = self._listed(choice, self._echoed(choice)) if self.asked.top is not None else None
+            yield self._chunk([part | {"logprobs": listed, "finish_reason": None}])
+
+    def _part(self, choice: Choice, text: str, entries: list[dict[str, Any]]) -> dict[str, Any]:
+        listed = self._listed(choice, entries) if entries else None
+        return {"index": choice.job, "text": text, "logprobs": listed, "finish_reason": None}
+
+    def _end(self, choice: Choice) -> dict[str, Any]:
+        return {"index": choice.job, "text": "", "logprobs": None, "finish_reason": _finish(choice)}
+
+    def _echoed(self, choice: Choice) -> list[dict[str, Any]]:
+        return self._reads[choice.job // self._each] if self.readings else []
+
+    def _listed(self, choice: Choice, entries: list[dict[str, Any]]) -> dict[str, Any]:
+        """Entries as /v1/completions spells them; text_offset counts characters of the choice's text."""
+        offsets = []
+        for entry in entries:
+            offsets.append(self._offsets[choice.job])
+            self._offsets[choice.job] += len(entry["token"])
+        return {
+            "tokens": [entry["token"] for entry in entries],
+            "token_logprobs": [entry["logprob"] for entry in entries],
+            "top_logprobs": [
+                None if entry["logprob"] is None else {one["token"]: one["logprob"] for one in entry["top_logprobs"]}
+                for entry in entries
+            ],
+            "text_offset": offsets,
+        }
+
+
+_SETTINGS = ("gate", "threshold", "rate", "entropy", "k", "beta", "beta_unit", "kl_total")
+
+
+def _finish(choice: Choice) -> str:
+    return _FINISHES.get(choice.finish or "length", "length")
+
+
+def _log(p: float) -> float:
+    return math.log(p) if p > 0 else IMPOSSIBLE

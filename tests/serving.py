@@ -1,0 +1,74 @@
+"""A server in a thread of this process, and what tests ask of it."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import uvicorn
+
+from sia_local import SIA, SiaConfig
+from sia_local.server.app import Server
+from sia_local.server.asking import Defaults
+from sia_local.server.settings import ServerConfig
+
+CHAT = [{"role": "user", "content": "Tell me of a lost dog."}]
+CONFIG = SiaConfig(threshold=0.5, beta=1.0)
+
+
+class Running:
+    def __init__(self, server: Server, port: int):
+        self.server, self.url = server, f"http://127.0.0.1:{port}"
+        self.http = httpx.Client(base_url=self.url, timeout=30)
+        self.openai = openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0)
+
+    def chat(self, **fields: Any) -> Any:
+        answer = self.http.post("/v1/chat/completions", json={"messages": CHAT, "max_tokens": 12, **fields})
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    def refused(self, status: int, path: str = "/v1/chat/completions", **body: Any) -> Any:
+        answer = self.http.post(path, json=body)
+        assert answer.status_code == status, answer.text
+        return answer.json()["error"]
+
+    def idle(self) -> bool:
+        return not any(slot["is_processing"] for slot in self.http.get("/slots").json())
+
+    def metric(self, name: str) -> float:
+        lines = self.http.get("/metrics").text.splitlines()
+        return next(float(line.split()[1]) for line in lines if line.startswith(f"{name} "))
+
+
+@contextmanager
+def running(base: Path, value: Path | None, **settings: Any) -> Iterator[Running]:
+    config = ServerConfig(**{"port": 0, "grace": 0.2, **settings})
+    load = partial(SIA.load, base, value, slots=config.slots, n_ctx=256, n_threads=1)
+    server = Server(config, load, Defaults(CONFIG, config.max_tokens))
+    listener = socket.create_server(("127.0.0.1", 0))
+    web = uvicorn.Server(uvicorn.Config(server.app, log_level="warning", timeout_graceful_shutdown=3))
+    thread = threading.Thread(target=web.run, args=([listener],))
+    thread.start()
+    try:
+        wait_until(lambda: server.engine.state != "loading")
+        yield Running(server, listener.getsockname()[1])
+    finally:
+        web.should_exit = True
+        thread.join(20)
+        assert not thread.is_alive()
+        assert server.engine.state in ("stopped", "failed")
+
+
+def wait_until(holds: Callable[[], bool], seconds: float = 10.0) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, "this did not come true in time"
+        time.sleep(0.005)

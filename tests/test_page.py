@@ -1,0 +1,81 @@
+"""The page in a real browser: one is needed, with its driver."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from serving import Running, running, wait_until
+
+webdriver = pytest.importorskip("selenium.webdriver")
+DRIVER, BROWSER = shutil.which("chromedriver"), shutil.which("chromium") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(not (DRIVER and BROWSER), reason="no chromium with chromedriver here")
+FLAGS = [
+    *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
+    *("--disable-background-networking", "--disable-component-update", "--window-size=1100,800"),
+]
+WORDS, JUNCTIONS = ".text > span", ".junction, .turned"
+
+
+@pytest.fixture
+def on(make_gguf: Callable[..., Path], value_gguf: Path) -> Iterator[Running]:
+    with running(make_gguf("base", ascii=True), value_gguf, slots=2) as server:
+        yield server
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[Any]:
+    options = webdriver.ChromeOptions()
+    options.binary_location = BROWSER
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path}"):
+        options.add_argument(flag)
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    yield driver
+    driver.quit()
+
+
+def test_a_person_chats_looks_at_junctions_and_compares(on: Running, browser: Any) -> None:
+    def all_of(selector: str) -> list[Any]:
+        return browser.find_elements("css selector", selector)
+
+    def press(key: str) -> None:
+        browser.switch_to.active_element.send_keys(key)
+
+    keys = webdriver.Keys
+    browser.get(on.url)
+    wait_until(lambda: all_of("#dials:not([hidden])"))
+    press("A dog" + keys.ENTER)
+    wait_until(lambda: len(all_of(WORDS)) > 5)
+    press(keys.ESCAPE)
+    wait_until(lambda: on.idle() and not all_of(".running"))
+    assert "stopped" in all_of(".closing")[0].text and "A dog" in all_of(".asked")[0].text
+
+    # The strength counts from the next answer on; both sides come with one click.
+    browser.execute_script(
+        "const d = document.getElementById('beta'); d.value = -4; d.dispatchEvent(new Event('input'))"
+    )
+    browser.execute_script(
+        "const d = document.getElementById('rate'); d.value = 100; d.dispatchEvent(new Event('input'))"
+    )
+    assert "-4 spreads" in all_of("#beta-is")[0].text and "100 %" in all_of("#rate-is")[0].text
+    all_of("#both")[0].click()
+    all_of("#box")[0].send_keys("A cat" + keys.ENTER)
+    wait_until(lambda: len(all_of(".answers.two .closing span")) > 4)
+    base, steered = all_of(".answers.two .answer")
+    assert not base.find_elements("css selector", ".junction") and steered.find_elements("css selector", ".turned")
+
+    # By mouse, then by keyboard, from junction to junction.
+    first, second = steered.find_elements("css selector", JUNCTIONS)[:2]
+    first.click()
+    wait_until(lambda: len(all_of("#why tbody tr")) == 10)
+    assert all_of("#why tr.taken")
+    press(keys.SHIFT + keys.ARROW_RIGHT)
+    assert browser.switch_to.active_element == second
+    press(keys.NULL + keys.ESCAPE)
+    assert all_of("#why[hidden]")
+    assert browser.get_log("browser") == []
+    asked = browser.execute_script("return performance.getEntriesByType('resource').map(e => e.name)")
+    assert asked and all(name.startswith((on.url, "data:")) for name in asked)

@@ -1,0 +1,79 @@
+"""`sia-local chat --url`: with a server that steers, and with one that only speaks OpenAI's protocol."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from serving import running
+
+from sia_local.cli import main
+
+
+class Plain(BaseHTTPRequestHandler):
+    """An OpenAI server that says the same thing to everyone, and nothing of tokens."""
+
+    asked: dict[str, Any]
+
+    def do_GET(self) -> None:
+        body = json.dumps({"data": [{"id": "plain-model"}]}).encode()
+        self._answer(200 if self.path == "/v1/models" else 404, body)
+
+    def do_POST(self) -> None:
+        Plain.asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        chunks = [({"role": "assistant"}, None), ({"content": "Hel"}, None), ({"content": "lo."}, None), ({}, "stop")]
+        events = [{"choices": [{"index": 0, "delta": delta, "finish_reason": end}]} for delta, end in chunks]
+        self._answer(200, b"".join(b"data: " + json.dumps(e).encode() + b"\n\n" for e in events) + b"data: [DONE]\n\n")
+
+    def _answer(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@pytest.fixture
+def plain() -> Iterator[str]:
+    server = HTTPServer(("127.0.0.1", 0), Plain)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+def talk(*arguments: str, says: str) -> tuple[str, str]:
+    done = CliRunner().invoke(main, ["chat", *arguments], input=says)
+    return done.stdout, done.stderr
+
+
+def test_a_steering_server_tells_why(make_gguf: Callable[..., Path], value_gguf: Path) -> None:
+    with running(make_gguf("base", ascii=True), value_gguf, slots=1, api_key=("k",)) as server:
+        arguments = ("--url", server.url, "--api-key", "k", "-n", "12", "--seed", "3", "--gate", "dense")
+        out, err = talk(*arguments, says="A dog.\n/why 1\n/sia off\n/retry\n/stats\n")
+        assert "steered by" in err
+        answer, _, rest = out.partition("\n")
+        assert len(answer) > 4 and "value" in rest and rest.count("%") > 15
+        local = server.http.get("/metrics", headers={"Authorization": "Bearer k"}).text
+        assert "sia_junctions_total 12\n" in local
+        _, err = talk("--url", server.url, "--api-key", "wrong", says="x\n")
+        assert "401" in err
+
+
+def test_any_openai_server_answers_unsteered(plain: str) -> None:
+    out, err = talk("--url", f"{plain}/v1", "--temp", "0.5", "--stop", "X", says="Hi\nAgain\n/stats\n")
+    assert "plain-model, unsteered" in err and out.startswith("Hello.\nHello.\n")
+    assert [m["role"] for m in Plain.asked["messages"]] == ["user", "assistant", "user"]
+    assert (Plain.asked["temperature"], Plain.asked["stop"], "sia" in Plain.asked) == (0.5, ["X"], False)
+
+
+def test_what_is_no_server_is_said() -> None:
+    _, err = talk("--url", "http://127.0.0.1:9", says="x\n")
+    assert "no server answers there" in err and "Traceback" not in err
+    _, err = talk("--url", "http://127.0.0.1:9", "-m", "base.gguf", says="")
+    assert "leave -m and -v out" in err

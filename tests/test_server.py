@@ -1,0 +1,248 @@
+"""The server over real sockets: what OpenAI's client and plain HTTP see of it."""
+
+from __future__ import annotations
+
+import json
+import math
+import socket
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import openai
+import pytest
+from serving import CHAT, Running, running, wait_until
+
+from sia_local import SIA
+from sia_local.errors import ConfigError
+from sia_local.server.settings import ServerConfig
+from sia_local.steering.entropy import log_partition
+
+STEERED = {"beta": 3.0, "gate": "dense"}
+
+
+@pytest.fixture(scope="module")
+def on(make_gguf: Callable[..., Path], value_gguf: Path) -> Iterator[Running]:
+    with running(make_gguf("base", ascii=True), value_gguf, alias="tiny", slots=4) as server:
+        yield server
+
+
+def test_openais_client_reads_whole_and_streamed_answers(on: Running) -> None:
+    ask = partial(on.openai.chat.completions.create, model="any", messages=CHAT, max_tokens=12, seed=5)  # type: ignore
+    whole = ask()
+    assert (whole.model, whole.object, whole.choices[0].message.role) == ("tiny", "chat.completion", "assistant")
+    assert whole.choices[0].finish_reason == "length" and whole.usage.completion_tokens == 12
+    chunks = list(ask(stream=True, stream_options={"include_usage": True}))
+    texts = [chunk.choices[0].delta.content for chunk in chunks[:-1]]
+    assert texts[0] is None and chunks[0].choices[0].delta.role == "assistant"
+    assert "".join(filter(None, texts)) == whole.choices[0].message.content
+    assert chunks[-2].choices[0].finish_reason == "length" and chunks[-1].choices == []
+    assert chunks[-1].usage.total_tokens == whole.usage.total_tokens
+    assert len({chunk.id for chunk in chunks}) == 1
+    assert all(chunk.choices for chunk in ask(stream=True))
+    assert [model.id for model in on.openai.models.list()] == ["tiny"]
+
+
+def test_a_seed_gives_the_same_text_alone_and_among_seven_others(on: Running) -> None:
+    fields = [{"seed": 7, "sia": {"beta": 0.05 * i, "gate": "dense"}} for i in range(8)]
+    alone = [on.chat(**one)["choices"][0]["message"]["content"] for one in fields]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda one: on.chat(**one)["choices"][0]["message"]["content"], fields))
+    assert together == alone
+    assert len(set(alone)) > 4
+    several = on.chat(n=3, seed=7, sia=fields[2]["sia"])["choices"]
+    assert [choice["index"] for choice in several] == [0, 1, 2]
+    assert several[0]["message"]["content"] == alone[2] != several[1]["message"]["content"]
+
+
+def test_beta_zero_is_off_and_the_answer_says_what_steering_did(on: Running) -> None:
+    off, zero, strong = (on.chat(seed=3, sia=sia) for sia in ({"gate": "off"}, {"beta": 0}, {**STEERED, "why": True}))
+    assert off["choices"][0]["message"] == zero["choices"][0]["message"] != strong["choices"][0]["message"]
+    assert (zero["sia"]["junctions"], zero["sia"]["kl_steering"], zero["sia"]["values_asked"]) == (0, 0.0, 0)
+    told, sums = strong["choices"][0]["sia"]["tokens"], strong["sia"]
+    assert sums["junctions"] == 12 and sums["steered_share"] == 1.0 and sums["config"]["beta_unit"] == "spread"
+    assert sums["kl_steering"] == pytest.approx(sum(token["kl"] for token in told)) and sums["kl_steering"] > 0
+    assert all(len(token["candidates"]) == 10 for token in told)
+    assert sum(c["p_steered"] for c in told[0]["candidates"]) == pytest.approx(1)
+    bounded = on.chat(seed=3, sia={**STEERED, "kl_total": 0.5})["sia"]
+    assert bounded["kl_steering"] <= 0.5 < sums["kl_steering"]
+
+
+def test_log_probabilities_are_those_of_what_was_sampled_from(on: Running) -> None:
+    answer = on.chat(seed=3, logprobs=True, top_logprobs=3, sia={**STEERED, "why": True})["choices"][0]
+    for entry, token in zip(answer["logprobs"]["content"], answer["sia"]["tokens"], strict=True):
+        steered = {c["token"]: c["p_steered"] for c in token["candidates"]}
+        assert math.exp(entry["logprob"]) == pytest.approx(steered[entry["id"]], rel=1e-6)
+        assert [top["id"] for top in entry["top_logprobs"]] == sorted(steered, key=steered.get, reverse=True)[:3]  # type: ignore
+    greedy = on.chat(temperature=0, logprobs=True)["choices"][0]["logprobs"]["content"]
+    assert all(entry["logprob"] == 0 for entry in greedy)
+
+
+def test_echo_gives_the_log_likelihood_of_a_prompt(on: Running, make_gguf: Callable[..., Path]) -> None:
+    text = "Once there was a dog"
+    whole = on.openai.completions.create(
+        model="", prompt=[text, "a cat"], max_tokens=2, temperature=0, logprobs=2, echo=True
+    )
+    first, second = whole.choices
+    assert first.text.startswith(text) and second.text.startswith("a cat") and first.logprobs is not None
+    tokens, given = first.logprobs.tokens, first.logprobs.token_logprobs
+    assert "".join(tokens) == first.text and given[0] is None and first.logprobs.text_offset[:2] == [0, len(tokens[0])]
+    with SIA.load(make_gguf("base", ascii=True), n_ctx=256, n_threads=1) as sia:
+        ids = list(sia.prompt(text, raw=True).tokens)
+        sia.engine.begin(0, ids[:-1])
+        (row,) = sia.engine.logits([0])
+        expected = row[ids[-1]] - log_partition(row)
+    assert given[len(ids) - 1] == pytest.approx(expected, abs=1e-4)
+    read = on.http.post("/v1/completions", json={"prompt": ids, "max_tokens": 0, "echo": True, "logprobs": 0}).json()
+    assert read["choices"][0]["logprobs"]["token_logprobs"][1:] == pytest.approx(given[1 : len(ids)], abs=1e-4)
+    lines = on.http.post("/v1/completions", json={"prompt": ids, "max_tokens": 2, "echo": True, "stream": True}).text
+    assert text in lines and lines.endswith("data: [DONE]\n\n")
+
+
+def test_stop_bias_and_schema_shape_the_text(on: Running) -> None:
+    plain = on.chat(seed=1)["choices"][0]["message"]["content"]
+    stopped = on.chat(seed=1, stop=[plain[4:6]])["choices"][0]
+    assert (stopped["message"]["content"], stopped["finish_reason"]) == (plain[:4], "stop")
+    (token,) = on.http.post("/tokenize", json={"content": "x"}).json()["tokens"]
+    forced = on.chat(temperature=0, max_tokens=3, logit_bias={str(token): 100}, sia={"beta": 0})
+    assert forced["choices"][0]["message"]["content"] == "xxx"
+    banned = on.chat(temperature=0, max_tokens=3, logit_bias=[["x", 100], ["x", False]], sia={"beta": 0})
+    assert "x" not in banned["choices"][0]["message"]["content"]
+    schema = {
+        "type": "object",
+        "properties": {"n": {"enum": [1, 2]}, "ok": {"type": "boolean"}},
+        "required": ["n", "ok"],
+    }
+    shape = {"type": "json_schema", "json_schema": {"name": "it", "schema": schema}}
+    made = json.loads(on.chat(seed=2, max_tokens=60, response_format=shape)["choices"][0]["message"]["content"])
+    assert set(made) == {"n", "ok"} and made["n"] in (1, 2)
+
+
+def test_a_follow_up_reads_only_what_is_new_though_another_talked_in_between(on: Running) -> None:
+    def turn(turns: list[dict[str, str]]) -> tuple[int, int]:
+        answer = on.chat(messages=turns, seed=1, sia={"beta": 0})
+        turns += [answer["choices"][0]["message"], {"role": "user", "content": "And then?"}]
+        usage = answer["usage"]
+        return usage["prompt_tokens"], usage["prompt_tokens_details"]["cached_tokens"]
+
+    one = [{"role": "user", "content": "A story of seven geese, please."}]
+    two = [{"role": "user", "content": "What is the largest of all numbers?"}]
+    first, _ = turn(one)
+    turn(two)
+    turn(two)
+    again, cached = turn(one)
+    assert cached >= first - 1 and again - cached < again / 2
+
+
+def test_what_cannot_be_done_is_refused_by_name(on: Running) -> None:
+    assert on.refused(400, messages=CHAT, mirostat=2)["param"] == "mirostat"
+    assert on.refused(400, messages=CHAT, sia={"betta": 1})["param"] == "sia.betta"
+    assert on.refused(400, messages=CHAT, n="many")["param"] == "n"
+    assert on.refused(400, messages=CHAT, tools=[{"type": "function"}])["param"] == "tools"
+    assert on.refused(400, prompt="x", suffix="y", path="/v1/completions")["param"] == "suffix"
+    assert "temperature is -1" in on.refused(400, messages=CHAT, temperature=-1)["message"]
+    assert "GBNF" in on.refused(400, messages=CHAT, grammar="root ::= (")["message"]
+    assert on.refused(400, messages=[{"role": "user", "content": "long " * 400}])["code"] == "context_length_exceeded"
+    image = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]
+    assert "image_url" in on.refused(400, messages=image)["message"]
+    fetched = {"type": "json_schema", "json_schema": {"schema": {"$ref": "https://localhost/x"}}}
+    assert "$ref" in on.refused(400, messages=CHAT, response_format=fetched)["message"]
+    assert (
+        on.http.post("/v1/chat/completions", content=b'{"messages": [').json()["error"]["type"]
+        == "invalid_request_error"
+    )
+    assert on.http.post("/v1/embeddings", json={}).status_code == 404
+    assert on.http.get("/health", headers={"Origin": "http://elsewhere.example"}).status_code == 403
+    with pytest.raises(openai.BadRequestError, match="unknown gate"):
+        on.openai.chat.completions.create(model="", messages=CHAT, extra_body={"sia": {"gate": "x"}})  # type: ignore
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_reader_that_leaves_frees_its_slot(on: Running, stream: bool) -> None:
+    totals = on.server.engine.totals
+    taken, cancelled = totals.requests, totals.cancelled
+    body = {"messages": CHAT, "max_tokens": 200, "logit_bias": {"<|im_end|>": False}, "sia": STEERED, "stream": stream}
+    data = json.dumps(body).encode()
+    with socket.create_connection(("127.0.0.1", int(on.url.rpartition(":")[2]))) as reader:
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(data)}\r\n\r\n"
+        reader.sendall(head.encode() + data)
+        wait_until(lambda: totals.requests == taken + 1)
+    wait_until(lambda: totals.cancelled == cancelled + 1 and on.idle())
+    assert not on.server.engine.orders
+
+
+def test_utilities_and_metrics(on: Running) -> None:
+    assert on.http.get("/health").json() == {"status": "ok"}
+    pieces = on.http.post("/tokenize", json={"content": "a dog", "with_pieces": True}).json()["tokens"]
+    ids = [piece["id"] for piece in pieces]
+    assert on.http.post("/detokenize", json={"tokens": ids}).json() == {"content": "a dog"}
+    rendered = on.http.post("/apply-template", json={"messages": CHAT}).json()["prompt"]
+    assert rendered.endswith("<|im_start|>assistant\n") and CHAT[0]["content"] in rendered
+    props = on.http.get("/props").json()
+    assert props["total_slots"] == 4 and props["sia"]["spread"] == 0.5
+    before = on.metric("sia_junctions_total")
+    on.chat(sia=STEERED)
+    assert on.metric("sia_junctions_total") == before + 12
+    for name in (
+        "llamacpp:prompt_tokens_total",
+        "llamacpp:requests_processing",
+        "sia_kl_nats_total",
+        "sia_value_rows_total",
+    ):
+        assert on.metric(name) >= 0
+
+
+def test_limits_and_keys(base_gguf: Path) -> None:
+    settings = {"slots": 1, "queue": 1, "per_client": 3, "api_key": ("one", "two"), "max_body": 5000}
+    with running(base_gguf, None, **settings, cors=("http://page.example",)) as server:
+        url, http = "/v1/chat/completions", server.http
+        assert http.get("/health").status_code == 200
+        for key in ({}, {"Authorization": "Bearer three"}):
+            answer = http.post(url, json={"messages": CHAT}, headers=key)
+            assert (answer.status_code, answer.json()["error"]["type"]) == (401, "authentication_error")
+        assert http.get("/v1/models", headers={"X-Api-Key": "two"}).status_code == 200
+        http.headers["Authorization"] = "Bearer one"
+        assert server.refused(413, messages=[{"role": "user", "content": "x" * 6000}])["code"] == "request_too_large"
+        chunks = (b"x" * 1000 for _ in range(10))
+        assert http.post(url, content=chunks).status_code == 413
+        preflight = {"Origin": "http://page.example", "Access-Control-Request-Method": "POST"}
+        assert http.options(url, headers=preflight).headers["access-control-allow-origin"] == "http://page.example"
+        body = {"messages": CHAT, "max_tokens": 2}
+        engine = server.server.engine
+        with ThreadPoolExecutor(2) as pool:
+            # The engine waits for the desk, so that what was taken stays unwritten.
+            with engine.sia.desk.lock:  # type: ignore[union-attr]
+                waiting = [pool.submit(http.post, url, json=body) for _ in range(2)]
+                wait_until(lambda: engine.totals.requests == 2)
+                full = http.post(url, json=body)
+                engine.per_client = 2
+                enough = http.post(url, json=body)
+            assert full.status_code == 503 and int(full.headers["Retry-After"]) >= 1
+            assert (enough.status_code, enough.json()["error"]["type"]) == (429, "rate_limit_error")
+            assert [answer.result().status_code for answer in waiting] == [200, 200]
+
+
+def test_stopping_cuts_streams_after_the_grace_period(base_gguf: Path) -> None:
+    with running(base_gguf, None, slots=1, grace=0.1) as server:
+        body = {"messages": CHAT, "max_tokens": 10_000, "logit_bias": {"<|im_end|>": False, "<|endoftext|>": False}}
+        with server.http.stream("POST", "/v1/chat/completions", json={**body, "stream": True}) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            server.server.engine.stop(0.0)
+            rest = "".join(lines)
+        assert "the server is stopping" in rest or '"finish_reason":"length"' in rest
+        assert server.http.get("/health").status_code == 503
+        assert server.refused(503, messages=CHAT)["type"] == "unavailable_error"
+
+
+def test_a_model_that_cannot_be_loaded_is_said(tmp_path: Path) -> None:
+    with running(tmp_path / "gone.gguf", None) as server:
+        assert server.server.engine.state == "failed" and "gone.gguf" in str(server.server.engine.error)
+        assert server.http.get("/health").status_code == 503
+
+
+def test_settings_are_checked() -> None:
+    for wrong in ({"port": 70_000}, {"slots": 0}, {"api_key": ("",)}, {"send_timeout": 0}):
+        with pytest.raises(ConfigError):
+            ServerConfig(**wrong)  # type: ignore[arg-type]
