@@ -29,6 +29,7 @@ _FINISHES = {"stop": "eog", "length": "length"}
 @dataclass(frozen=True)
 class RemoteValue:
     name: str
+    spread: float | None = 1.0  # the server knows its own
 
 
 class RemoteModel:
