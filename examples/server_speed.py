@@ -1,0 +1,121 @@
+"""What the server costs: eight streams against the same eight texts by SIA.run, in one process, in turns.
+
+    python examples/server_speed.py [-m base.gguf] [-v value.gguf] [--rounds 5]
+
+Tokens a second of all texts together; then the first token of a short request while seven others stream, in rounds of
+the engine. Figures hold within one run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import socket
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from sia_local import SIA, SiaConfig
+from sia_local.server.app import Server
+from sia_local.server.asking import Defaults
+from sia_local.server.settings import ServerConfig
+
+TEXTS, TOKENS = 8, 96
+MODELS = Path(__file__).resolve().parents[1] / "models"
+# The readers are a process of their own, as clients are.
+READERS = """
+import json, sys, threading, time, urllib.request
+url, bodies = sys.argv[1], json.loads(sys.argv[2])
+counts, first = [0] * len(bodies), [0.0] * len(bodies)
+def one(i, delay):
+    time.sleep(delay)
+    began = time.perf_counter()
+    request = urllib.request.Request(url, json.dumps(bodies[i]).encode(), {"Content-Type": "application/json"})
+    for line in urllib.request.urlopen(request):
+        if b'"content":"' in line:
+            counts[i] += 1
+            first[i] = first[i] or time.perf_counter() - began
+late = [0.0] * (len(bodies) - 1) + [float(sys.argv[3])]
+threads = [threading.Thread(target=one, args=pair) for pair in enumerate(late)]
+began = time.perf_counter()
+[t.start() for t in threads]; [t.join() for t in threads]
+print(json.dumps([sum(counts), time.perf_counter() - began, first[-1]]))
+"""
+
+
+TOPICS = ("a dog", "a cat", "the sea", "rain", "a tree", "two friends", "a key", "a ball")
+
+
+def message(i: int) -> str:
+    return f"Tell me a story about {TOPICS[i]}."
+
+
+def run(sia: SIA, config: SiaConfig) -> float:
+    jobs = [sia.job(message(i), config, max_tokens=TOKENS, seed=i, id=i) for i in range(TEXTS)]
+    began = time.perf_counter()
+    steps = sum(1 for _ in sia.run(jobs))
+    return steps / (time.perf_counter() - began)
+
+
+def read(url: str, bodies: list[dict[str, Any]], delay: float = 0.0) -> tuple[int, float, float]:
+    """Chunks of all streams, seconds, and seconds to the first token of the last one, which begins `delay` later."""
+    command = [sys.executable, "-c", READERS, url, json.dumps(bodies), str(delay)]
+    done = subprocess.run(command, capture_output=True, check=True, text=True)
+    count, seconds, first = json.loads(done.stdout)
+    return int(count), float(seconds), float(first)
+
+
+def body(i: int, **more: Any) -> dict[str, Any]:
+    messages = [{"role": "user", "content": message(i)}]
+    return {"messages": messages, "max_tokens": TOKENS, "seed": i, "stream": True, **more}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("-m", "--model", default=MODELS / "demo-base.gguf")
+    parser.add_argument("-v", "--value", default=MODELS / "demo-value.gguf")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    value = None if args.value == "none" else args.value
+    config = SiaConfig(gate="rate", rate=0.2, threshold=1.8, beta=2.0, beta_unit="spread")
+    config = config if value is not None else SiaConfig(gate="off")
+    sia = SIA.load(args.model, value, slots=TEXTS, n_ctx=512, n_threads=args.threads)
+    server = Server(ServerConfig(slots=TEXTS), lambda: sia, Defaults(config))
+    listener = socket.create_server(("127.0.0.1", 0))
+    web = uvicorn.Server(uvicorn.Config(server.app, log_level="warning"))
+    thread = threading.Thread(target=web.run, args=([listener],))
+    thread.start()
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1/chat/completions"
+    sys.setswitchinterval(0.0005)
+    while server.engine.state == "loading":
+        time.sleep(0.01)
+    run(sia, config)
+    alone, served, first = [], [], []
+    try:
+        for _ in range(args.rounds):
+            alone.append(run(sia, config))
+            steps = server.engine.totals.steps
+            _, seconds, _ = read(url, [body(i) for i in range(TEXTS)])
+            served.append((server.engine.totals.steps - steps) / seconds)
+            rounds = server.engine.totals.rounds
+            _, seconds, took = read(url, [*(body(i) for i in range(7)), body(7, max_tokens=1)], delay=0.3)
+            first.append(took / (seconds / (server.engine.totals.rounds - rounds)))
+    finally:
+        web.should_exit = True
+        thread.join()
+    ratio = statistics.median(s / a for s, a in zip(served, alone, strict=True))
+    print(
+        f"SIA.run: {statistics.median(alone):.0f} tokens/s, served: {statistics.median(served):.0f}, ratio {ratio:.2f}"
+    )
+    print(f"first token of a short request beside seven streams: {statistics.median(first):.1f} rounds")
+
+
+if __name__ == "__main__":
+    main()
