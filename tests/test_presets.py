@@ -1,4 +1,4 @@
-"""Published methods as settings: DESIGN's golden numbers, and each method in a few lines of PyTorch."""
+"""Published methods as settings: golden numbers, and each method in a few lines of PyTorch."""
 
 from __future__ import annotations
 

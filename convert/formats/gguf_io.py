@@ -12,45 +12,19 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from sia_local.errors import ModelFileError
-
-_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-_STRING, _ARRAY = 8, 9
-
-
-class KV(NamedTuple):
-    """A metadata value with its GGUF type numbers. Strings inside arrays stay bytes: vocabularies need it."""
-
-    value: Any
-    type: int
-    subtype: int | None = None
-
-
-def text(value: str) -> KV:
-    return KV(value, _STRING)
-
-
-def u32(value: int) -> KV:
-    return KV(int(value), 4)
-
-
-def u64(value: int) -> KV:
-    return KV(int(value), 10)
-
-
-def f32(value: float) -> KV:
-    return KV(float(value), 6)
-
-
-def boolean(value: bool) -> KV:
-    return KV(bool(value), 7)
-
-
-def f32_array(values: Iterable[float]) -> KV:
-    return KV([float(v) for v in values], _ARRAY, 6)
-
-
-def i32_array(values: Iterable[int]) -> KV:
-    return KV([int(v) for v in values], _ARRAY, 5)
+from sia_local.llama.gguf_write import (
+    ARRAY as _ARRAY,
+)
+from sia_local.llama.gguf_write import KV as KV
+from sia_local.llama.gguf_write import SCALARS as _SCALARS
+from sia_local.llama.gguf_write import STRING as _STRING
+from sia_local.llama.gguf_write import boolean as boolean
+from sia_local.llama.gguf_write import f32 as f32
+from sia_local.llama.gguf_write import f32_array as f32_array
+from sia_local.llama.gguf_write import i32_array as i32_array
+from sia_local.llama.gguf_write import text as text
+from sia_local.llama.gguf_write import u32 as u32
+from sia_local.llama.gguf_write import u64 as u64
 
 
 def text_array(values: Iterable[bytes]) -> KV:

@@ -275,7 +275,7 @@ def _sentencepiece(
         "tokenizer.ggml.model": text("llama"),
         "tokenizer.ggml.pre": text("default"),
         "tokenizer.ggml.tokens": text_array(tokens),
-        "tokenizer.ggml.scores": f32_array(scores.get(i, -1000.0) for i in range(n_vocab)),
+        "tokenizer.ggml.scores": f32_array([scores.get(i, -1000.0) for i in range(n_vocab)]),
         "tokenizer.ggml.token_type": i32_array(types),
         "tokenizer.ggml.add_space_prefix": boolean(prefix),
     }

@@ -5,8 +5,7 @@ tokens only queue up. A decode runs the queues of some slots at once, every toke
 main and shadow sequences, so that the shadows always hold the same prefix as the main one. A branch decode
 adds, for some slots, candidate tokens at the next position, each on a shadow of its own: attention sees exactly
 prefix + own candidate. Accepting one of the candidates keeps its KV (the losers forget their last position, the
-winner's is shared with all): bookkeeping, no decode. A recurrent state knows no positions: there the queue takes a
-decode of its own, and the shadows copy (see memory.py).
+winner's is shared with all): bookkeeping, no decode. A recurrent state knows no positions: see memory.py.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from ..errors import ConfigError, ContextFullError, SiaError
 from .context import Context
 from .embeddings import EmbeddingRows
 from .library import FloatArray
-from .memory import memory_of
+from .memory import common_prefix, memory_of
 
 Ids = Sequence[int] | npt.NDArray[np.int32]
 
@@ -94,7 +93,7 @@ class Engine:
         A slot of which they would keep less than half is another conversation: its shared beginning is copied from it,
         and it stays.
         """
-        kept = {slot: _common_prefix(self.slots[slot].tokens, tokens) for slot in free}
+        kept = {slot: common_prefix(self.slots[slot].tokens, tokens) for slot in free}
         best = max(free, key=kept.__getitem__)
         return best if 2 * kept[best] > len(self.slots[best].tokens) else free[0]
 
@@ -112,9 +111,9 @@ class Engine:
         state = self.slots[slot]
         wanted = [int(t) for t in tokens]
         self._close_branch(slot)
-        common = min(_common_prefix(state.tokens, wanted), state.n_past)
+        common = min(common_prefix(state.tokens, wanted), state.n_past)
         shared, donor = max(
-            ((_common_prefix(other.tokens, wanted), i) for i, other in enumerate(self.slots) if i != slot),
+            ((common_prefix(other.tokens, wanted), i) for i, other in enumerate(self.slots) if i != slot),
             default=(0, -1),
         )
         # The last token is always decoded: its output row is what the caller wants next.
@@ -399,12 +398,3 @@ class Engine:
         for index, state in enumerate(self.slots):
             if index not in running and state.row is not None and state.row.base is not None:
                 state.row = state.row.copy()
-
-
-def _common_prefix(a: Ids, b: Ids) -> int:
-    n = 0
-    for x, y in zip(a, b, strict=False):
-        if x != y:
-            break
-        n += 1
-    return n

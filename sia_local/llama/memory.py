@@ -7,7 +7,7 @@ back is copied anew from one that stands there: `CopyState`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -250,3 +250,13 @@ def memory_of(context: Context, slots: int, branches: int) -> Memory:
         return Rollback(context, sequences)
     used = slots * (1 + branches)
     return CopyState(context, sequences, range(used, used + slots) if context.n_seq_max >= used + slots else ())
+
+
+def common_prefix(a: Iterable[int], b: Iterable[int]) -> int:
+    """How many tokens two sequences begin with in common."""
+    n = 0
+    for x, y in zip(a, b, strict=False):
+        if x != y:
+            break
+        n += 1
+    return n
