@@ -67,8 +67,8 @@ class Trainer:
             torch.bfloat16 if half and gpu else torch.float32,
             config.checkpointing,
         )
-        n_vocab = int(self.model.backbone.get_input_embeddings().num_embeddings)  # type: ignore
-        longest = min(config.max_length, int(self.model.backbone.config.max_position_embeddings))  # type: ignore
+        n_vocab = int(self.model.backbone.get_input_embeddings().num_embeddings)
+        longest = min(config.max_length, int(self.model.backbone.config.max_position_embeddings))
         self.split: Split = load_split(
             config.data, self.reader, n_vocab, config.held_out, longest, config.seed, config.limit
         )

@@ -154,7 +154,7 @@ def save_changes(model: ValueModel, folder: Path, tune: str) -> None:
         weights = {name: w.detach().cpu().contiguous() for name, w in get_peft_model_state_dict(model.backbone).items()}
         with atomic_write(folder / "lora_weights" / "adapter_model.safetensors", "wb") as handle:
             handle.write(save(weights))
-        settings = {**model.backbone.peft_config["default"].to_dict(), "inference_mode": True}  # type: ignore
+        settings = {**model.backbone.peft_config["default"].to_dict(), "inference_mode": True}
         with atomic_write(folder / "lora_weights" / "adapter_config.json") as handle:
             json.dump({k: sorted(v) if isinstance(v, set) else v for k, v in settings.items()}, handle, indent=1)
         return
