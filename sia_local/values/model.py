@@ -55,7 +55,8 @@ class ValueHead:
     def __call__(self, hidden: FloatArray) -> Float64:
         """hidden float32 [n, n_embd] -> float64 [n]."""
         if self.hidden_weight is not None:
-            hidden = ACTIVATIONS[self.activation](hidden @ self.hidden_weight.T + self.hidden_bias)
+            # As in QHead: BLAS would start threads that wait for llama.cpp's.
+            hidden = ACTIVATIONS[self.activation](np.einsum("nj,ij->ni", hidden, self.hidden_weight) + self.hidden_bias)
         return (hidden @ self.weight).astype(np.float64) + self.bias
 
     @property

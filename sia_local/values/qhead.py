@@ -107,8 +107,15 @@ class QHead:
 
         One of a batch is bit for bit what it is alone.
         """
-        w = self.direction(hidden)
-        return np.matmul(rows, w[..., None])[..., 0].astype(np.float64)
+        if hidden.ndim > 1:
+            return np.stack([self(one, of_one) for one, of_one in zip(hidden, rows, strict=True)])
+        # einsum's own loops, not BLAS: its threads and llama.cpp's would wait for each other between two decodes.
+        x = hidden
+        if self.hidden_weight is not None:
+            x = ACTIVATIONS[self.activation](np.einsum("ij,j->i", self.hidden_weight, x) + self.hidden_bias)
+        f = np.einsum("ij,j->i", self.weight, x) + self.bias
+        w = np.float32(self.scale) * (np.einsum("i,ij->j", f, self.token_weight) + self.token_bias)
+        return np.einsum("kj,j->k", rows, w).astype(np.float64)
 
     def direction(self, hidden: Float32) -> Float32:
         """w(h) with Q(s, y) = <w(h), e_y>, reward units: float32 [..., n_embd] -> [..., n_embd]."""
