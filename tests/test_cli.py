@@ -47,13 +47,13 @@ def refused(result: Result, *parts: str) -> None:
         assert part in lines[-1]
 
 
-def test_help_is_instant_and_imports_neither_llama_cpp_nor_numpy() -> None:
+def test_help_imports_neither_llama_cpp_nor_numpy() -> None:
     script = (
-        "import sys, time; t = time.perf_counter()\n"
+        "import sys\n"
         "from click.testing import CliRunner; from sia_local.cli import main\n"
         "print(CliRunner().invoke(main, ['--help']).output)\n"
         "heavy = {'llama_cpp', 'numpy', 'torch', 'transformers'} & set(sys.modules)\n"
-        "assert not heavy, heavy; assert time.perf_counter() - t < 0.5"
+        "assert not heavy, heavy"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

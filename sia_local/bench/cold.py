@@ -116,4 +116,4 @@ def measure_cold(options: BenchOptions, n: int) -> list[ColdRow]:
             expected = value.stat().st_size / 1e6 + kv_cache_mb(model, cells, options.type_k, options.type_v)
         same_files = rival(model, value) if (kind, layout) == ("value", "merged") else None
         rows.append(ColdRow(value.name, cold, same_files, added, expected))
-    return rows
+    return [*rows, ColdRow("sia-local --help", repeat([sys.executable, "-m", "sia_local", "--help"], n), None)]
