@@ -417,6 +417,9 @@ def test_steering_by_words_and_back(base_gguf: Path, value_gguf: Path) -> None:
         assert sia.value is not before and session.steps and session.answered.rate == 0.3
         guide = sia.value.plus  # type: ignore[union-attr]
         assert guide.model is sia.model
+        said.run("/steer kindly")
+        assert guide.engine.context._ptr is None and sia.value.plus.engine.context._ptr  # type: ignore[union-attr]
+        said.run("/steer in very simple words")
         assert "sia-local learn 'In very simple words.' -m" in said.run("/learn").text
         assert "beta 1.5" in said.run("/steer off").text
         assert sia.value is before and session.config == SiaConfig(beta=1.5)

@@ -25,8 +25,10 @@ def load_hf(name: str, batch: int = 8, max_length: int = 4096) -> FunctionReward
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     transformers.utils.logging.disable_progress_bar()
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name)
-        model = transformers.AutoModelForSequenceClassification.from_pretrained(name, dtype=dtype)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        model = transformers.AutoModelForSequenceClassification.from_pretrained(
+            name, dtype=dtype, trust_remote_code=False
+        )
     except (OSError, ValueError) as error:
         raise ConfigError(f"reward model {name!r} cannot be loaded: {str(error).splitlines()[0][:200]}") from error
     if model.config.num_labels != 1:

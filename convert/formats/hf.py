@@ -22,7 +22,7 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(str(folder))
+        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
     except (OSError, ValueError) as error:
         name = Path(folder).name
         raise DataError(f"{name} has no tokenizer that transformers can read ({str(error)[:120]})") from error

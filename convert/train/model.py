@@ -99,7 +99,7 @@ def load_backbone(folder: str | Path, layers: int | None, dtype: torch.dtype) ->
     level = transformers.utils.logging.get_verbosity()
     transformers.utils.logging.set_verbosity_error()  # it would warn that the lm_head was not used
     try:
-        backbone = transformers.AutoModel.from_pretrained(folder, dtype=dtype)
+        backbone = transformers.AutoModel.from_pretrained(folder, dtype=dtype, trust_remote_code=False)
     finally:
         transformers.utils.logging.set_verbosity(level)
     if layers is not None:

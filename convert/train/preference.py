@@ -42,7 +42,7 @@ def train_reward_model(
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()  # it would warn that the score is new
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(str(backbone))
+        tokenizer = transformers.AutoTokenizer.from_pretrained(str(backbone), trust_remote_code=False)
         model = transformers.AutoModelForSequenceClassification.from_pretrained(
             str(backbone), num_labels=1, dtype=torch.float32
         )

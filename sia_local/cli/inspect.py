@@ -29,6 +29,7 @@ def inspect(file: str, value: str | None, as_json: bool) -> None:
     """
     from ..errors import IncompatibleError
     from .inspection import check_fit, inspect_file
+    from .terminal import visible
 
     found = [inspect_file(path) for path in (file, value) if path is not None]
     if as_json:
@@ -38,7 +39,7 @@ def inspect(file: str, value: str | None, as_json: bool) -> None:
         whole = [asdict(one) | {"path": str(one.path)} for one in found]
         click.echo(json.dumps(whole if value else whole[0], ensure_ascii=False, indent=2))
     else:
-        click.echo("\n\n".join(_describe(one) for one in found))
+        click.echo(visible("\n\n".join(_describe(one) for one in found)))
     if value is None:
         return
     if found[0].kind != "base":

@@ -37,8 +37,10 @@ class SIA:
         base: Base = SideBySide(engine, others) if others else engine
         self.desk = Desk(Loop(base, value, setup.slots, setup.n_ctx))
         # The desk lives as long as anything that still reads from it.
-        self._owned = owned or ExitStack()
-        self._free = weakref.finalize(self.desk, self._owned.close)
+        owned = owned or ExitStack()
+        # What use() opens goes before the model it stands on.
+        self._borrowed = owned.enter_context(ExitStack())
+        self._free = weakref.finalize(self.desk, owned.close)
 
     @classmethod
     def load(
@@ -83,10 +85,10 @@ class SIA:
         self._free()
 
     def use(self, value: Specs | None) -> None:
-        """Steers by another value from the next text on; what was loaded before stays loaded, for use() to return to.
+        """Steers by another value from the next text on. What load() opened stays loaded, for put() to return to; what
+        an earlier use() opened is freed.
 
-        value: as load() takes it, or a source that an earlier use() put in place. Raises as load() does, and SiaError
-        while a text is being written.
+        value: as load() takes it. Raises as load() does, and SiaError while a text is being written.
         """
         if self.desk.loop.live:
             raise SiaError("a text is being written; read it to its end, or close() it, before changing what steers")
@@ -95,8 +97,9 @@ class SIA:
         if any(file is not None and file.kind == "value-head" for file in files) and not self.engine.branches:
             raise IncompatibleError("a value-head needs room for its candidates in the base's context; load it at once")
         opened = open_sources(specs, files, self.model, self.engine, self.setup)
+        self._borrowed.close()
         if opened is not None:
-            self._owned.callback(opened.close)
+            self._borrowed.callback(opened.close)
         self.put(opened)
 
     def put(self, source: Source | None) -> None:

@@ -73,6 +73,11 @@ def open_qhead(
             f"{file.path.name} is a value-qhead: it reads the hidden states of the base's own decode, which belongs to "
             "another program here; use a value model of its own (kind value) or a value-adapter"
         )
+    if not engine.keeps_hidden:
+        raise IncompatibleError(
+            f"{file.path.name} is a value-qhead, and this base was loaded without its hidden states; load it with the "
+            "Q-head, or with hidden_states=True"
+        )
     rows = EmbeddingRows.output_of(base.path)
     if rows.n_embd != file.qhead.n_embd or rows.n_rows < base.n_vocab:
         raise IncompatibleError(
