@@ -3,12 +3,14 @@
 import os
 from pathlib import Path
 
-from llama_cpp import Llama
+from llama_cpp import ChatCompletionRequestMessage, Llama
 
 from sia_local import SiaConfig, SiaLogitsProcessor  # +
 
 MODELS = Path(os.environ.get("SIA_MODELS", Path(__file__).parent.parent / "models"))
-messages = [{"role": "user", "content": "Tell a short story about a quiet bear in a small town."}]
+messages: list[ChatCompletionRequestMessage] = [
+    {"role": "user", "content": "Tell a short story about a quiet bear in a small town."}
+]
 
 llm = Llama(str(MODELS / "demo-base.gguf"), n_ctx=512, seed=1, verbose=False)
 sia = SiaLogitsProcessor(llm, MODELS / "demo-value.gguf", SiaConfig(gate="rate", beta=2, beta_unit="spread"))  # +
@@ -21,6 +23,7 @@ answer = llm.create_chat_completion(
     min_p=0.0,
     logits_processor=sia.processors,  # +
 )
+assert isinstance(answer, dict)
 print(answer["choices"][0]["message"]["content"])
 
 # What it did is there, too, as from SIA itself.

@@ -225,16 +225,10 @@ def main() -> None:
         base, value = base.to(getattr(torch, dtype)), value.to(getattr(torch, dtype))
         for cached in modes:
             seconds = measure(base, value, head, cached, prompt.tolist(), args.tokens, args.repeat, steering)
-            rows.append(
-                {
-                    "algorithm": "cached" if cached else "published",
-                    "dtype": dtype,
-                    "seconds_per_token": float(np.mean(seconds)),
-                    "sd": float(np.std(seconds)),
-                }
-            )
+            algorithm, mean, sd = "cached" if cached else "published", float(np.mean(seconds)), float(np.std(seconds))
+            rows.append({"algorithm": algorithm, "dtype": dtype, "seconds_per_token": mean, "sd": sd})
             if not args.json:
-                print("{algorithm:9} {dtype:8} {seconds_per_token:.4f} ± {sd:.4f} s/token".format(**rows[-1]))
+                print(f"{algorithm:9} {dtype:8} {mean:.4f} ± {sd:.4f} s/token")
     setting = {
         "torch": torch.__version__,
         "transformers": transformers.__version__,

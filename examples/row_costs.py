@@ -60,7 +60,8 @@ def row_costs(model: Model) -> None:
 
 
 def prompts_side_by_side(base: str, value: str, n: int = 256) -> None:
-    rng, times = np.random.default_rng(0), {}
+    rng = np.random.default_rng(0)
+    times: dict[SIA, list[float]] = {}
     with ExitStack() as stack:
         ways = [stack.enter_context(SIA.load(base, value, n_ctx=2 * n, overlap_prompts=on)) for on in (False, True)]
         for _ in range(6):
@@ -77,4 +78,4 @@ if __name__ == "__main__":
     with Model(sys.argv[1]) as model:
         row_costs(model)
     if len(sys.argv) > 2:
-        prompts_side_by_side(*sys.argv[1:3])
+        prompts_side_by_side(sys.argv[1], sys.argv[2])

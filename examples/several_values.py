@@ -6,19 +6,20 @@ In a chat the same is `-v demo-value.gguf:1 --guide-plus ...` and then `/beta de
 import os
 from pathlib import Path
 
-from sia_local import SIA, SiaConfig
-from sia_local.values.sources import Guides, ValuePath
+from sia_local import SIA, Guides, SiaConfig, ValuePath
+from sia_local.values.sources import MixedValues, Spec
 
 MODELS = Path(os.environ.get("SIA_MODELS", Path(__file__).parent.parent / "models"))
 PROMPT = "Tell me a story about a tall snail."
 
 base = MODELS / "demo-base.gguf"
-wish = {"plus_prompt": "{prompt} Tell me a story about a ship at sea.", "minus_prompt": "{prompt}"}
-sources = [
+wish = "{prompt} Tell me a story about a ship at sea."
+sources: list[Spec] = [
     ValuePath(MODELS / "demo-value.gguf", weight=1.0, name="happy"),
-    Guides(base, base, weight=1.0, name="sea", spread=0.5, **wish),
+    Guides(base, base, weight=1.0, name="sea", plus_prompt=wish, minus_prompt="{prompt}", spread=0.5),
 ]
 with SIA.load(base, sources, n_ctx=256) as sia:
+    assert isinstance(sia.value, MixedValues)
     # Every V is divided by its own spread (a value model's is stored with it, guides are told theirs), so that a
     # weight means the same for each; a weight of 0 costs nothing.
     for happy, sea in ((0, 0), (2, 0), (0, 2), (1, 1)):

@@ -14,13 +14,14 @@ from typing import Any
 import httpx
 import openai
 import uvicorn
+from openai.types.chat import ChatCompletionUserMessageParam
 
 from sia_local import SIA, SiaConfig
 from sia_local.server.app import Server
 from sia_local.server.asking import Defaults
 from sia_local.server.settings import ServerConfig
 
-CHAT = [{"role": "user", "content": "Tell me of a lost dog."}]
+CHAT: list[ChatCompletionUserMessageParam] = [{"role": "user", "content": "Tell me of a lost dog."}]
 CONFIG = SiaConfig(threshold=0.5, beta=1.0)
 
 

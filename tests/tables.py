@@ -10,6 +10,7 @@ import numpy as np
 from sia_local.config import SiaConfig
 from sia_local.generation.decode import Job, Loop
 from sia_local.generation.writing import Desk, Run
+from sia_local.llama.engine import Engine
 from sia_local.prompts import PromptItem
 from sia_local.records import Prompt, Request
 from sia_local.rewards.load import FunctionReward
@@ -49,11 +50,14 @@ class Base:
 class Values:
     """A value a candidate, whatever came before."""
 
+    name = "table"
     spread: float | None = None
     max_candidates = 5
+    shares_base = False
 
     def __init__(self, values: np.ndarray):
         self.values = values
+        self.engines: list[Engine] = []
 
     def begin(self, slot: int, prompt: Prompt) -> None: ...
 
@@ -67,6 +71,8 @@ class Values:
         return np.cumsum(self.values[list(tokens)])
 
     def accept(self, slot: int, token: int) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class Words:
@@ -82,8 +88,9 @@ class TableSIA:
         # Prompts begin at one of the two unsure words.
         return Prompt((2 + len(text) % 2,), None, text)
 
-    def job(self, text: Any, config: SiaConfig | None = None, *, id: int, **fields: Any) -> Job:
+    def job(self, text: str | Request, config: SiaConfig | None = None, *, id: int, **fields: Any) -> Job:
         request = Request.of(text, config, **fields)
+        assert isinstance(request.prompt, str)
         return Job(request, self.prompt(request.prompt), lambda token: token == 4, Words(), id=id)
 
     def run(self, jobs: Iterable[Job]) -> Run:

@@ -10,15 +10,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from loading import EXACT, source
 
 from sia_local import SIA, SamplingConfig, SiaConfig
 from sia_local.errors import ConfigError, ContextFullError, IncompatibleError, ModelFileError, NumericError
 from sia_local.steering.entropy import top_candidates
+from sia_local.values.model import ValueModel
 
-EXACT = {"n_ctx": 128, "n_threads": 1, "type_k": "f32", "type_v": "f32", "flash_attention": "off"}
 
-
-def tokens(sia: SIA, config: SiaConfig | None = None, **options: object) -> list[int]:
+def tokens(sia: SIA, config: SiaConfig | None = None, **options: Any) -> list[int]:
     options = {"max_tokens": 30, "seed": 7, **options}
     return [s.token for s in sia.generate("hello there", config, **options)]
 
@@ -26,7 +26,7 @@ def tokens(sia: SIA, config: SiaConfig | None = None, **options: object) -> list
 @pytest.mark.parametrize("kind", ["merged", "lean", "adapter", "head"])
 def test_beta_zero_threshold_99_and_off_are_one_text(make_gguf: Callable[..., Path], kind: str) -> None:
     seed = 0 if kind == "head" else 1
-    with SIA.load(make_gguf("base"), make_gguf(kind, seed=seed), **EXACT) as sia:
+    with SIA.load(make_gguf("base"), make_gguf(kind, seed=seed), setup=EXACT) as sia:
         off = tokens(sia, SiaConfig(gate="off"))
         for config, junctions in ((SiaConfig(threshold=99.0), 0), (SiaConfig(gate="dense", beta=0.0), len(off))):
             made = sia.generate("hello there", config, max_tokens=30, seed=7)
@@ -37,7 +37,7 @@ def test_beta_zero_threshold_99_and_off_are_one_text(make_gguf: Callable[..., Pa
 def test_greedy_equals_llama_cpp_pythons_own_generation(base_gguf: Path) -> None:
     from llama_cpp import Llama
 
-    with SIA.load(base_gguf, **EXACT) as sia:
+    with SIA.load(base_gguf, setup=EXACT) as sia:
         prompt = sia.prompt("hello there", raw=True)
         steps = sia.generate(prompt, SiaConfig(sampling=SamplingConfig(temperature=0.0)), max_tokens=20)
         ours = [s.token for s in steps]
@@ -53,7 +53,7 @@ def test_greedy_equals_llama_cpp_pythons_own_generation(base_gguf: Path) -> None
 
 def test_a_seed_reproduces_the_text_byte_for_byte(base_gguf: Path, value_gguf: Path) -> None:
     def run() -> str:
-        with SIA.load(base_gguf, value_gguf, **EXACT) as sia:
+        with SIA.load(base_gguf, value_gguf, setup=EXACT) as sia:
             return "".join(s.text for s in sia.generate("hello", SiaConfig(threshold=0.5), max_tokens=40, seed=3))
 
     assert run() == run()
@@ -61,17 +61,17 @@ def test_a_seed_reproduces_the_text_byte_for_byte(base_gguf: Path, value_gguf: P
 
 def test_parallel_sequences_give_the_texts_they_give_alone(base_gguf: Path, value_gguf: Path) -> None:
     config = SiaConfig(threshold=1.5, beta=2.0)
-    with SIA.load(base_gguf, value_gguf, slots=3, **EXACT) as sia:
+    with SIA.load(base_gguf, value_gguf, slots=3, setup=EXACT) as sia:
         jobs = [sia.job(f"story {i}", config, max_tokens=12 + i, seed=i, id=i) for i in range(5)]
         together = {c.job: c.tokens for c in sia.complete(jobs)}
-    with SIA.load(base_gguf, value_gguf, **EXACT) as sia:
+    with SIA.load(base_gguf, value_gguf, setup=EXACT) as sia:
         for i in range(5):
             alone = [s for s in sia.generate(f"story {i}", config, max_tokens=12 + i, seed=i)]
             assert together[i] == [s.token for s in alone if s.finish != "eog"]
 
 
 def test_grammar_penalties_and_truncation_are_llama_cpps(base_gguf: Path) -> None:
-    with SIA.load(base_gguf, **EXACT) as sia:
+    with SIA.load(base_gguf, setup=EXACT) as sia:
         grammar = 'root ::= ("ab" | "ba")+ "."'
         text = "".join(
             s.text for s in sia.generate("x", SiaConfig(sampling=SamplingConfig(grammar=grammar)), max_tokens=30)
@@ -94,7 +94,7 @@ def test_a_grammar_does_not_hide_the_prompt_from_penalties(base_gguf: Path) -> N
         assert step.candidates is not None
         return dict(zip(step.candidates.ids.tolist(), step.candidates.logits.tolist(), strict=True))
 
-    with SIA.load(base_gguf, **EXACT) as sia:
+    with SIA.load(base_gguf, setup=EXACT) as sia:
         anything = "root ::= [^~]*"
         penalized = first(presence_penalty=-9.0)
         assert first(presence_penalty=-9.0, grammar=anything) == pytest.approx(penalized, abs=1e-4)
@@ -106,7 +106,7 @@ def test_a_filter_is_freed_with_its_job(base_gguf: Path, monkeypatch: pytest.Mon
 
     freed: list[object] = []
     monkeypatch.setattr(samplers.C, "llama_sampler_free", freed.append)
-    with SIA.load(base_gguf, **EXACT) as sia:
+    with SIA.load(base_gguf, setup=EXACT) as sia:
         config = SiaConfig(sampling=SamplingConfig(top_p=0.9, repeat_penalty=1.1))
         for _ in range(3):
             tokens(sia, config, max_tokens=4)
@@ -140,18 +140,20 @@ def test_the_penalty_pool_is_exact(base_gguf: Path) -> None:
 
 def test_values_read_their_own_rendering(make_gguf: Callable[..., Path]) -> None:
     plain = make_gguf("merged", seed=1, template="{% for m in messages %}{{ m['content'] }}{% endfor %}")
-    with SIA.load(make_gguf("base"), plain, **EXACT) as sia:
-        sia.value.begin(0, sia.prompt("hello"))
-        assert sia.value.engine.slots[0].tokens == sia.model.tokenize("hello")
+    with SIA.load(make_gguf("base"), plain, setup=EXACT) as sia:
+        value = source(sia, ValueModel)
+        value.begin(0, sia.prompt("hello"))
+        assert value.engine.slots[0].tokens == sia.model.tokenize("hello")
 
 
 def test_a_text_ends_where_the_value_models_own_rendering_fills_its_context(make_gguf: Callable[..., Path]) -> None:
     config = SiaConfig(gate="dense")
     for words, refused in ((100, False), (200, True)):
         wordy = make_gguf("merged", template="a " * words + "{{ messages[0]['content'] }}")
-        with SIA.load(make_gguf("base", ascii=True), wordy, **EXACT, slots=2) as sia:
+        with SIA.load(make_gguf("base", ascii=True), wordy, setup=EXACT, slots=2) as sia:
             jobs = [sia.job("hello", config, max_tokens=120, seed=i, id=i) for i in range(2)]
-            room = sia.value.engine.capacity - len(sia.value.tokens(jobs[0].prompt))
+            value = source(sia, ValueModel)
+            room = value.engine.capacity - len(value.tokens(jobs[0].prompt))
             if refused:
                 with pytest.raises(ContextFullError, match=r"the prompt is \d+ tokens for .*raise --ctx"):
                     list(sia.complete(jobs))
@@ -185,7 +187,7 @@ def test_refusals(make_gguf: Callable[..., Path], tmp_path: Path) -> None:
         SIA.load(base, make_gguf("merged", layout="sparse"))
     with pytest.raises(IncompatibleError, match="contract version 9"):
         SIA.load(base, make_gguf("merged", version=9))
-    with SIA.load(base, **EXACT) as sia:
+    with SIA.load(base, setup=EXACT) as sia:
         with pytest.raises(ContextFullError, match="the context holds 128"):
             sia.prompt("a b " * 200)
         with pytest.raises(ConfigError, match="cannot be parsed"):
@@ -194,12 +196,15 @@ def test_refusals(make_gguf: Callable[..., Path], tmp_path: Path) -> None:
             sia.prompt([{"role": "user"}])
         with pytest.raises(ConfigError, match="seed is -1"):
             tokens(sia, seed=-1)
-    with SIA.load(base, make_gguf("merged", spread=0.0), **EXACT) as sia:
+    with SIA.load(base, make_gguf("merged", spread=0.0), setup=EXACT) as sia:
         assert tokens(sia, SiaConfig(gate="dense", beta_unit="spread")) != tokens(sia, SiaConfig(gate="off"))
         assert tokens(sia, SiaConfig(gate="off", beta_unit="spread"))
-    with SIA.load(make_gguf("base", nan=True), **EXACT) as sia, pytest.raises(NumericError, match="logits at token 0"):
+    with (
+        SIA.load(make_gguf("base", nan=True), setup=EXACT) as sia,
+        pytest.raises(NumericError, match="logits at token 0"),
+    ):
         tokens(sia)
-    with SIA.load(base, make_gguf("merged", nan=True), **EXACT) as sia, pytest.raises(NumericError, match="value"):
+    with SIA.load(base, make_gguf("merged", nan=True), setup=EXACT) as sia, pytest.raises(NumericError, match="value"):
         tokens(sia, SiaConfig(gate="dense"))
 
 

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from architectures import ARCHITECTURES, RECURRENT, WINDOW
+from loading import EXACT, source
 from test_engine import PLACEMENTS, fresh, load, run_history
 
 from sia_local import SIA, Guides, SiaConfig, best_of
-from sia_local.llama.context import Context, ContextOptions
+from sia_local.llama.context import Context, options_for
 from sia_local.llama.engine import Engine
 from sia_local.llama.memory import CopyState
 from sia_local.llama.model import Model
 from sia_local.records import Prompt
+from sia_local.values.model import ValueModel
+from sia_local.values.sources import Specs
 
 Make = Callable[..., Path]
 TOLERANCE = 1e-4
 # Behind a window llama.cpp itself is this far from float64; a wrong window is off by more than one.
 WINDOW_TOLERANCE = 1.5e-3
-EXACT = {"type_k": "f32", "type_v": "f32", "flash_attention": "off"}
 DENSE = SiaConfig(gate="dense", k=4)
 
 
@@ -40,9 +43,10 @@ def test_incremental_equals_fresh(make_gguf: Make, kind: str, arch: str) -> None
 
 @contextmanager
 def plain(path: Path, n_seq_max: int = 1) -> Iterator[Context]:
-    options = ContextOptions(n_ctx=128, n_seq_max=n_seq_max, n_threads=1, **EXACT)
-    with Model(path) as model, Context(model, options) as context:
-        yield context
+    with Model(path) as model:
+        options = replace(options_for(model, EXACT, branches=0), n_seq_max=n_seq_max)
+        with Context(model, options) as context:
+            yield context
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
@@ -66,8 +70,8 @@ def test_lean_and_merged_agree(make_gguf: Make, arch: str) -> None:
     values = []
     for kind in ("merged", "lean"):
         with load(make_gguf, kind, arch) as sia:
-            sia.value.begin(0, Prompt((5, 6, 7)))
-            values.append(sia.value.score([(0, np.array([1, 2, 3, 4], np.int32))])[0])
+            source(sia).begin(0, Prompt((5, 6, 7)))
+            values.append(source(sia).score([(0, np.array([1, 2, 3, 4], np.int32))], ())[0])
     np.testing.assert_allclose(values[0], values[1], atol=TOLERANCE)
 
 
@@ -75,17 +79,17 @@ def test_lean_and_merged_agree(make_gguf: Make, arch: str) -> None:
 class TestRecurrent:
     def test_a_junction_is_two_decodes_behind_a_queue_and_one_without(self, make_gguf: Make, arch: str) -> None:
         with load(make_gguf, "merged", arch) as sia:
-            engine, ids = sia.value.engine, np.array([1, 2, 3, 4], np.int32)
-            sia.value.begin(0, Prompt((5, 6, 7, 8, 9)))
-            sia.value.score([(0, ids)])
-            sia.value.accept(0, 2)
-            before = engine.decodes
-            sia.value.score([(0, ids)])
-            assert engine.decodes == before + 1
+            value, ids = source(sia, ValueModel), np.array([1, 2, 3, 4], np.int32)
+            value.begin(0, Prompt((5, 6, 7, 8, 9)))
+            value.score([(0, ids)])
+            value.accept(0, 2)
+            before = value.engine.decodes
+            value.score([(0, ids)])
+            assert value.engine.decodes == before + 1
             for token in (100, 8, 9):
-                sia.value.accept(0, token)
-            sia.value.score([(0, ids)])
-            assert engine.decodes == before + 3
+                value.accept(0, token)
+            value.score([(0, ids)])
+            assert value.engine.decodes == before + 3
 
     def test_a_retry_reads_nothing_again_and_a_longer_chat_its_new_turn(self, make_gguf: Make, arch: str) -> None:
         prompt = list(range(30))
@@ -143,9 +147,9 @@ class TestRecurrent:
                 with monkeypatch.context() as patched:
                     patched.setattr(sia.engine.context, "decode", interrupt)
                     with pytest.raises(KeyboardInterrupt):
-                        sia.value.score([(0, ids)])
+                        source(sia).score([(0, ids)], ())
                 np.testing.assert_allclose(sia.engine.logits([0])[0], expected, atol=TOLERANCE)
-                sia.value.score([(0, ids)])
+                source(sia).score([(0, ids)], ())
                 seq_cp, left = sia.engine.context.seq_cp, [calls]
 
                 def few(*given: int, seq_cp: Callable[..., None] = seq_cp, left: list[int] = left) -> None:
@@ -162,7 +166,7 @@ class TestRecurrent:
                     except KeyboardInterrupt:
                         tokens = [5, 6, 7, 9, 8]
                 sia.engine.begin(0, tokens)
-                row, values = sia.engine.logits([0])[0].copy(), sia.value.score([(0, ids)])[0].copy()
+                row, values = sia.engine.logits([0])[0].copy(), source(sia).score([(0, ids)], ())[0].copy()
                 logits, scores = fresh(sia, 1, tokens, ids)
                 np.testing.assert_allclose(row, logits, atol=TOLERANCE)
                 np.testing.assert_allclose(values, scores, atol=TOLERANCE)
@@ -170,22 +174,23 @@ class TestRecurrent:
     def test_a_trajectory_is_the_values_on_the_way(self, make_gguf: Make, arch: str) -> None:
         tokens = [3, 1, 4, 1, 5]
         with load(make_gguf, "merged", arch) as sia:
-            whole = sia.value.trajectory(0, Prompt((5, 6, 7)), tokens)
-            assert sia.value.engine.begin(0, [5, 6, 7, *tokens, 9]) == 8
+            value = source(sia, ValueModel)
+            whole = value.trajectory(0, Prompt((5, 6, 7)), tokens)
+            assert value.engine.begin(0, [5, 6, 7, *tokens, 9]) == 8
             for n, token in enumerate(tokens):
-                sia.value.begin(0, Prompt((5, 6, 7, *tokens[:n])))
-                one = sia.value.score([(0, np.array([token], np.int32))])[0]
+                value.begin(0, Prompt((5, 6, 7, *tokens[:n])))
+                one = value.score([(0, np.array([token], np.int32))])[0]
                 np.testing.assert_allclose(one, whole[n : n + 1], atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("kind", ["merged", "lean", "adapter", "head", "qhead", "guides"])
 def test_texts_of_several_slots_are_those_of_each_alone(make_gguf: Make, arch: str, kind: str) -> None:
-    value: object = make_gguf(kind, arch, seed=1) if kind != "guides" else Guides(make_gguf("base", arch, seed=4))
+    value: Specs = make_gguf(kind, arch, seed=1) if kind != "guides" else Guides(make_gguf("base", arch, seed=4))
     prompts = ["hello", "hello", "hello there", "bye"]
 
     def texts(slots: int, prompts: list[str]) -> list[list[int]]:
-        with SIA.load(make_gguf("base", arch), value, n_ctx=96, slots=slots, n_threads=1, **EXACT) as sia:
+        with SIA.load(make_gguf("base", arch), value, EXACT, n_ctx=96, slots=slots) as sia:
             jobs = [sia.job(p, DENSE, max_tokens=6, seed=9, id=i) for i, p in enumerate(prompts)]
             return [c.tokens for c in sorted(sia.complete(jobs), key=lambda c: c.job)]
 
@@ -197,14 +202,14 @@ def test_texts_of_several_slots_are_those_of_each_alone(make_gguf: Make, arch: s
 @pytest.mark.parametrize("arch", RECURRENT)
 def test_best_of_n_on_a_recurrent_base(make_gguf: Make, arch: str) -> None:
     value = make_gguf("merged", arch, seed=1)
-    with SIA.load(make_gguf("base", arch), value, n_ctx=96, slots=2, n_threads=1, **EXACT) as sia:
+    with SIA.load(make_gguf("base", arch), value, EXACT, n_ctx=96, slots=2) as sia:
         result = best_of(sia, "hello", n=5, config=DENSE, max_tokens=6, seed=2)
         for one in result.contenders:
             again = list(sia.generate("hello", DENSE, max_tokens=6, seed=one.seed))
             assert [step.token for step in again] == [step.token for step in one.steps]
             tokens = one.completion.all_tokens
-            sia.value.engine.release(0)
-            sia.value.engine.release(1)
+            for slot in (0, 1):
+                source(sia, ValueModel).engine.release(slot)
             assert one.score == pytest.approx(sia.value_of(sia.prompt("hello"), tokens), abs=TOLERANCE)
 
 
@@ -215,16 +220,16 @@ def test_a_window_slides_over_histories_prefixes_branches_and_retries(make_gguf:
             prompt = rng.integers(0, 200, 3 * WINDOW).tolist()
             for slot in (0, 1):
                 sia.engine.begin(slot, prompt)
-                sia.value.begin(slot, Prompt(tuple(prompt)))
+                source(sia).begin(slot, Prompt(tuple(prompt)))
             texts = [list(prompt), list(prompt)]
             for _ in range(WINDOW):
                 rows = [row.copy() for row in sia.engine.logits([0, 1])]
                 ids = [np.argsort(-row)[:4].astype(np.int32) for row in rows]
-                values = [v.copy() for v in sia.value.score([(0, ids[0]), (1, ids[1])])]
+                values = [v.copy() for v in source(sia).score([(0, ids[0]), (1, ids[1])], ())]
                 for slot in (0, 1):
                     token = int(rng.choice(ids[slot])) if rng.random() < 0.7 else 11
                     sia.engine.accept(slot, token)
-                    sia.value.accept(slot, token)
+                    source(sia).accept(slot, token)
                     texts[slot].append(token)
             for slot in (0, 1):
                 row, expected = fresh(sia, 2, texts[slot][:-1], ids[slot])
@@ -240,6 +245,6 @@ def test_prompts_read_side_by_side_change_nothing(make_gguf: Make, arch: str) ->
     texts = []
     for overlap in (False, True):
         value = make_gguf("merged", arch, seed=1)
-        with SIA.load(make_gguf("base", arch), value, n_ctx=128, n_threads=2, overlap_prompts=overlap, **EXACT) as sia:
+        with SIA.load(make_gguf("base", arch), value, EXACT, n_threads=2, overlap_prompts=overlap) as sia:
             texts.append([s.token for s in sia.generate("hello there " * 6, DENSE, max_tokens=6, seed=1)])
     assert texts[0] == texts[1]

@@ -18,6 +18,7 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loading import source
 
 from sia_local.bench.arms import Arm, RivalArm, Workload, seed_for_rate
 from sia_local.bench.cold import ColdRow, kv_cache_mb, measure_cold
@@ -34,6 +35,7 @@ from sia_local.llama.context import Context, ContextOptions
 from sia_local.llama.gguf import GgufMetadata
 from sia_local.llama.model import Model
 from sia_local.steering.gates import Moment, make_gate
+from sia_local.values.model import ValueModel
 
 KINDS = ("value", "lean", "adapter", "head")
 
@@ -121,13 +123,15 @@ def test_a_forced_rate_is_met_exactly(rate: float, n: int) -> None:
 
 def test_a_replay_repeats_the_decodes_of_a_run(base: Path, values: tuple[Path, ...]) -> None:
     with SIA.load(base, values[1], n_ctx=128, n_threads=1) as sia:
-        contexts = [sia.engine.context, sia.value.engine.context]  # type: ignore[union-attr]
+        contexts = [sia.engine.context, source(sia, ValueModel).engine.context]
         config, recorder = SiaConfig(k=4, gate="random", rate=0.5), Recorder(contexts)
         prompt = sia.prompt("ab cd ef", raw=True)
         first = [s.token for s in sia.generate(prompt, config, max_tokens=12, seed=3)]
         with recorder.recording():
             again = [s.token for s in sia.generate(prompt, config, max_tokens=12, seed=3)]
-        logits = np.copy(sia.engine.slots[0].row)
+        row = sia.engine.slots[0].row
+        assert row is not None
+        logits = row.copy()
         assert recorder.play() > 0 and recorder.play() > 0
         assert np.array_equal(contexts[0].logits(1)[0], logits)
         # Nothing stays wrapped, and a replay leaves the caches where a next run can begin.
@@ -142,16 +146,16 @@ def test_the_calls_of_every_arm_replay_from_c(base: Path, values: tuple[Path, ..
     compiler = shutil.which("cc")
     if compiler is None or not (site / "include/llama.h").is_file():
         pytest.skip("no C compiler, or a llama-cpp-python without headers")
-    small = {"tokens": (12,), "depths": (8,), "repetitions": 1, "n_threads": 1, "sequences": (1, 2)}
-    with Bench(BenchOptions(base, values, traces=tmp_path / "traces", **small)) as bench:  # type: ignore[arg-type]
+    options = BenchOptions(base, values, tokens=(12,), depths=(8,), repetitions=1, n_threads=1, sequences=(1, 2))
+    with Bench(replace(options, traces=tmp_path / "traces")) as bench:
         bench.build()
         rows = [row for row in bench.measure() if row.arm != "llama-cpp-python generate"]
     traces = sorted((tmp_path / "traces").iterdir())
     assert len(traces) == len(rows)
     floor, libraries = tmp_path / "floor", site / "llama_cpp/lib"
-    where = ["-I", site / "include", "-L", libraries, "-lllama", f"-Wl,-rpath,{libraries}"]
-    source = Path(__file__).parents[1] / "examples/floor.c"
-    subprocess.run([compiler, "-Wall", "-Wextra", "-Werror", source, "-o", floor, *where], check=True)
+    where: list[str | Path] = ["-I", site / "include", "-L", libraries, "-lllama", f"-Wl,-rpath,{libraries}"]
+    floor_c = Path(__file__).parents[1] / "examples/floor.c"
+    subprocess.run([compiler, "-Wall", "-Wextra", "-Werror", floor_c, "-o", floor, *where], check=True)
     said = subprocess.run([floor, "2", *traces], check=True, capture_output=True, text=True).stdout.splitlines()
     counts = {line.split()[0]: [int(n) for n in re.findall(r"(\d+) decodes +(\d+) rows", line)[0]] for line in said}
     assert counts["unsteered-1x-tg12@d8.trace"] == [12, 12]

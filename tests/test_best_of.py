@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from loading import EXACT, source
+from tables import Values
 
 from sia_local import SIA, SiaConfig
 from sia_local.cli import main
@@ -20,9 +22,9 @@ from sia_local.generation.best_of import BestOf, best_of, slots_for
 from sia_local.generation.writing import Run
 from sia_local.records import Prompt, Step
 from sia_local.rewards.load import FunctionReward
+from sia_local.values.model import ValueModel
 from sia_local.values.sources import MixedValues, text_value
 
-EXACT = {"n_ctx": 128, "n_threads": 1, "type_k": "f32", "type_v": "f32", "flash_attention": "off"}
 CONFIG = SiaConfig(threshold=1.2, beta=2.0)
 Make = Callable[..., Path]
 
@@ -31,41 +33,42 @@ def test_contenders_are_the_texts_of_their_seeds_and_the_prompt_is_encoded_once(
     base_gguf: Path, value_gguf: Path
 ) -> None:
     prompt = "a long prompt that all of them share " * 2
-    with SIA.load(base_gguf, value_gguf, slots=4, **EXACT) as sia:
+    with SIA.load(base_gguf, value_gguf, slots=4, setup=EXACT) as sia:
         result = best_of(sia, prompt, CONFIG, n=4, max_tokens=9, seed=5)
         length = len(sia.prompt(prompt).tokens)
         assert sia.engine.decoded_tokens <= length + 4 * 9
-        assert sia.value.engine.decoded_tokens < 2 * length + 4 * 9 * 12  # type: ignore[union-attr]
+        assert source(sia, ValueModel).engine.decoded_tokens < 2 * length + 4 * 9 * 12
         spent = sum(step.kl_steering for c in result.contenders for step in c.steps)
         assert result.kl_steering == pytest.approx(spent / 4) and spent > 0
         assert result.by == "value" and result.winner is result.contenders[int(np.argmax(result.scores))]
         assert result.contenders[0].seed == 5 and len({c.seed for c in result.contenders}) == 4
-    with SIA.load(base_gguf, value_gguf, **EXACT) as sia:
+    with SIA.load(base_gguf, value_gguf, setup=EXACT) as sia:
         for contender in result.contenders:
             steps = list(sia.generate(prompt, CONFIG, max_tokens=9, seed=contender.seed))
             assert contender.text == "".join(s.text for s in steps)
             # V after the last token, scored as a junction's candidate on a context that read all before it.
             tokens = [s.token for s in steps]
             made = sia.prompt(prompt)
-            sia.value.engine.release(0)  # type: ignore[union-attr]
-            sia.value.begin(0, made)  # type: ignore[union-attr]
+            value = source(sia, ValueModel)
+            value.engine.release(0)
+            value.begin(0, made)
             for token in tokens[:-1]:
-                sia.value.accept(0, token)  # type: ignore[union-attr]
-            (values,) = sia.value.score([(0, np.array([tokens[-1], 9], np.int32))])  # type: ignore[union-attr]
+                value.accept(0, token)
+            (values,) = value.score([(0, np.array([tokens[-1], 9], np.int32))])
             assert contender.score == pytest.approx(values[0], abs=1e-4)
 
 
 def test_fewer_slots_than_texts_change_nothing(base_gguf: Path, value_gguf: Path) -> None:
     runs = []
     for slots in (2, 5):
-        with SIA.load(base_gguf, value_gguf, slots=slots, **EXACT) as sia:
+        with SIA.load(base_gguf, value_gguf, slots=slots, setup=EXACT) as sia:
             result = best_of(sia, "hello", CONFIG, n=5, max_tokens=7)
             runs.append(([c.text for c in result.contenders], result.scores))
     assert runs[0][0] == runs[1][0] and runs[0][1] == pytest.approx(runs[1][1], abs=1e-4)
 
 
 def test_likelihood_is_the_mean_log_probability_under_the_unsteered_base(base_gguf: Path, value_gguf: Path) -> None:
-    with SIA.load(base_gguf, value_gguf, slots=3, **EXACT) as sia:
+    with SIA.load(base_gguf, value_gguf, slots=3, setup=EXACT) as sia:
         result = best_of(sia, "hello", CONFIG, n=3, by="likelihood", max_tokens=6, seed=1)
         for contender in result.contenders:
             prefix, logprobs = list(sia.prompt("hello").tokens), []
@@ -86,7 +89,7 @@ def test_a_reward_sees_prompt_and_texts_and_decides(base_gguf: Path) -> None:
         seen.append((prompts, responses))
         return [0.0, 2.0, 2.0]
 
-    with SIA.load(base_gguf, slots=3, **EXACT) as sia:
+    with SIA.load(base_gguf, slots=3, setup=EXACT) as sia:
         best = BestOf(sia, 3, reward=FunctionReward("second", second))
         made = best.generate("hello", max_tokens=5, trace=True)
         steps, result = list(made), made.result
@@ -101,20 +104,20 @@ def test_a_reward_sees_prompt_and_texts_and_decides(base_gguf: Path) -> None:
 def test_the_value_of_a_text_is_what_its_loss_fixed() -> None:
     """The last value; the mean under the trajectory-mean loss; a mixture adds each in its own sense."""
 
-    def source(loss: str, spread: float) -> SimpleNamespace:
-        return SimpleNamespace(
-            name=loss,
-            spread=spread,
-            max_candidates=4,
-            file=SimpleNamespace(about={"sia.train.loss": loss}),
-            trajectory=lambda slot, prompt, tokens: np.array([1.0, 2.0, 6.0]),
-        )
+    class Trained(Values):
+        def __init__(self, loss: str, spread: float):
+            super().__init__(np.zeros(4))
+            self.name, self.spread = loss, spread
+            self.file = SimpleNamespace(about={"sia.train.loss": loss})
 
-    token, mean = source("per-token", 2.0), source("trajectory-mean", 0.5)
+        def trajectory(self, slot: int, prompt: Prompt, tokens: Sequence[int]) -> np.ndarray:
+            return np.array([1.0, 2.0, 6.0])
+
+    token, mean = Trained("per-token", 2.0), Trained("trajectory-mean", 0.5)
     where = (0, Prompt((1,)), [1, 2, 3])
-    assert text_value(token, *where) == 6.0  # type: ignore[arg-type]
-    assert text_value(mean, *where) == 3.0  # type: ignore[arg-type]
-    assert text_value(MixedValues([token, mean], [1.0, -1.0]), *where) == 6 / 2 - 3 / 0.5  # type: ignore[list-item]
+    assert text_value(token, *where) == 6.0
+    assert text_value(mean, *where) == 3.0
+    assert text_value(MixedValues([token, mean], [1.0, -1.0]), *where) == 6 / 2 - 3 / 0.5
 
 
 def stopping_after(n: int, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
@@ -138,7 +141,7 @@ def stopping_after(n: int, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any
 
 
 def test_an_interrupt_takes_the_best_so_far(base_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with SIA.load(base_gguf, slots=3, **EXACT) as sia:
+    with SIA.load(base_gguf, slots=3, setup=EXACT) as sia:
         made = BestOf(sia, 3).generate("hello", max_tokens=50)
         with stopping_after(5, monkeypatch)(made.stop):
             list(made)
@@ -146,7 +149,7 @@ def test_an_interrupt_takes_the_best_so_far(base_gguf: Path, monkeypatch: pytest
 
 
 def test_refusals_and_limits(base_gguf: Path) -> None:
-    with SIA.load(base_gguf, **EXACT) as sia:
+    with SIA.load(base_gguf, setup=EXACT) as sia:
         with pytest.raises(ConfigError, match="no value model is loaded"):
             best_of(sia, "hello", n=2, by="value")
         with pytest.raises(ConfigError, match="no reward is named"):

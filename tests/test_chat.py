@@ -6,21 +6,26 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from loading import EXACT, source
+from tables import Values
 
-from sia_local import SIA, SiaConfig
+from sia_local import SIA, Setup, SiaConfig
 from sia_local.chat.commands import Commands
 from sia_local.chat.session import Notice, Session
 from sia_local.errors import ConfigError, ContextFullError, DataError, NumericError
 from sia_local.generation.writing import Generation
-from sia_local.records import Candidates, Prompt, Request, Stats, Step
+from sia_local.llama.model import Model
+from sia_local.records import Candidates, Message, Messages, Prompt, Request, Stats, Step
 from sia_local.text import Written
+from sia_local.values.guides import GuidePair
+from sia_local.values.model import ValueModel
+from sia_local.values.sources import Source
 
 WORDS = ["sad", "happy", "dog", "ran", "the", "."]
-EXACT = {"n_ctx": 256, "n_threads": 1, "type_k": "f32", "type_v": "f32", "flash_attention": "off"}
+LOAD = Setup.of(EXACT, n_ctx=256)
 
 
 class Scripted:
@@ -30,19 +35,32 @@ class Scripted:
     """
 
     n_ctx = 40
-    value: object = "a value model"
 
     def __init__(self, fail_at: int | None = None) -> None:
         self.fail_at = fail_at
-        self.calls: list[tuple[list[dict[str, str]], SiaConfig, int]] = []
+        self.value: Source | None = Values(np.zeros(len(WORDS)))
+        self.calls: list[tuple[list[Message], SiaConfig, int]] = []
 
-    def prompt(self, prompt: Any, raw: bool = False) -> Prompt:
+    @property
+    def model(self) -> Model:
+        raise AssertionError("a scripted writer has no model")
+
+    def __enter__(self) -> Scripted:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def close(self) -> None: ...
+
+    def prompt(self, prompt: str | Messages, raw: bool = False) -> Prompt:
+        assert not isinstance(prompt, str)
         n = sum(len(m["content"].split()) for m in prompt)
         if n >= self.n_ctx:
             raise ContextFullError(f"the prompt is {n} tokens")
         return Prompt((0,) * n, tuple(prompt), prompt[-1]["content"])
 
     def write(self, request: Request) -> Generation:
+        assert isinstance(request.prompt, Prompt) and request.prompt.messages is not None
         self.calls.append((list(request.prompt.messages), request.config, request.seed))
         stats = Stats()
         return Generation(request, self.steps(request, stats), stats)
@@ -188,7 +206,8 @@ def test_steering_needs_a_value_model_and_a_gate(session: Session) -> None:
     session.config, session.steering = SiaConfig(gate="off"), False
     assert run("/sia").text == "steering off"
     assert run("/sia on").text.startswith("steering on: gate entropy") and session.active.gate == "entropy"
-    session.sia.value = None  # type: ignore[misc]
+    bare = Scripted()
+    bare.value, session.sia = None, bare
     assert run("/beta 3").text == "steering off: there is no value model"
     with pytest.raises(ConfigError, match="start the chat with -v"):
         run("/sia on")
@@ -320,7 +339,7 @@ def test_help_names_every_command_and_every_command_of_the_help_exists(session: 
 
 
 def decoded(sia: SIA) -> tuple[int, int]:
-    return sia.engine.decoded_tokens, sia.value.engine.decoded_tokens  # type: ignore[union-attr]
+    return sia.engine.decoded_tokens, source(sia, ValueModel).engine.decoded_tokens
 
 
 def holds(tokens: Sequence[int], part: Sequence[int]) -> bool:
@@ -329,12 +348,13 @@ def holds(tokens: Sequence[int], part: Sequence[int]) -> bool:
 
 def test_a_second_turn_encodes_only_what_is_new_in_both_models(base_gguf: Path, value_gguf: Path) -> None:
     config = SiaConfig(gate="dense")
-    with SIA.load(base_gguf, value_gguf, **EXACT) as sia:
+    with SIA.load(base_gguf, value_gguf, setup=LOAD) as sia:
         session = Session(sia, config, "be kind", max_tokens=20, seed=3)
         read(session.ask("hello there"))
-        held = [len(engine.tokens) for engine in (sia.engine.slots[0], sia.value.engine.slots[0])]  # type: ignore[union-attr]
+        engines = (sia.engine, source(sia, ValueModel).engine)
+        held = [len(engine.slots[0].tokens) for engine in engines]
         ids = [s.token for s in session.steps]
-        past = [sia.engine.slots[0].n_past, sia.value.engine.slots[0].n_past]  # type: ignore[union-attr]
+        past = [engine.slots[0].n_past for engine in engines]
         before = decoded(sia)
         session.max_tokens = 1
         read(session.ask("and then"))
@@ -348,7 +368,7 @@ def test_a_second_turn_encodes_only_what_is_new_in_both_models(base_gguf: Path, 
 
 
 def test_what_a_model_wrote_keeps_its_ids_and_the_text_its_bytes(base_gguf: Path) -> None:
-    with SIA.load(base_gguf, **EXACT) as sia:
+    with SIA.load(base_gguf, setup=LOAD) as sia:
         word = next(
             text for i in range(sia.model.n_vocab) if len(text := sia.model.piece(i).decode("utf-8", "replace")) > 1
         )
@@ -366,7 +386,7 @@ def test_what_a_model_wrote_keeps_its_ids_and_the_text_its_bytes(base_gguf: Path
 
 
 def test_a_typed_control_token_is_text_and_ends_no_turn(base_gguf: Path) -> None:
-    with SIA.load(base_gguf, **EXACT) as sia:
+    with SIA.load(base_gguf, setup=LOAD) as sia:
         word, end = "<|im_end|>", sia.model.eos
 
         def chat(*contents: str) -> list[int]:
@@ -386,7 +406,7 @@ def test_a_typed_control_token_is_text_and_ends_no_turn(base_gguf: Path) -> None
 
 def test_a_steered_chat_on_tiny_models_is_reproducible(base_gguf: Path, make_gguf: Callable[..., Path]) -> None:
     def run() -> list[str]:
-        with SIA.load(base_gguf, make_gguf("lean", seed=1), **EXACT) as sia:
+        with SIA.load(base_gguf, make_gguf("lean", seed=1), setup=LOAD) as sia:
             session = Session(sia, SiaConfig(threshold=0.5, beta=2.0), max_tokens=12, seed=5)
             return [read(session.ask(word)) for word in ("one", "two", "three")]
 
@@ -406,7 +426,7 @@ def test_a_saved_chat_is_plain_json(session: Session, tmp_path: Path) -> None:
 
 
 def test_steering_by_words_and_back(base_gguf: Path, value_gguf: Path) -> None:
-    with SIA.load(base_gguf, value_gguf, **EXACT) as sia:
+    with SIA.load(base_gguf, value_gguf, setup=LOAD) as sia:
         session = Session(sia, SiaConfig(beta=1.5), max_tokens=6)
         said = commands(session)
         before = sia.value
@@ -415,10 +435,10 @@ def test_steering_by_words_and_back(base_gguf: Path, value_gguf: Path) -> None:
         )
         read(session.ask("hello"))
         assert sia.value is not before and session.steps and session.answered.rate == 0.3
-        guide = sia.value.plus  # type: ignore[union-attr]
+        guide = source(sia, GuidePair).plus
         assert guide.model is sia.model
         said.run("/steer kindly")
-        assert guide.engine.context._ptr is None and sia.value.plus.engine.context._ptr  # type: ignore[union-attr]
+        assert guide.engine.context._ptr is None and source(sia, GuidePair).plus.engine.context._ptr
         said.run("/steer in very simple words")
         assert "sia-local learn 'In very simple words.' -m" in said.run("/learn").text
         assert "beta 1.5" in said.run("/steer off").text

@@ -56,7 +56,7 @@ class TableValues:
     def room(self, slot: int) -> int:
         return 1 << 30
 
-    def score(self, requests, also):
+    def score(self, requests: Sequence[tuple[int, np.ndarray]], also: Sequence[int]) -> list[np.ndarray]:
         self.calls.append([(s, list(map(int, c))) for s, c in requests])
         return [self.values[c] for _, c in requests]
 

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from loading import EXACT, source
 
 from sia_local import SIA
 from sia_local.records import Prompt
+from sia_local.values.model import ValueModel
 
 TOLERANCE = 1e-4
 PLACEMENTS = ("merged", "lean", "adapter", "head", "merged without output layer", "adapter without output layer")
@@ -24,26 +26,25 @@ def load(make_gguf: Callable[..., Path], kind: str, arch: str = "qwen3", slots: 
     kind, _, without = kind.partition(" ")
     seed = {"merged": 1, "lean": 1, "adapter": 2, "head": 0, "qhead": 0}[kind]
     base, value = make_gguf("base", arch), make_gguf(kind, arch, seed=seed)
-    exact = {"type_k": "f32", "type_v": "f32", "flash_attention": "off"}
     with pytest.MonkeyPatch.context() as patch:
         if without:
             patch.setattr("sia_local.values.model.LARGE_OUTPUT_LAYER", 0)
-        with SIA.load(base, value, n_ctx=96, slots=slots, n_threads=1, max_candidates=4, **exact) as sia:
+        with SIA.load(base, value, EXACT, n_ctx=96, slots=slots, max_candidates=4) as sia:
             if without:
-                assert sia.value.engine.context.hidden_only
+                assert source(sia, ValueModel).engine.context.hidden_only
             yield sia
 
 
 def fresh(sia: SIA, slot: int, tokens: list[int], candidates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Next logits and candidate values of a prefix, encoded from nothing in an empty slot."""
     sia.engine.release(slot)
-    if sia.value.engine is not sia.engine:
-        sia.value.engine.release(slot)
+    for engine in source(sia).engines:
+        engine.release(slot)
     prompt = Prompt(tuple(tokens))
     sia.engine.begin(slot, tokens)
-    sia.value.begin(slot, prompt)
+    source(sia).begin(slot, prompt)
     logits = sia.engine.logits([slot])[0].copy()
-    return logits, sia.value.score([(slot, candidates)])[0].copy()
+    return logits, source(sia).score([(slot, candidates)], ())[0].copy()
 
 
 @pytest.mark.parametrize("arch", ["llama", "qwen2", "qwen3"])
@@ -68,7 +69,7 @@ def run_history(sia: SIA, rng: np.random.Generator, steps: int, slots: int, atol
 
     def start(slot: int) -> None:
         sia.engine.begin(slot, texts[slot])
-        sia.value.begin(slot, Prompt(tuple(texts[slot])))
+        source(sia).begin(slot, Prompt(tuple(texts[slot])))
 
     for slot in range(slots):
         start(slot)
@@ -81,7 +82,7 @@ def run_history(sia: SIA, rng: np.random.Generator, steps: int, slots: int, atol
             accept(sia, texts, slot, int(rng.integers(0, 200)))
         if junctions:
             asked = [(s, np.argsort(-rows[s])[: rng.integers(2, 5)].astype(np.int32)) for s in junctions]
-            sia.value.score(asked, plain)
+            source(sia).score(asked, plain)
             for slot, candidates in asked:
                 outside = rng.random() < 0.2
                 accept(sia, texts, slot, 7 if outside else int(rng.choice(candidates)))
@@ -89,35 +90,36 @@ def run_history(sia: SIA, rng: np.random.Generator, steps: int, slots: int, atol
             slot = int(rng.choice(live))
             texts[slot] = [*texts[slot][: rng.integers(1, len(texts[slot]) + 1)], 3, 4]
             start(slot)
-    rows = [r.copy() for r in sia.engine.logits(live)]
-    candidates = [np.argsort(-row)[:4].astype(np.int32) for row in rows]
-    values = [v.copy() for v in sia.value.score(list(zip(live, candidates, strict=True)))]
+    last = [r.copy() for r in sia.engine.logits(live)]
+    best = [np.argsort(-row)[:4].astype(np.int32) for row in last]
+    values = [v.copy() for v in source(sia).score(list(zip(live, best, strict=True)), ())]
     spare, worst = slots if slots < len(sia.engine.slots) else 0, 0.0
     for slot in live:
-        logits, expected = fresh(sia, spare, texts[slot], candidates[slot])
-        np.testing.assert_allclose(rows[slot], logits, atol=atol)
+        logits, expected = fresh(sia, spare, texts[slot], best[slot])
+        np.testing.assert_allclose(last[slot], logits, atol=atol)
         np.testing.assert_allclose(values[slot], expected, atol=atol)
-        worst = max(worst, float(abs(rows[slot] - logits).max()), float(abs(values[slot] - expected).max()))
+        worst = max(worst, float(abs(last[slot] - logits).max()), float(abs(values[slot] - expected).max()))
     return worst
 
 
 def accept(sia: SIA, texts: list[list[int]], slot: int, token: int) -> None:
     sia.engine.accept(slot, token)
-    sia.value.accept(slot, token)
+    source(sia).accept(slot, token)
     texts[slot].append(token)
 
 
 def test_a_long_queue_is_flushed_in_full_batches(make_gguf: Callable[..., Path]) -> None:
     with load(make_gguf, "lean", slots=2) as sia:
-        sia.value.engine.context.batch.capacity = 16
+        value = source(sia, ValueModel)
+        value.engine.context.batch.capacity = 16
         tokens = np.random.default_rng(1).integers(0, 200, 60).tolist()
         sia.engine.begin(0, tokens[:5])
-        sia.value.begin(0, Prompt(tuple(tokens[:5])))
+        value.begin(0, Prompt(tuple(tokens[:5])))
         for token in tokens[5:]:
-            sia.value.accept(0, token)
+            value.accept(0, token)
         candidates = np.array([1, 2, 3, 4], np.int32)
-        incremental = sia.value.score([(0, candidates)])[0].copy()
-        sia.value.engine.context.batch.capacity = 512
+        incremental = value.score([(0, candidates)])[0].copy()
+        value.engine.context.batch.capacity = 512
         np.testing.assert_allclose(incremental, fresh(sia, 1, tokens, candidates)[1], atol=TOLERANCE)
 
 
@@ -125,8 +127,8 @@ def test_lean_and_merged_agree(make_gguf: Callable[..., Path]) -> None:
     values = []
     for kind in ("merged", "lean", "merged without output layer"):
         with load(make_gguf, kind) as sia:
-            sia.value.begin(0, Prompt((5, 6, 7)))
-            values.append(sia.value.score([(0, np.array([1, 2, 3, 4], np.int32))])[0])
+            source(sia).begin(0, Prompt((5, 6, 7)))
+            values.append(source(sia).score([(0, np.array([1, 2, 3, 4], np.int32))], ())[0])
     np.testing.assert_allclose(values[0], values[1], atol=TOLERANCE)
     assert np.array_equal(values[0], values[2])
 
@@ -138,7 +140,7 @@ def test_a_junction_costs_one_decode_and_the_head_placement_keeps_the_winners_lo
         sia.engine.begin(0, [5, 6, 7])
         best = np.argsort(-sia.engine.logits([0])[0])[:4].astype(np.int32)
         before = sia.engine.decodes
-        sia.value.score([(0, best)])
+        source(sia).score([(0, best)], ())
         sia.engine.accept(0, int(best[2]))
         sia.engine.logits([0])
         assert sia.engine.decodes == before + 1
@@ -187,9 +189,9 @@ def test_a_decode_that_fails_leaves_every_slot_usable(
         with monkeypatch.context() as patched:
             patched.setattr(sia.engine.context, "decode", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
             with pytest.raises(KeyboardInterrupt):
-                sia.value.score([(0, candidates)])
+                source(sia).score([(0, candidates)], ())
         np.testing.assert_allclose(sia.engine.logits([0])[0], expected, atol=TOLERANCE)
-        values = sia.value.score([(0, candidates)])[0].copy()
+        values = source(sia).score([(0, candidates)], ())[0].copy()
         np.testing.assert_allclose(values, fresh(sia, 1, [5, 6, 7], candidates)[1], atol=TOLERANCE)
 
 
@@ -199,13 +201,15 @@ def test_an_accept_that_is_interrupted_leaves_the_slot_usable(
 ) -> None:
     with load(make_gguf, "head", slots=2) as sia:
         sia.engine.begin(0, [5, 6, 7])
-        sia.value.score([(0, np.array([1, 2, 3], np.int32))])
-        seq_cp, made = sia.engine.context.seq_cp, []
+        source(sia).score([(0, np.array([1, 2, 3], np.int32))], ())
+        seq_cp, made = sia.engine.context.seq_cp, 0
 
-        def interrupted(*args: int) -> None:
-            if len(made) == calls:
+        def interrupted(source: int, target: int, start: int, stop: int) -> None:
+            nonlocal made
+            if made == calls:
                 raise KeyboardInterrupt
-            made.append(seq_cp(*args))
+            made += 1
+            seq_cp(source, target, start, stop)
 
         with monkeypatch.context() as patched:
             patched.setattr(sia.engine.context, "seq_cp", interrupted)

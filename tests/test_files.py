@@ -11,7 +11,7 @@ import pytest
 from architectures import ARCHITECTURES, RECURRENT
 from click.testing import CliRunner
 
-from sia_local import SIA, SiaConfig
+from sia_local import SIA, Setup, SiaConfig
 from sia_local.cli import main
 from sia_local.cli.inspection import inspect_file
 from sia_local.errors import IncompatibleError, ModelFileError
@@ -24,12 +24,12 @@ from sia_local.llama.model import Model
 from sia_local.llama.vocabulary import Vocabulary
 
 Make = Callable[..., Path]
-LOAD = {"n_ctx": 96, "n_threads": 1}
+LOAD = Setup(n_ctx=96, n_threads=1)
 DENSE = SiaConfig(gate="dense", k=4)
 
 
 def texts(base: Path, value: Path) -> list[int]:
-    with SIA.load(base, value, **LOAD) as sia:
+    with SIA.load(base, value, setup=LOAD) as sia:
         return [step.token for step in sia.generate("hello", DENSE, max_tokens=8, seed=3)]
 
 
@@ -42,7 +42,8 @@ def test_a_model_in_several_files_is_read_whole(make_gguf: Make) -> None:
     assert several.parts == 5 == len(files) and several.size_bytes == sum(file.stat().st_size for file in files)
     for rows in (EmbeddingRows.output_of, EmbeddingRows.from_model):
         np.testing.assert_array_equal(rows(whole)[[3, 0, 319]], rows(first)[[3, 0, 319]])
-    assert Vocabulary.read(first).tokens == Vocabulary.read(whole).tokens
+    words, all_words = Vocabulary.read(first), Vocabulary.read(whole)
+    assert words is not None and all_words is not None and words.tokens == all_words.tokens
     for kind in ("merged", "lean", "adapter", "head", "qhead"):
         assert texts(first, make_gguf(kind)) == texts(whole, make_gguf(kind))
     assert texts(whole, make_gguf("merged", split=5)) == texts(whole, make_gguf("merged"))
@@ -69,7 +70,7 @@ def test_another_part_or_a_missing_one_is_named(make_gguf: Make, tmp_path: Path)
 
 def test_a_lean_model_in_several_files_has_lost_its_rows(make_gguf: Make) -> None:
     with pytest.raises(IncompatibleError, match="leaves out its embedding rows"):
-        SIA.load(make_gguf("base"), make_gguf("lean", split=5), **LOAD)
+        SIA.load(make_gguf("base"), make_gguf("lean", split=5), setup=LOAD)
 
 
 FORMATS = (

@@ -3,16 +3,17 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from sia_local.config import SiaConfig
 from sia_local.errors import ConfigError
 from sia_local.steering.choice import Choice
-from sia_local.steering.gates import Moment, RateGate, make_gate
+from sia_local.steering.gates import Gate, Moment, RateGate, make_gate
 
 
-def opened(gate, entropies) -> np.ndarray:
-    return np.array([gate.opens(Moment(i, float(h))) for i, h in enumerate(entropies)])
+def opened(gate: Gate, entropies: npt.ArrayLike) -> np.ndarray:
+    return np.array([gate.opens(Moment(i, float(h))) for i, h in enumerate(np.asarray(entropies))])
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.1, 0.2, 0.5, 0.8, 1.0])

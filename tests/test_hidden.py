@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+from loading import EXACT, source
 
-from sia_local import SIA, BestOf, SiaConfig, SiaLogitsProcessor, ValuePath
+from sia_local import SIA, BestOf, Setup, SiaConfig, SiaLogitsProcessor, ValuePath
 from sia_local.errors import ConfigError, IncompatibleError
 from sia_local.llama.context import Context
 from sia_local.llama.embeddings import EmbeddingRows
 from sia_local.values.qhead import QHeadFile
+from sia_local.values.sources import MixedValues
 
-LOAD = {"n_ctx": 256, "n_threads": 1, "type_k": "f32", "type_v": "f32", "flash_attention": "off"}
+LOAD = Setup.of(EXACT, n_ctx=256)
 DENSE = SiaConfig(gate="dense", k=6, beta=1.5)
 Make = Callable[..., Path]
 
@@ -32,23 +34,25 @@ def fresh_values(sia: SIA, file: QHeadFile, prefix: list[int], ids: np.ndarray) 
 
 
 @pytest.mark.parametrize("beside", [[], ["head"], ["adapter"]])
-def test_values_are_those_of_a_fresh_encoding(make_gguf: Make, qhead_gguf: Path, beside: list[str]) -> None:
+def test_values_are_those_of_a_fresh_encoding(
+    make_gguf: Make, qhead_gguf: Path, beside: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Over whole texts, several at once, with other values beside it whose decodes come between."""
     file = QHeadFile.read(qhead_gguf)
     values = [ValuePath(qhead_gguf, 1.0, "q"), *(ValuePath(make_gguf(kind), 0.5, kind) for kind in beside)]
-    with SIA.load(make_gguf("base"), values, slots=3, **LOAD) as sia:
-        source = sia.value.sources["q"]  # type: ignore[union-attr]
+    with SIA.load(make_gguf("base"), values, slots=3, setup=LOAD) as sia:
+        q = source(sia, MixedValues).sources["q"]
         asked: list[tuple[int, np.ndarray, np.ndarray]] = []
-        score = source.score
+        score = q.score
 
-        def kept(requests: list, also: object = ()) -> list:
+        def kept(requests: Sequence[tuple[int, np.ndarray]], also: Sequence[int]) -> Sequence[np.ndarray]:
             scored = score(requests, also)
             asked.extend(
                 (len(sia.engine.slots[s].tokens), ids, v) for (s, ids), v in zip(requests, scored, strict=True)
             )
             return scored
 
-        source.score = kept  # type: ignore[method-assign]
+        monkeypatch.setattr(q, "score", kept)
         prompt = sia.prompt("hello there " * 8)
         steps = list(sia.generate(prompt, DENSE, max_tokens=12, seed=4, trace=True))
         assert len(asked) == 12
@@ -61,7 +65,7 @@ def test_values_are_those_of_a_fresh_encoding(make_gguf: Make, qhead_gguf: Path,
 
 def test_many_texts_are_what_each_is_alone_and_beta_zero_is_off(make_gguf: Make, qhead_gguf: Path) -> None:
     prompts = [f"text number {i}" for i in range(5)]
-    with SIA.load(make_gguf("base"), qhead_gguf, slots=3, **LOAD) as sia:
+    with SIA.load(make_gguf("base"), qhead_gguf, slots=3, setup=LOAD) as sia:
         jobs = [sia.job(p, DENSE, max_tokens=10, seed=i, id=i) for i, p in enumerate(prompts)]
         together = {c.job: c.tokens for c in sia.complete(jobs)}
         for i, prompt in enumerate(prompts):
@@ -81,19 +85,19 @@ def test_a_prompt_computes_one_output_row(make_gguf: Make, qhead_gguf: Path, mon
         decode(self)
 
     monkeypatch.setattr(Context, "decode", counted)
-    with SIA.load(make_gguf("base"), qhead_gguf, **LOAD) as sia:
+    with SIA.load(make_gguf("base"), qhead_gguf, setup=LOAD) as sia:
         next(sia.generate("many words " * 12, DENSE, max_tokens=3))
         assert sum(outputs) == 1
 
 
 def test_best_of_reads_the_level_and_says_where_there_is_none(make_gguf: Make, qhead_gguf: Path) -> None:
-    with SIA.load(make_gguf("base"), qhead_gguf, slots=3, **LOAD) as sia:
+    with SIA.load(make_gguf("base"), qhead_gguf, slots=3, setup=LOAD) as sia:
         made = BestOf(sia, 3).generate("hello", DENSE, max_tokens=6)
         list(made)
         assert made.result is not None and made.result.by == "value" and len(set(made.result.scores)) > 1
     no_level = make_gguf("qhead", level=False)
     with (
-        SIA.load(make_gguf("base"), no_level, slots=2, **LOAD) as sia,
+        SIA.load(make_gguf("base"), no_level, slots=2, setup=LOAD) as sia,
         pytest.raises(ConfigError, match="choose texts by likelihood or by a reward"),
     ):
         list(BestOf(sia, 2).generate("hello", DENSE, max_tokens=3))
@@ -102,7 +106,10 @@ def test_best_of_reads_the_level_and_says_where_there_is_none(make_gguf: Make, q
 def test_refusals(make_gguf: Make, qhead_gguf: Path, base_gguf: Path) -> None:
     with pytest.raises(IncompatibleError, match="it reads the hidden states of the base's own decode"):
         SiaLogitsProcessor(base_gguf, qhead_gguf)
-    with SIA.load(base_gguf, **LOAD) as sia, pytest.raises(IncompatibleError, match="loaded without its hidden states"):
+    with (
+        SIA.load(base_gguf, setup=LOAD) as sia,
+        pytest.raises(IncompatibleError, match="loaded without its hidden states"),
+    ):
         sia.use(qhead_gguf)
     with pytest.raises(IncompatibleError, match=r"different vocabularies, .* use a Q-head distilled on this base"):
-        SIA.load(base_gguf, make_gguf("qhead", sha256="0" * 64), **LOAD)
+        SIA.load(base_gguf, make_gguf("qhead", sha256="0" * 64), setup=LOAD)

@@ -9,16 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from loading import EXACT, source
 
 from sia_local import SIA, Guides, SiaConfig
 from sia_local.cli import main
 from sia_local.errors import ConfigError
-from sia_local.learning.collect import CollectConfig, collect
+from sia_local.learning.collect import CollectConfig, Progress, collect
 from sia_local.learning.junctions import read_junctions
-from sia_local.values.guides import instruction
+from sia_local.values.guides import GuidePair, instruction
 from sia_local.values.qhead import QHeadFile
 
-LOAD = {"n_ctx": 128, "n_threads": 1, "type_k": "f32", "type_v": "f32", "flash_attention": "off"}
 PROMPTS = ["hello", "a dog", "the red house", "rain"]
 CONFIG = CollectConfig(k=6, threshold=0.0, texts=6, max_tokens=10, beta=1.0)
 
@@ -27,7 +27,7 @@ CONFIG = CollectConfig(k=6, threshold=0.0, texts=6, max_tokens=10, beta=1.0)
 def test_what_is_collected_is_what_the_teacher_said(make_gguf: Callable[..., Path], tmp_path: Path, kind: str) -> None:
     """Values are the teacher's of that prefix, hidden states those behind it: a text's own steps say which."""
     base, teacher = make_gguf("base"), make_gguf(kind, seed=0)
-    with SIA.load(base, teacher, slots=2, hidden_states=True, max_candidates=6, **LOAD) as sia:
+    with SIA.load(base, teacher, slots=2, hidden_states=True, max_candidates=6, setup=EXACT) as sia:
         collect(sia, PROMPTS, tmp_path / "j", CONFIG, {})
         junctions, settings = read_junctions(tmp_path / "j")
         assert settings["k"] == 6 and set(junctions.prompts.tolist()) == {0, 1, 2, 3}
@@ -49,11 +49,11 @@ def test_what_is_collected_is_what_the_teacher_said(make_gguf: Callable[..., Pat
 
 def test_an_interrupted_collection_goes_on(base_gguf: Path, value_gguf: Path, tmp_path: Path) -> None:
     whole, halves = tmp_path / "whole", tmp_path / "halves"
-    with SIA.load(base_gguf, value_gguf, hidden_states=True, max_candidates=6, **LOAD) as sia:
+    with SIA.load(base_gguf, value_gguf, hidden_states=True, max_candidates=6, setup=EXACT) as sia:
         collect(sia, PROMPTS, whole, CONFIG, {})
 
-        def stop(progress: object) -> None:
-            if progress.texts == 3:  # type: ignore[attr-defined]
+        def stop(progress: Progress) -> None:
+            if progress.texts == 3:
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
@@ -76,7 +76,7 @@ def test_a_file_from_two_sentences_steers(make_gguf: Callable[..., Path], tmp_pa
     assert "differences within a junction explained" in done.stdout
     file = QHeadFile.read(out)
     assert file.meta.distillation is not None and file.meta.distillation.teacher == "words"
-    with SIA.load(base, out, **LOAD) as sia:
+    with SIA.load(base, out, setup=EXACT) as sia:
         made = sia.generate("hello", SiaConfig(gate="dense", beta_unit="spread"), max_tokens=5)
         assert len(list(made)) == 5 and made.stats.junctions == 5
     both = CliRunner().invoke(main, ["learn", *map(str, asked), "-v", str(out)])
@@ -85,5 +85,6 @@ def test_a_file_from_two_sentences_steers(make_gguf: Callable[..., Path], tmp_pa
 
 def test_one_model_under_two_instructions_shares_its_weights(base_gguf: Path) -> None:
     pair = Guides(base_gguf, base_gguf, plus_prompt="a {prompt}", minus_prompt="b {prompt}")
-    with SIA.load(base_gguf, pair, **LOAD) as sia:
-        assert {id(guide.model) for guide in (sia.value.plus, sia.value.minus)} == {id(sia.model)}  # type: ignore
+    with SIA.load(base_gguf, pair, setup=EXACT) as sia:
+        guides = source(sia, GuidePair)
+        assert guides.minus is not None and guides.plus.model is guides.minus.model is sia.model

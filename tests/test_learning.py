@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -253,7 +254,7 @@ def test_predictions_are_those_of_the_dataclass_and_of_its_seed() -> None:
     one, two = fit(train, held, rows, config), fit(train, held, rows, config)
     assert [replace(e, seconds=0) for e in one.epochs] == [replace(e, seconds=0) for e in two.epochs]
     np.testing.assert_array_equal(one.qhead.token_weight, two.qhead.token_weight)
-    direct = one.qhead(held.hidden, rows[held.ids])
+    direct = one.qhead(held.hidden.astype(np.float32), rows[held.ids])
     np.testing.assert_allclose(predict(one.qhead, held, rows), direct, atol=1e-4, rtol=1e-4)
 
 
@@ -262,8 +263,8 @@ def test_values_at_other_scales_teach_the_same() -> None:
     train, held = split(junctions, 0.2)
     config = FitConfig(rank=4, hidden=0, epochs=3)
     once = fit(train, held, rows, config).report
-    larger = [replace(j, values=64 * j.values) for j in (train, held)]
-    report = fit(*larger, rows, config).report
+    larger, held_larger = (replace(j, values=64 * j.values) for j in (train, held))
+    report = fit(larger, held_larger, rows, config).report
     assert report.r2 == pytest.approx(once.r2, abs=1e-3)
     assert report.spread == pytest.approx(64 * once.spread, rel=1e-3)
 
@@ -299,11 +300,11 @@ def test_candidate_weights() -> None:
         np.array([[1, 2], [1, 2], [1, np.nan]], np.float32),
         np.zeros(3, np.int32),
     )
-    np.testing.assert_allclose(candidate_weights(j, "uniform"), [[0.5, 0.5], [0.5, 0.5], [0, 0]])
-    np.testing.assert_allclose(candidate_weights(j, "p"), [[0.75, 0.25], [0.5, 0.5], [0, 0]])
-    np.testing.assert_allclose(candidate_weights(j, "both"), [[0.625, 0.375], [0.5, 0.5], [0, 0]])
+    np.testing.assert_allclose(candidate_weights(j, "uniform"), [[0.5, 0.5], [0.5, 0.5], [0.0, 0.0]])
+    np.testing.assert_allclose(candidate_weights(j, "p"), [[0.75, 0.25], [0.5, 0.5], [0.0, 0.0]])
+    np.testing.assert_allclose(candidate_weights(j, "both"), [[0.625, 0.375], [0.5, 0.5], [0.0, 0.0]])
     counted = replace(j, counts=np.array([[2, 6], [4, 4], [4, 9]], np.float32))
-    np.testing.assert_allclose(candidate_weights(counted, "uniform"), [[0.25, 0.75], [0.5, 0.5], [0, 0]])
+    np.testing.assert_allclose(candidate_weights(counted, "uniform"), [[0.25, 0.75], [0.5, 0.5], [0.0, 0.0]])
 
 
 def test_the_level_rides_along() -> None:
@@ -315,9 +316,11 @@ def test_the_level_rides_along() -> None:
     train, held = split(replace(junctions, values=(around + level).astype(np.float32)), 0.2)
     qhead = fit(train, held, rows, FitConfig(rank=4, hidden=0, epochs=1)).qhead
     wanted = held.hidden @ w + 4
-    assert np.abs(qhead.level(held.hidden) - wanted).max() < 0.05 * wanted.std()
+    hidden = held.hidden.astype(np.float32)
+    found = qhead.level(hidden)
+    assert found is not None and np.abs(found - wanted).max() < 0.05 * wanted.std()
     without = fit(train, held, rows, FitConfig(rank=4, hidden=0, epochs=1, level=False)).qhead
-    assert without.level(held.hidden) is None
+    assert without.level(hidden) is None
 
 
 def test_a_column_that_never_varies_does_no_harm() -> None:
@@ -326,7 +329,7 @@ def test_a_column_that_never_varies_does_no_harm() -> None:
     hidden[:, 3], rows[:, 5] = 7.1, -0.27
     result = fit(*split(replace(junctions, hidden=hidden), 0.2), rows, FitConfig(rank=4, hidden=8, epochs=2))
     assert math.isfinite(result.report.r2)
-    assert np.abs(result.qhead.hidden_weight).max() < 5
+    assert result.qhead.hidden_weight is not None and np.abs(result.qhead.hidden_weight).max() < 5
     assert np.abs(result.qhead.token_weight).max() < 50
 
 
@@ -364,7 +367,7 @@ def test_refusals_of_fit() -> None:
         ("rate", 0.0),
     ],
 )
-def test_refused_configurations(name: str, value: object) -> None:
+def test_refused_configurations(name: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=name):
         FitConfig(**{name: value})
 

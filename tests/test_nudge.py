@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from loading import EXACT
 
 from sia_local import SIA, SiaConfig
 from sia_local.cli import main
@@ -168,18 +169,15 @@ def test_a_tokenizer_that_cannot_spell_is_named() -> None:
         voice(table).hear("b")
 
 
-LOAD = {"n_ctx": 128, "n_threads": 1, "type_k": "f32", "type_v": "f32", "flash_attention": "off"}
-
-
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_threshold_zero_is_the_base_and_one_is_the_small_model(make_gguf: Make, temperature: float) -> None:
     base, small = make_gguf("base"), make_gguf("base", seed=3, n_vocab=330, ascii=True)
     config = SiaConfig(sampling=SamplingConfig(temperature=temperature))
     # Raw text is the base's matter; an instruct model gets the request as one.
     for threshold, alone, raw in ((0.0, base, True), (1.0, small, False)):
-        with SIA.load(alone, **LOAD) as sia:
+        with SIA.load(alone, setup=EXACT) as sia:
             expected = "".join(s.text for s in sia.generate("hello there", config, max_tokens=24, seed=4, raw=raw))
-        with Nudged.load(base, small, threshold, **LOAD) as nudged:
+        with Nudged.load(base, small, threshold, setup=EXACT) as nudged:
             made = nudged.generate("hello there", config, max_tokens=40, seed=4, raw=True)
             steps = list(made)
             text = "".join(s.text for s in steps)
@@ -190,7 +188,7 @@ def test_threshold_zero_is_the_base_and_one_is_the_small_model(make_gguf: Make, 
 
 def test_both_models_read_the_whole_text_and_decode_only_what_is_new(make_gguf: Make) -> None:
     base, small = make_gguf("base", ascii=True), make_gguf("base", seed=3, n_vocab=330, ascii=True)
-    with Nudged.load(base, small, 0.15, **LOAD) as nudged:
+    with Nudged.load(base, small, 0.15, setup=EXACT) as nudged:
         prompt = "a prompt of some length for both of them"
         written = nudged.generate(prompt, GREEDY, max_tokens=40, seed=1)
         steps = list(written)
@@ -209,7 +207,7 @@ def test_refusals(make_gguf: Make, base_gguf: Path) -> None:
     with pytest.raises(ConfigError, match=r"nudge threshold is 1\.5; expected a probability"):
         Nudged.load(base_gguf, base_gguf, 1.5)
     bare = make_gguf("base", template=None, seed=3)
-    with Nudged.load(base_gguf, bare, **LOAD) as nudged:
+    with Nudged.load(base_gguf, bare, setup=EXACT) as nudged:
         with pytest.raises(IncompatibleError, match="nudge with an instruct model"):
             list(nudged.generate("hello", max_tokens=3))
         with pytest.raises(ConfigError, match="nudging and a grammar"):
@@ -262,7 +260,7 @@ def sentencepiece_gguf(make_hf: Make, tmp_path_factory: pytest.TempPathFactory) 
 
 
 def test_a_sentencepiece_model_writes_and_reads_the_same_text(make_gguf: Make, sentencepiece_gguf: Path) -> None:
-    with SIA.load(sentencepiece_gguf, **LOAD) as sia:
+    with SIA.load(sentencepiece_gguf, setup=EXACT) as sia:
         reader = Voice(sia.engine, sia.model, sia.model.tokenize("the cat", add_special=True), GREEDY)
         said = ("", " ran", " and", "s", "\n\n", "happy", " dogs, é", "tude", " ", "x", "…")
         for text in said[1:]:
@@ -275,7 +273,7 @@ def test_a_sentencepiece_model_writes_and_reads_the_same_text(make_gguf: Make, s
             twice.hear(text)
         assert twice.prompt + twice.ids == whole
     for base, small in ((make_gguf("base", ascii=True), sentencepiece_gguf), (sentencepiece_gguf, make_gguf("base"))):
-        with Nudged.load(base, small, 0.12, **LOAD) as nudged:
+        with Nudged.load(base, small, 0.12, setup=EXACT) as nudged:
             for seed in range(3):
                 written = nudged.generate("the cat", max_tokens=30, seed=seed, raw=True)
                 steps = list(written)

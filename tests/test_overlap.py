@@ -8,17 +8,19 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from loading import EXACT, source
 
 from sia_local import SIA, SiaConfig
 from sia_local.errors import SiaError
 from sia_local.generation.overlap import SideBySide
 from sia_local.values.guides import Guides
+from sia_local.values.model import ValueModel
+from sia_local.values.sources import Specs
 
-LOAD = {"n_ctx": 128, "n_threads": 1, "type_k": "f32", "type_v": "f32", "flash_attention": "off"}
 PROMPTS = ["the sad king walked to the old river and he found", "a dog ran", "once upon a time there was a young queen"]
 
 
-def source(kind: str, make_gguf: Callable[..., Path]) -> Any:
+def specs(kind: str, make_gguf: Callable[..., Path]) -> Specs:
     if kind == "guides":
         return Guides(make_gguf("base", seed=4), make_gguf("base", seed=5))
     if kind == "mixture":
@@ -33,7 +35,7 @@ def test_the_texts_stay_the_same(kind: str, slots: int, base_gguf: Path, make_gg
     texts = []
     for overlap in (False, True):
         with SIA.load(
-            base_gguf, source(kind, make_gguf), slots=slots, max_candidates=4, overlap_prompts=overlap, **LOAD
+            base_gguf, specs(kind, make_gguf), slots=slots, max_candidates=4, overlap_prompts=overlap, setup=EXACT
         ) as sia:
             jobs = [sia.job(p, config, max_tokens=12, seed=i, id=i) for i, p in enumerate([*PROMPTS, PROMPTS[0]])]
             texts.append([(c.job, c.tokens, c.junctions) for c in sia.complete(jobs)])
@@ -47,29 +49,30 @@ def test_the_value_model_has_read_the_prompt_before_any_junction(
     never = SiaConfig(threshold=99.0)
     read = []
     for overlap in (False, True):
-        with SIA.load(base_gguf, make_gguf("merged", seed=1), overlap_prompts=overlap, **LOAD) as sia:
-            prompt = sia.prompt(PROMPTS[0])
+        with SIA.load(base_gguf, make_gguf("merged", seed=1), overlap_prompts=overlap, setup=EXACT) as sia:
+            prompt, engine = sia.prompt(PROMPTS[0]), source(sia, ValueModel).engine
             list(sia.generate(prompt, never, max_tokens=4))
-            read.append(sia.value.engine.decoded_tokens)
-            again = sia.value.engine.decoded_tokens
+            read.append(engine.decoded_tokens)
             list(sia.generate(prompt, SiaConfig(gate="off"), max_tokens=4))
-            assert sia.value.engine.decoded_tokens - again <= 4  # an unsteered job reads no prompt with it
+            assert engine.decoded_tokens - read[-1] <= 4  # an unsteered job reads no prompt with it
     assert read == [0, len(prompt.tokens) - 1]
 
 
-def test_what_fails_beside_is_raised_and_the_cores_come_back(base_gguf: Path, make_gguf: Callable[..., Path]) -> None:
-    with SIA.load(base_gguf, make_gguf("merged", seed=1), overlap_prompts=True, **LOAD) as sia:
+def test_what_fails_beside_is_raised_and_the_cores_come_back(
+    base_gguf: Path, make_gguf: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with SIA.load(base_gguf, make_gguf("merged", seed=1), overlap_prompts=True, setup=EXACT) as sia:
         asked: list[int] = []
-        sia.engine.context.set_threads = asked.append  # type: ignore[method-assign]
+        monkeypatch.setattr(sia.engine.context, "set_threads", asked.append)
 
         def fail() -> None:
             raise SiaError("no")
 
-        sia.value.engine.context.decode = fail  # type: ignore[method-assign]
-        with pytest.raises(SiaError, match="no"):
-            list(sia.generate(PROMPTS[0], SiaConfig(gate="dense"), max_tokens=4))
+        with monkeypatch.context() as failing:
+            failing.setattr(source(sia, ValueModel).engine.context, "decode", fail)
+            with pytest.raises(SiaError, match="no"):
+                list(sia.generate(PROMPTS[0], SiaConfig(gate="dense"), max_tokens=4))
         assert asked == [1, 1]
-        del sia.value.engine.context.decode  # type: ignore[union-attr]
         assert len(list(sia.generate(PROMPTS[0], SiaConfig(gate="dense"), max_tokens=4))) == 4
 
 

@@ -46,7 +46,7 @@ def test_a_person_chats_looks_at_junctions_and_compares(on: Running, browser: An
 
     keys = webdriver.Keys
     browser.get(on.url)
-    wait_until(lambda: all_of("#dials:not([hidden])"))
+    wait_until(lambda: bool(all_of("#dials:not([hidden])")))
     press("A dog" + keys.ENTER)
     wait_until(lambda: len(all_of(WORDS)) > 5)
     press(keys.ESCAPE)

@@ -11,14 +11,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from llama_cpp import Llama, LogitsProcessorList
+from llama_cpp import ChatCompletionRequestMessage, Llama, LogitsProcessorList
+from loading import EXACT, traced
 
 from sia_local import SIA, SiaConfig, SiaLogitsProcessor
 from sia_local.config import SamplingConfig
 from sia_local.errors import ConfigError, IncompatibleError
 from sia_local.values.sources import Guides
 
-EXACT = {"n_threads": 1, "type_k": "f32", "type_v": "f32"}
+LOAD: dict[str, Any] = {"n_threads": 1, "type_k": "f32", "type_v": "f32"}
 GREEDY = SamplingConfig(temperature=0.0)
 Make = Callable[..., Path]
 
@@ -47,10 +48,10 @@ def test_a_greedy_text_is_sias_own(llm: Llama, make_gguf: Make, source: str) -> 
     base = make_gguf("base")
     value: Any = Guides(make_gguf("base", seed=3), base) if source == "guides" else make_gguf(source, seed=1)
     config = SiaConfig(gate="rate", rate=0.5, beta=3.0, sampling=GREEDY)
-    with SIA.load(base, value, n_ctx=128, flash_attention="off", **EXACT) as sia:
+    with SIA.load(base, value, EXACT) as sia:
         prompt = sia.prompt("hello there", raw=True)
         steps = list(sia.generate(prompt, config, max_tokens=20, trace=True))
-    with SiaLogitsProcessor(llm, value, config, **EXACT) as processor:
+    with SiaLogitsProcessor(llm, value, config, **LOAD) as processor:
         tokens = written(llm, processor, prompt.tokens)
         assert tokens == [s.token for s in steps]
         ours = processor.steps
@@ -58,7 +59,7 @@ def test_a_greedy_text_is_sias_own(llm: Llama, make_gguf: Make, source: str) -> 
     for a, b in zip(ours[:-1], steps[:-1], strict=True):
         assert (a.token, a.text, a.flipped, a.beta) == (b.token, b.text, b.flipped, b.beta)
         assert a.logprob == pytest.approx(b.logprob, abs=1e-4)
-        np.testing.assert_allclose(a.candidates.values, b.candidates.values, atol=1e-4)  # type: ignore[union-attr]
+        np.testing.assert_allclose(traced(a).values, traced(b).values, atol=1e-4)
         if a.steered:
             assert a.kl_steering == pytest.approx(b.kl_steering, abs=1e-4)
     assert ours[-1].token == -1 and np.isnan(ours[-1].logprob)
@@ -68,12 +69,12 @@ def test_a_greedy_text_is_sias_own(llm: Llama, make_gguf: Make, source: str) -> 
 
 def test_a_chat_completion_is_steered(llm: Llama, base_gguf: Path, value_gguf: Path) -> None:
     config = SiaConfig(gate="dense", beta=3.0, sampling=GREEDY)
-    messages = [{"role": "user", "content": "hello"}]
-    with SIA.load(base_gguf, value_gguf, n_ctx=128, flash_attention="off", **EXACT) as sia:
-        expected = "".join(s.text for s in sia.generate(messages, config, max_tokens=8))
-    with SiaLogitsProcessor(llm, value_gguf, config, **EXACT) as processor:
+    messages: list[ChatCompletionRequestMessage] = [{"role": "user", "content": "hello"}]
+    with SIA.load(base_gguf, value_gguf, EXACT) as sia:
+        expected = "".join(s.text for s in sia.generate("hello", config, max_tokens=8))
+    with SiaLogitsProcessor(llm, value_gguf, config, **LOAD) as processor:
         options: Any = {"max_tokens": 8, "temperature": 0.0, "logits_processor": LogitsProcessorList([processor])}
-        answer: Any = llm.create_chat_completion(messages, **options)  # type: ignore[arg-type]
+        answer: Any = llm.create_chat_completion(messages, **options)
         # llama-cpp-python leaves out the bytes of unfinished characters, SIA shows U+FFFD.
         assert answer["choices"][0]["message"]["content"] == expected.replace("\ufffd", "")
         completion: Any = llm("hello", **options)
@@ -82,7 +83,7 @@ def test_a_chat_completion_is_steered(llm: Llama, base_gguf: Path, value_gguf: P
 
 def test_logit_bias_leaves_the_processor_in_place(llm: Llama, value_gguf: Path) -> None:
     config = SiaConfig(gate="dense", sampling=GREEDY)
-    with SiaLogitsProcessor(llm, value_gguf, config, **EXACT) as processor:
+    with SiaLogitsProcessor(llm, value_gguf, config, **LOAD) as processor:
         given = processor.processors
         options: Any = {"max_tokens": 6, "temperature": 0.0, "logits_processor": given}
         plain: Any = llm("hello", **options)
@@ -118,7 +119,7 @@ def test_a_callers_own_llama_logs_as_ever(base_gguf: Path) -> None:
 @pytest.mark.parametrize("config", [SiaConfig(gate="off"), SiaConfig(gate="dense", beta=0.0)])
 def test_off_and_beta_zero_leave_the_scores_alone(base_gguf: Path, value_gguf: Path, config: SiaConfig) -> None:
     rng = np.random.default_rng(1)
-    with SiaLogitsProcessor(base_gguf, value_gguf, config, n_ctx=64, **EXACT) as processor:
+    with SiaLogitsProcessor(base_gguf, value_gguf, config, n_ctx=64, **LOAD) as processor:
         ids = np.array([5, 6], np.intc)
         for token in (7, 8):
             scores = rng.standard_normal(320).astype(np.single)
@@ -134,7 +135,7 @@ def test_what_comes_out_samples_the_steered_distribution(base_gguf: Path, value_
     # A view with a stride, as llama-cpp-python passes it.
     strided = np.zeros((320, 3), np.single)
     strided[:, 1] = row
-    with SiaLogitsProcessor(base_gguf, value_gguf, config, n_ctx=64, **EXACT) as processor:
+    with SiaLogitsProcessor(base_gguf, value_gguf, config, n_ctx=64, **LOAD) as processor:
         out = processor(np.array([5, 6], np.intc), strided[:, 1])
         (step,) = processor.steps
     c = step.candidates
@@ -152,35 +153,36 @@ def test_values_follow_any_prefix(base_gguf: Path, value_gguf: Path) -> None:
     row = rng.standard_normal(320).astype(np.single)
     fork = [5, 6, 20, 21, 22]
     prefixes = [[5, 6, 7, 8], [5, 6, 7, 8, 9], [5, 6, 7, 8, 9, 10], [5, 6], fork, fork, [30]]
-    with SiaLogitsProcessor(base_gguf, value_gguf, config, n_ctx=64, **EXACT) as kept:
+    with SiaLogitsProcessor(base_gguf, value_gguf, config, n_ctx=64, **LOAD) as kept:
         for n, prefix in enumerate(prefixes):
             ids = np.array(prefix, np.intc)
             kept(ids, row)
-            with SiaLogitsProcessor(base_gguf, value_gguf, config, n_ctx=64, **EXACT) as fresh:
+            with SiaLogitsProcessor(base_gguf, value_gguf, config, n_ctx=64, **LOAD) as fresh:
                 fresh(ids, row)
-                expected = fresh.steps[0].candidates
-            got = kept.steps[-1].candidates
-            np.testing.assert_allclose(got.values, expected.values, atol=1e-4)  # type: ignore[union-attr]
+                expected = traced(fresh.steps[0])
+            got = traced(kept.steps[-1])
+            np.testing.assert_allclose(got.values, expected.values, atol=1e-4)
             # Only the second and third go on by one token; every other prefix begins a text of its own.
             assert kept.steps[-1].index == (n if n < 3 else 0)
         # Beside 10 candidates a call: the first prefix, and of each other one at most what is new or its last token.
-        assert kept.value.engine.decoded_tokens - 10 * len(prefixes) <= 4 + 1 + 1 + 1 + 3 + 1 + 1  # type: ignore[attr-defined]
+        (engine,) = kept.value.engines
+        assert engine.decoded_tokens - 10 * len(prefixes) <= 4 + 1 + 1 + 1 + 3 + 1 + 1
 
 
 def test_a_value_model_may_read_its_own_rendering(base_gguf: Path, make_gguf: Make) -> None:
     plain = make_gguf("merged", seed=1, template="{% for m in messages %}{{ m['content'] }}{% endfor %}")
     row = np.zeros(320, np.single)
-    with SiaLogitsProcessor(base_gguf, plain, SiaConfig(gate="dense"), n_ctx=64, **EXACT) as processor:
+    with SiaLogitsProcessor(base_gguf, plain, SiaConfig(gate="dense"), n_ctx=64, **LOAD) as processor:
         processor.chat([{"role": "user", "content": "hello"}])
         processor(np.array([5, 6, 7], np.intc), row)
         processor(np.array([5, 6, 7, 40], np.intc), row)
-        held = processor.value.engine.slots[0].tokens  # type: ignore[attr-defined]
-        assert held == [*processor.model.tokenize("hello"), 40]
+        (engine,) = processor.value.engines
+        assert engine.slots[0].tokens == [*processor.model.tokenize("hello"), 40]
 
 
 def test_what_fails_inside_a_call_warns_once_and_leaves_the_text_alone(base_gguf: Path, value_gguf: Path) -> None:
     row = np.zeros(320, np.single)
-    with SiaLogitsProcessor(base_gguf, value_gguf, n_ctx=16, **EXACT) as processor:
+    with SiaLogitsProcessor(base_gguf, value_gguf, n_ctx=16, **LOAD) as processor:
         long = np.arange(300, dtype=np.intc)
         with pytest.warns(RuntimeWarning, match="goes on unsteered: the prompt is 300 tokens for "):
             assert processor(long, row) is row

@@ -112,8 +112,10 @@ def test_torch_computes_the_same(activation: str | None) -> None:
     tolerance = 1e-5 * np.abs(expected).max()
     np.testing.assert_allclose(qhead(hidden, rows), expected, atol=tolerance)
     np.testing.assert_allclose(qhead.of_projected(hidden, qhead.project(rows)), expected, atol=tolerance)
+    level = qhead.level(hidden)
+    assert level is not None and qhead.level_weight is not None
     np.testing.assert_allclose(
-        qhead.level(hidden), hidden.astype(np.float64) @ qhead.level_weight.astype(np.float64) - 1.5, atol=1e-4
+        level, hidden.astype(np.float64) @ qhead.level_weight.astype(np.float64) - 1.5, atol=1e-4
     )
 
 
@@ -212,6 +214,7 @@ def test_every_type_of_metadata_is_written_and_read(tmp_path: Path) -> None:
 def tampered(path: Path, **over: gguf_write.KV | None) -> Path:
     """A Q-head's file with some of its metadata replaced, or left out (None). `_` in a name stands for `.`."""
     qhead = made(n_embd=4, rank=2, n_hidden=3)
+    assert qhead.hidden_weight is not None and qhead.hidden_bias is not None
     parts = {
         keys.VERSION: gguf_write.u32(2),
         keys.KIND: gguf_write.text("value-qhead"),

@@ -7,11 +7,12 @@ import math
 import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
+from openai.types.chat import ChatCompletionStreamOptionsParam
 from serving import CHAT, Running, running, wait_until
 
 from sia_local import SIA
@@ -29,18 +30,20 @@ def on(make_gguf: Callable[..., Path], value_gguf: Path) -> Iterator[Running]:
 
 
 def test_openais_client_reads_whole_and_streamed_answers(on: Running) -> None:
-    ask = partial(on.openai.chat.completions.create, model="any", messages=CHAT, max_tokens=12, seed=5)  # type: ignore
-    whole = ask()
+    create = on.openai.chat.completions.create
+    whole = create(model="any", messages=CHAT, max_tokens=12, seed=5)
     assert (whole.model, whole.object, whole.choices[0].message.role) == ("tiny", "chat.completion", "assistant")
-    assert whole.choices[0].finish_reason == "length" and whole.usage.completion_tokens == 12
-    chunks = list(ask(stream=True, stream_options={"include_usage": True}))
+    assert whole.choices[0].finish_reason == "length"
+    assert whole.usage is not None and whole.usage.completion_tokens == 12
+    usage: ChatCompletionStreamOptionsParam = {"include_usage": True}
+    chunks = list(create(model="any", messages=CHAT, max_tokens=12, seed=5, stream=True, stream_options=usage))
     texts = [chunk.choices[0].delta.content for chunk in chunks[:-1]]
     assert texts[0] is None and chunks[0].choices[0].delta.role == "assistant"
     assert "".join(filter(None, texts)) == whole.choices[0].message.content
     assert chunks[-2].choices[0].finish_reason == "length" and chunks[-1].choices == []
-    assert chunks[-1].usage.total_tokens == whole.usage.total_tokens
+    assert chunks[-1].usage is not None and chunks[-1].usage.total_tokens == whole.usage.total_tokens
     assert len({chunk.id for chunk in chunks}) == 1
-    assert all(chunk.choices for chunk in ask(stream=True))
+    assert all(chunk.choices for chunk in create(model="any", messages=CHAT, max_tokens=12, stream=True))
     assert [model.id for model in on.openai.models.list()] == ["tiny"]
 
 
@@ -86,8 +89,9 @@ def test_echo_gives_the_log_likelihood_of_a_prompt(on: Running, make_gguf: Calla
     )
     first, second = whole.choices
     assert first.text.startswith(text) and second.text.startswith("a cat") and first.logprobs is not None
-    tokens, given = first.logprobs.tokens, first.logprobs.token_logprobs
-    assert "".join(tokens) == first.text and given[0] is None and first.logprobs.text_offset[:2] == [0, len(tokens[0])]
+    tokens, given, offsets = first.logprobs.tokens, first.logprobs.token_logprobs, first.logprobs.text_offset
+    assert tokens is not None and given is not None and offsets is not None
+    assert "".join(tokens) == first.text and given[0] is None and offsets[:2] == [0, len(tokens[0])]
     with SIA.load(make_gguf("base", ascii=True), n_ctx=256, n_threads=1) as sia:
         ids = list(sia.prompt(text, raw=True).tokens)
         sia.engine.begin(0, ids[:-1])
@@ -155,7 +159,7 @@ def test_what_cannot_be_done_is_refused_by_name(on: Running) -> None:
     assert on.http.post("/v1/embeddings", json={}).status_code == 404
     assert on.http.get("/health", headers={"Origin": "http://elsewhere.example"}).status_code == 403
     with pytest.raises(openai.BadRequestError, match="unknown gate"):
-        on.openai.chat.completions.create(model="", messages=CHAT, extra_body={"sia": {"gate": "x"}})  # type: ignore
+        on.openai.chat.completions.create(model="", messages=CHAT, extra_body={"sia": {"gate": "x"}})
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -243,6 +247,12 @@ def test_a_model_that_cannot_be_loaded_is_said(tmp_path: Path) -> None:
 
 
 def test_settings_are_checked() -> None:
-    for wrong in ({"port": 70_000}, {"slots": 0}, {"api_key": ("",)}, {"send_timeout": 0}):
-        with pytest.raises(ConfigError):
-            ServerConfig(**wrong)  # type: ignore[arg-type]
+    refused: list[tuple[str, Any, str]] = [
+        ("port", 70_000, "port is 70000"),
+        ("slots", 0, "slots is 0"),
+        ("api_key", ("",), "an API key is empty"),
+        ("send_timeout", 0, "send_timeout is 0"),
+    ]
+    for name, value, sentence in refused:
+        with pytest.raises(ConfigError, match=sentence):
+            ServerConfig(**{name: value})

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from loading import EXACT, source, traced
 
 from sia_local import SIA, SiaConfig
 from sia_local.errors import ConfigError, IncompatibleError, ModelFileError
+from sia_local.llama.engine import Engine
 from sia_local.records import Prompt
-from sia_local.values.sources import Guides, MixedValues, ValuePath, parse_specs
+from sia_local.values.guides import GuidePair
+from sia_local.values.sources import Guides, MixedValues, Spec, Specs, ValuePath, parse_specs
 
-LOAD = {"n_ctx": 128, "n_threads": 1, "type_k": "f32", "type_v": "f32"}
 Make = Callable[..., Path]
+Cached = Callable[..., SIA]
 
 
 class Table:
@@ -25,7 +29,8 @@ class Table:
     def __init__(self, name: str, scale: float, spread: float | None, limit: int = 10, shares_base: bool = False):
         self.name, self.scale, self.spread, self.max_candidates = name, scale, spread, limit
         self.shares_base = shares_base
-        self.calls: list[tuple] = []
+        self.engines: list[Engine] = []
+        self.calls: list[tuple[object, ...]] = []
 
     def begin(self, slot: int, prompt: Prompt) -> None:
         self.calls.append(("begin", slot))
@@ -33,7 +38,10 @@ class Table:
     def accept(self, slot: int, token: int) -> None:
         self.calls.append(("accept", slot, token))
 
-    def score(self, requests: Sequence, also: Sequence[int] = ()) -> list[np.ndarray]:
+    def room(self, slot: int) -> int:
+        return 1 << 30
+
+    def score(self, requests: Sequence[tuple[int, np.ndarray]], also: Sequence[int] = ()) -> list[np.ndarray]:
         self.calls.append(("score", tuple(also)))
         return [self.scale * np.asarray(ids, float) for _, ids in requests]
 
@@ -91,8 +99,8 @@ def test_only_one_sharing_source_takes_the_base_along() -> None:
         (Guides("p", "m"), [Guides("p", "m")]),
     ],
 )
-def test_specs(given_: object, expected: list) -> None:
-    assert parse_specs(given_) == expected  # type: ignore[arg-type]
+def test_specs(given_: Specs | None, expected: list[Spec]) -> None:
+    assert parse_specs(given_) == expected
 
 
 def test_a_file_that_exists_wins_over_a_weight(tmp_path: Path) -> None:
@@ -116,8 +124,22 @@ def logprobs(sia: SIA, tokens: Sequence[int]) -> np.ndarray:
     return row - row.max() - np.log(np.exp(row - row.max()).sum())
 
 
+@pytest.fixture(scope="module")
+def cached() -> Iterator[Cached]:
+    """cached(base, value) -> SIA; the same arguments give the same one."""
+    loaded: dict[object, SIA] = {}
+    with ExitStack() as stack:
+
+        def load(path: Path, value: Specs | None = None) -> SIA:
+            if (path, value) not in loaded:
+                loaded[path, value] = stack.enter_context(SIA.load(path, value, EXACT))
+            return loaded[path, value]
+
+        yield load
+
+
 @given(seed=st.integers(0, 2**16))
-def test_guides_equal_their_own_forward(make_gguf: Make, seed: int) -> None:
+def test_guides_equal_their_own_forward(make_gguf: Make, cached: Cached, seed: int) -> None:
     """After random accepts and scores, V is the difference of the two models' plain log-probabilities."""
     rng = np.random.default_rng(seed)
     paths = [make_gguf("base"), make_gguf("base", seed=3), make_gguf("base", seed=4)]
@@ -125,59 +147,41 @@ def test_guides_equal_their_own_forward(make_gguf: Make, seed: int) -> None:
     sia = cached(paths[0], Guides(paths[1], paths[2]))
     prompt = Prompt(tuple(rng.integers(3, 300, rng.integers(1, 9)).tolist()))
     tokens = list(prompt.tokens)
-    assert sia.value is not None
-    sia.value.begin(0, prompt)
+    value = source(sia)
+    value.begin(0, prompt)
     for _ in range(6):
         for token in rng.integers(3, 300, rng.integers(0, 4)).tolist():
-            sia.value.accept(0, token)
+            value.accept(0, token)
             tokens.append(token)
         ids = rng.choice(320, 10, replace=False).astype(np.int32)
-        (values,) = sia.value.score([(0, ids)], ())
+        (values,) = value.score([(0, ids)], ())
         expected = logprobs(plus, tokens)[ids] - logprobs(minus, tokens)[ids]
         np.testing.assert_allclose(values, expected, atol=1e-4)
 
 
-_loaded: dict[object, SIA] = {}
-
-
-def cached(path: Path, value: object = None, **over: object) -> SIA:
-    key = (path, value)
-    if key not in _loaded:
-        _loaded[key] = SIA.load(path, value, **{**LOAD, **over})  # type: ignore[arg-type]
-    return _loaded[key]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def close_all() -> object:
-    yield
-    for sia in _loaded.values():
-        sia.close()
-    _loaded.clear()
-
-
-def test_a_pair_of_twins_steers_nothing_and_one_guide_is_its_logprob(make_gguf: Make) -> None:
+def test_a_pair_of_twins_steers_nothing_and_one_guide_is_its_logprob(make_gguf: Make, cached: Cached) -> None:
     base, guide = make_gguf("base"), make_gguf("base", seed=3)
     config = SiaConfig(gate="dense", beta=2.0)
     off = [s.token for s in cached(base).generate("a cat", SiaConfig(gate="off"), max_tokens=20, seed=1)]
-    with SIA.load(base, Guides(guide, guide), **LOAD) as twins:
+    with SIA.load(base, Guides(guide, guide), setup=EXACT) as twins:
         steps = list(twins.generate("a cat", config, max_tokens=20, seed=1, trace=True))
         assert [s.token for s in steps] == off
-        assert all(np.abs(s.candidates.values).max() == 0 for s in steps)
-    with SIA.load(base, Guides(guide), **LOAD) as one:
+        assert all(np.abs(traced(s).values).max() == 0 for s in steps)
+    with SIA.load(base, Guides(guide), setup=EXACT) as one:
         steps = list(one.generate("a cat", config, max_tokens=3, seed=1, trace=True))
         prefix = list(one.prompt("a cat").tokens)
         for step in steps:
             np.testing.assert_allclose(
-                step.candidates.values, logprobs(cached(guide), prefix)[step.candidates.ids], atol=1e-4
+                traced(step).values, logprobs(cached(guide), prefix)[traced(step).ids], atol=1e-4
             )
             prefix.append(step.token)
 
 
-def test_the_base_as_its_own_guide_sharpens_like_a_temperature(make_gguf: Make) -> None:
+def test_the_base_as_its_own_guide_sharpens_like_a_temperature(make_gguf: Make, cached: Cached) -> None:
     """z + log p(z) is 2z up to a constant: temperature 1/2. The base's weights are loaded once."""
     base = make_gguf("base")
-    with SIA.load(base, Guides(base), **LOAD) as sia:
-        assert sia.value.plus.model is sia.model  # type: ignore[union-attr]
+    with SIA.load(base, Guides(base), setup=EXACT) as sia:
+        assert source(sia, GuidePair).plus.model is sia.model
         steered = [s.token for s in sia.generate("a dog", SiaConfig(gate="dense"), max_tokens=12, seed=5)]
     half = SiaConfig(gate="off").with_sampling(temperature=0.5)
     assert steered == [s.token for s in cached(base).generate("a dog", half, max_tokens=12, seed=5)]
@@ -186,19 +190,21 @@ def test_the_base_as_its_own_guide_sharpens_like_a_temperature(make_gguf: Make) 
 def test_a_rewording_changes_what_a_guide_reads(make_gguf: Make) -> None:
     base = make_gguf("base")
     guides = Guides(base, base, plus_prompt="happy {prompt}", minus_prompt="sad {prompt}")
-    with SIA.load(base, guides, **LOAD) as sia:
+    with SIA.load(base, guides, setup=EXACT) as sia:
         prompt = sia.prompt("a dog")
-        text = bytes(b"".join(map(sia.model.piece, sia.value.plus.tokens(prompt)))).decode()  # type: ignore[union-attr]
+        text = bytes(b"".join(map(sia.model.piece, source(sia, GuidePair).plus.tokens(prompt)))).decode()
         assert "happy a dog" in text
         steps = list(sia.generate(prompt, SiaConfig(gate="dense"), max_tokens=4, trace=True))
-        assert all(np.abs(s.candidates.values).max() > 0 for s in steps)
+        assert all(np.abs(traced(s).values).max() > 0 for s in steps)
         raw = sia.prompt("a dog", raw=True)
-        assert sia.value.plus.tokens(raw) == sia.model.tokenize("happy a dog")  # type: ignore[union-attr]
+        assert source(sia, GuidePair).plus.tokens(raw) == sia.model.tokenize("happy a dog")
 
 
-def test_trajectories_equal_scores(make_gguf: Make, base_gguf: Path, value_gguf: Path, lean_gguf: Path) -> None:
+def test_trajectories_equal_scores(
+    make_gguf: Make, base_gguf: Path, value_gguf: Path, lean_gguf: Path, cached: Cached
+) -> None:
     """V after each token of a text, encoded in one go, equals what the loop would score token by token."""
-    sources = {
+    sources: dict[str, Specs] = {
         "merged": value_gguf,
         "lean": lean_gguf,
         "adapter": make_gguf("adapter", seed=2),
@@ -207,22 +213,23 @@ def test_trajectories_equal_scores(make_gguf: Make, base_gguf: Path, value_gguf:
     }
     rng = np.random.default_rng(0)
     prompt, tokens = Prompt((5, 6, 7, 8)), rng.integers(3, 300, 40).tolist()
-    for name, source in sources.items():
-        sia = cached(base_gguf, source)
-        trajectory = sia.value.trajectory(0, prompt, tokens)  # type: ignore[union-attr]
+    for name, specs in sources.items():
+        sia = cached(base_gguf, specs)
+        value = source(sia)
+        trajectory = value.trajectory(0, prompt, tokens)
         sia.engine.begin(0, prompt.tokens)
-        sia.value.begin(0, prompt)  # type: ignore[union-attr]
+        value.begin(0, prompt)
         singly = []
         for token in tokens:
-            (v,) = sia.value.score([(0, np.array([token, 9], np.int32))], ())  # type: ignore[union-attr]
+            (v,) = value.score([(0, np.array([token, 9], np.int32))], ())
             singly.append(v[0])
-            if not getattr(sia.value, "shares_base", False):
-                sia.value.accept(0, token)  # type: ignore[union-attr]
+            if not value.shares_base:
+                value.accept(0, token)
             sia.engine.accept(0, token)
         np.testing.assert_allclose(trajectory, singly, atol=1e-4, err_msg=name)
 
 
-def test_a_guides_trajectory_is_the_log_ratio_so_far(make_gguf: Make, base_gguf: Path) -> None:
+def test_a_guides_trajectory_is_the_log_ratio_so_far(make_gguf: Make, base_gguf: Path, cached: Cached) -> None:
     plus, minus = make_gguf("base", seed=3), make_gguf("base", seed=4)
     sia = cached(base_gguf, Guides(plus, minus))
     prompt, tokens = Prompt((5,)), [20, 21, 300]
@@ -230,12 +237,12 @@ def test_a_guides_trajectory_is_the_log_ratio_so_far(make_gguf: Make, base_gguf:
     for i, token in enumerate(tokens):
         prefix = [5, *tokens[:i]]
         ratios.append(logprobs(cached(plus), prefix)[token] - logprobs(cached(minus), prefix)[token])
-    trajectory = sia.value.trajectory(0, prompt, tokens)  # type: ignore[union-attr]
+    trajectory = source(sia).trajectory(0, prompt, tokens)
     np.testing.assert_allclose(trajectory, np.cumsum(ratios), atol=1e-4)
     # The slot is left as if the text had been read: going on equals starting afresh.
-    sia.value.begin(0, Prompt((5, *tokens)))  # type: ignore[union-attr]
+    source(sia).begin(0, Prompt((5, *tokens)))
     ids = np.arange(10, dtype=np.int32)
-    (after,) = sia.value.score([(0, ids)], ())  # type: ignore[union-attr]
+    (after,) = source(sia).score([(0, ids)], ())
     whole = [5, *tokens]
     np.testing.assert_allclose(after, (logprobs(cached(plus), whole) - logprobs(cached(minus), whole))[:10], atol=1e-4)
 
@@ -243,9 +250,9 @@ def test_a_guides_trajectory_is_the_log_ratio_so_far(make_gguf: Make, base_gguf:
 def test_two_objectives_steer_and_several_slots_agree_with_one(base_gguf: Path, make_gguf: Make) -> None:
     values = [str(make_gguf("merged", seed=1)) + ":0.7", f"kind={make_gguf('adapter', seed=2)}:0.3"]
     config = SiaConfig(gate="dense", beta=3.0)
-    with SIA.load(base_gguf, values, **LOAD) as one, SIA.load(base_gguf, values, **LOAD, slots=3) as many:
-        assert list(one.value.weights.values()) == [0.7, 0.3]  # type: ignore[union-attr]
-        assert "kind" in one.value.weights  # type: ignore[union-attr]
+    with SIA.load(base_gguf, values, setup=EXACT) as one, SIA.load(base_gguf, values, setup=EXACT, slots=3) as many:
+        mixed = source(one, MixedValues)
+        assert list(mixed.weights.values()) == [0.7, 0.3] and "kind" in mixed.weights
         prompts = ["a cat", "a dog ran", "the sun"]
         singly = [[s.token for s in one.generate(p, config, max_tokens=10, seed=i)] for i, p in enumerate(prompts)]
         jobs = [many.job(p, config, max_tokens=10, seed=i, id=i) for i, p in enumerate(prompts)]
@@ -254,31 +261,31 @@ def test_two_objectives_steer_and_several_slots_agree_with_one(base_gguf: Path, 
             together[step.job].append(step.token)
         assert list(together.values()) == singly
         first = [s.token for s in one.generate("a cat", config, max_tokens=10, seed=0)]
-        one.value.set_weight("kind", -40)  # type: ignore[union-attr]
+        mixed.set_weight("kind", -40)
         assert first == singly[0] != [s.token for s in one.generate("a cat", config, max_tokens=10, seed=0)]
 
 
 def test_two_heads_on_one_base(make_gguf: Make, base_gguf: Path) -> None:
     """Both read the base's hidden states: the mixture equals the two apart, with other sequences alongside."""
     head = make_gguf("head")
-    config = SiaConfig(k=4, threshold=1.4, beta=2.0)
-    with SIA.load(base_gguf, [f"{head}:0.5", f"b={head}:0.5"], **LOAD, slots=3, max_candidates=4) as two:
-        with SIA.load(base_gguf, f"{head}:1", **LOAD, slots=3, max_candidates=4) as one:
-            for sia in (one, two):
-                sia.texts = {}  # type: ignore[attr-defined]
-                jobs = [sia.job(p, config, max_tokens=15, seed=2, id=i) for i, p in enumerate("abcd")]
-                for step in sia.run(jobs):
-                    sia.texts.setdefault(step.job, []).append((step.token, step.steered))  # type: ignore[attr-defined]
-        assert one.texts == two.texts  # type: ignore[attr-defined]
+    config = SiaConfig(k=4, threshold=1.2, beta=2.0)
+    texts: list[dict[int, list[tuple[int, bool]]]] = []
+    for values in (f"{head}:1", [f"{head}:0.5", f"b={head}:0.5"]):
+        with SIA.load(base_gguf, values, EXACT, slots=3, max_candidates=4) as sia:
+            texts.append({i: [] for i in range(4)})
+            jobs = [sia.job(p, config, max_tokens=15, seed=2, id=i) for i, p in enumerate("abcd")]
+            for step in sia.run(jobs):
+                texts[-1][step.job].append((step.token, step.steered))
+    assert texts[0] == texts[1] and {steered for text in texts[0].values() for _, steered in text} == {True, False}
 
 
 def test_guides_of_another_vocabulary_are_refused(make_gguf: Make, base_gguf: Path, tmp_path: Path) -> None:
     other = make_gguf("base", n_vocab=330)
     with pytest.raises(IncompatibleError, match=r"different vocabularies .*--nudge, which works on text"):
-        SIA.load(base_gguf, Guides(other), **LOAD)
+        SIA.load(base_gguf, Guides(other), setup=EXACT)
     with pytest.raises(IncompatibleError, match="different vocabularies"):
-        SIA.load(base_gguf, Guides(base_gguf, other), **LOAD)
+        SIA.load(base_gguf, Guides(base_gguf, other), setup=EXACT)
     with pytest.raises(ModelFileError, match="no such file"):
-        SIA.load(base_gguf, Guides(tmp_path / "none.gguf"), **LOAD)
+        SIA.load(base_gguf, Guides(tmp_path / "none.gguf"), setup=EXACT)
     with pytest.raises(ModelFileError, match="no such file"):
-        SIA.load(base_gguf, ["a.gguf:0.5", str(tmp_path / "none.gguf")], **LOAD)
+        SIA.load(base_gguf, ["a.gguf:0.5", str(tmp_path / "none.gguf")], setup=EXACT)

@@ -7,18 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from sia_local import SIA, Request
+from sia_local import SIA, Request, Setup
 from sia_local.errors import ConfigError
 from sia_local.llama.library import default_threads, has_gpu
 from sia_local.llama.model import Model
 from sia_local.text import TextStream
 
-LOAD = {"n_ctx": 128, "n_threads": 1}
+LOAD = Setup(n_ctx=128, n_threads=1)
 
 
 def test_a_vocabulary_without_beginning_has_none(make_gguf: Callable[..., Path]) -> None:
     bare = make_gguf("base", bos=False, template="{{ bos_token }}{{ messages[-1].content }}")
-    with SIA.load(bare, **LOAD) as sia:
+    with SIA.load(bare, setup=LOAD) as sia:
         assert sia.model.bos == -1
         assert sia.prompt("hello").tokens == tuple(sia.model.tokenize("hello"))
 
@@ -32,7 +32,7 @@ def test_beginning_once_and_no_end_behind_a_prompt(make_gguf: Callable[..., Path
 
 
 def test_a_control_token_stops_by_its_id_and_can_be_seen(base_gguf: Path) -> None:
-    with SIA.load(base_gguf, **LOAD) as sia:
+    with SIA.load(base_gguf, setup=LOAD) as sia:
         name = "<|im_start|>"
         token = sia.model.control_token(name)
         assert token is not None and sia.model.control_token("hello") is None
@@ -40,7 +40,7 @@ def test_a_control_token_stops_by_its_id_and_can_be_seen(base_gguf: Path) -> Non
         assert stream.push(sia.model.tokenize("h")[0]) == ("h", False)
         assert stream.push(token) == ("", True)
         job = sia.job(Request("hello", special=True))
-        assert job.sink.push(token, True)[0] == name  # type: ignore[attr-defined]
+        assert job.sink.push(token, True)[0] == name
 
 
 def test_layers_for_a_gpu_that_is_not_there_are_refused(base_gguf: Path) -> None:

@@ -10,17 +10,17 @@ from itertools import zip_longest
 from pathlib import Path
 
 import pytest
+from loading import EXACT
 
 from sia_local import SIA, BestOf, Nudged, Request, SamplingConfig, Setup, SiaConfig
 from sia_local.errors import ConfigError, SiaError
 
-LOAD = {"n_ctx": 128, "n_threads": 1, "type_k": "f32", "type_v": "f32", "flash_attention": "off"}
 DENSE = SiaConfig(gate="dense", k=4)
 
 
 def test_all_writers_refuse_at_the_call(base_gguf: Path, make_gguf: Callable[..., Path]) -> None:
     small = make_gguf("base", seed=3)
-    with SIA.load(base_gguf, slots=2, **LOAD) as sia, Nudged.load(base_gguf, small, **LOAD) as nudged:
+    with SIA.load(base_gguf, slots=2, setup=EXACT) as sia, Nudged.load(base_gguf, small, setup=EXACT) as nudged:
         for writer in (sia, BestOf(sia, 2), nudged):
             with pytest.raises(ConfigError, match="the seed is -1; expected a whole number of 0 or more"):
                 writer.generate("hello", seed=-1)
@@ -37,7 +37,7 @@ def test_all_writers_refuse_at_the_call(base_gguf: Path, make_gguf: Callable[...
 def test_one_stop_string_counts_as_one(base_gguf: Path) -> None:
     assert Request("x", stop="\n\n").stop == ("\n\n",)
     assert Request("x", stop=["a", "b"]).stop == ("a", "b")
-    with SIA.load(base_gguf, **LOAD) as sia:
+    with SIA.load(base_gguf, setup=EXACT) as sia:
         whole = "".join(s.text for s in sia.generate("hello", max_tokens=30, seed=1))
         at = next(i for i in range(1, len(whole)) if whole[i] != whole[i - 1] and whole.find(whole[i - 1 : i + 1]) > 0)
         pair = whole[at - 1 : at + 1]
@@ -49,14 +49,14 @@ def test_one_stop_string_counts_as_one(base_gguf: Path) -> None:
 @pytest.mark.parametrize("slots", [1, 2])
 @pytest.mark.parametrize("kind", ["merged", "head"])
 def test_two_texts_read_in_turns_are_both_right(make_gguf: Callable[..., Path], slots: int, kind: str) -> None:
-    with SIA.load(make_gguf("base"), make_gguf(kind, seed=0), slots=slots, **LOAD) as sia:
+    with SIA.load(make_gguf("base"), make_gguf(kind, seed=0), slots=slots, setup=EXACT) as sia:
         alone = [[s.token for s in sia.generate(p, DENSE, max_tokens=12, seed=3)] for p in ("hello", "a dog")]
         pair = zip_longest(*(sia.generate(p, DENSE, max_tokens=12, seed=3) for p in ("hello", "a dog")))
         assert [[s.token for s in text if s] for text in zip(*pair, strict=True)] == alone
 
 
 def test_two_threads_are_both_right(base_gguf: Path, value_gguf: Path) -> None:
-    with SIA.load(base_gguf, value_gguf, slots=2, **LOAD) as sia:
+    with SIA.load(base_gguf, value_gguf, slots=2, setup=EXACT) as sia:
         prompts = [f"text {i}" for i in range(4)]
         alone = [[s.token for s in sia.generate(p, DENSE, max_tokens=20, seed=5)] for p in prompts]
         together: dict[str, list[int]] = {}
@@ -73,7 +73,7 @@ def test_two_threads_are_both_right(base_gguf: Path, value_gguf: Path) -> None:
 
 
 def test_what_is_not_read_on_blocks_nobody(base_gguf: Path) -> None:
-    with SIA.load(base_gguf, **LOAD) as sia:
+    with SIA.load(base_gguf, setup=EXACT) as sia:
         expected = [s.token for s in sia.generate("b", max_tokens=8, seed=1)]
         kept, dropped, closed = (sia.generate("a", max_tokens=30) for _ in range(3))
         begun = next(kept).token
@@ -88,7 +88,7 @@ def test_what_is_not_read_on_blocks_nobody(base_gguf: Path) -> None:
 
 def test_an_error_of_one_prompt_reaches_its_reader_alone(base_gguf: Path, make_gguf: Callable[..., Path]) -> None:
     wordy = make_gguf("merged", seed=1, template="{{ 'a long preamble ' * 20 }}{{ messages[-1].content }}")
-    with SIA.load(base_gguf, wordy, slots=2, **LOAD) as sia:
+    with SIA.load(base_gguf, wordy, slots=2, setup=EXACT) as sia:
         good = sia.generate("x", SiaConfig(gate="off"), max_tokens=6)
         assert next(good)
         with pytest.raises(SiaError, match=r"the prompt is \d+ tokens for merged|shorten it or raise --ctx"):
@@ -102,8 +102,13 @@ def test_a_sia_that_is_dropped_frees_what_it_loaded(base_gguf: Path, monkeypatch
     freed: list[str] = []
     for module, name in ((context, "llama_free"), (model, "llama_model_free")):
         real = getattr(module.C, name)
-        monkeypatch.setattr(module.C, name, lambda ptr, real=real, name=name: (freed.append(name), real(ptr))[1])
-    sia = SIA.load(base_gguf, **LOAD)
+
+        def free(pointer: object, real: Callable[[object], None] = real, name: str = name) -> None:
+            freed.append(name)
+            real(pointer)
+
+        monkeypatch.setattr(module.C, name, free)
+    sia = SIA.load(base_gguf, setup=EXACT)
     text = sia.generate("hello", max_tokens=5)
     del sia
     gc.collect()
@@ -116,7 +121,7 @@ def test_a_sia_that_is_dropped_frees_what_it_loaded(base_gguf: Path, monkeypatch
 
 def test_a_nudge_does_not_claim_a_kl(make_gguf: Callable[..., Path]) -> None:
     base, small = make_gguf("base", ascii=True), make_gguf("base", seed=3, n_vocab=330, ascii=True)
-    with Nudged.load(base, small, 0.15, **LOAD) as nudged:
+    with Nudged.load(base, small, 0.15, setup=EXACT) as nudged:
         made = nudged.generate("hello", max_tokens=30, seed=1)
         with pytest.raises(SiaError, match="another text is being nudged"):
             nudged.generate("hello")
