@@ -8,16 +8,17 @@ from there instead of from its own beginning.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import Any
 
 from ..errors import ConfigError
 from ..records import Message
 from ..text import Written
 from .model import Model
+from .templates import TemplateError, render
 
 # Tokens that a template may add to a chat, or one template to a prompt beyond another.
 TEMPLATE_ROOM = 512
+REASONING = "reasoning_content"
 _MARK = "\ue000{}\ue001"  # private use: no template and hardly any text holds it
 
 
@@ -94,16 +95,15 @@ def render_chat(
     told = dict(extra or {})
     opens = bool(told.pop("add_generation_prompt", True))
     try:
-        formatter = _formatter(template, bos, eos, opens)
-        return str(formatter(messages=list(messages), **told).prompt)
-    except Exception as error:
+        return render(template, _as_named(template, messages), bos, eos, opens, told)
+    except (TemplateError, TypeError) as error:
         raise ConfigError(
             f"the chat template cannot render this conversation ({error}); use --raw or another template"
         ) from error
 
 
-@lru_cache(maxsize=16)
-def _formatter(template: str, bos: str, eos: str, opens: bool) -> Any:
-    from llama_cpp.llama_chat_format import Jinja2ChatFormatter
-
-    return Jinja2ChatFormatter(template=template, eos_token=eos, bos_token=bos, add_generation_prompt=opens)
+def _as_named(template: str, messages: Sequence[Message]) -> list[Message]:
+    """Messages whose reasoning has the name that the template knows it by."""
+    if REASONING in template or "thinking" not in template:
+        return list(messages)
+    return [{"thinking" if name == REASONING else name: x for name, x in message.items()} for message in messages]
