@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sia_local.errors import ConfigError
@@ -68,6 +68,7 @@ def texts(form: Format) -> st.SearchStrategy[list[str]]:
     return st.lists(st.sampled_from(pieces), max_size=12)
 
 
+@settings(deadline=None)
 @given(st.data(), st.sampled_from(list(FORMATS.values())), st.sampled_from(["", "open", "close"]))
 def test_any_cutting_gives_the_same_split(data: st.DataObject, form: Format, before: str) -> None:
     whole = "".join(data.draw(texts(form)))
@@ -79,6 +80,7 @@ def test_any_cutting_gives_the_same_split(data: st.DataObject, form: Format, bef
     assert split(form.splitter(opening), whole) == once
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_a_pair_is_what_a_pattern_says(data: st.DataObject) -> None:
     whole = "".join(data.draw(texts(THINK)))
