@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from architectures import ARCHITECTURES, RECURRENT, WINDOW
+from histories import PLACEMENTS, fresh, load, opened, tolerance
 from loading import EXACT, source
-from test_engine import PLACEMENTS, fresh, load, run_history
 
 from sia_local import SIA, Guides, SiaConfig, best_of
 from sia_local.llama.context import Context, options_for
@@ -29,16 +29,12 @@ WINDOW_TOLERANCE = 1.5e-3
 DENSE = SiaConfig(gate="dense", k=4)
 
 
-def tolerance(arch: str) -> float:
-    return WINDOW_TOLERANCE if arch == "gemma3" else TOLERANCE
-
-
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("kind", [*PLACEMENTS[:4], "qhead"])
 def test_incremental_equals_fresh(make_gguf: Make, kind: str, arch: str) -> None:
-    for seed, slots in ((5, 1), (6, 3)):
-        with load(make_gguf, kind, arch, slots=slots + 1) as sia:
-            run_history(sia, np.random.default_rng(seed), 12, slots, tolerance(arch))
+    with opened(make_gguf, arch, kind, slots=3, seed=[6]) as history:
+        history.run(40)
+        history.check()
 
 
 @contextmanager

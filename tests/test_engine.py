@@ -3,109 +3,69 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
+from histories import PLACEMENTS, fresh, load, opened
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from loading import EXACT, source
+from loading import source
 
-from sia_local import SIA
 from sia_local.records import Prompt
 from sia_local.values.model import ValueModel
 
 TOLERANCE = 1e-4
-PLACEMENTS = ("merged", "lean", "adapter", "head", "merged without output layer", "adapter without output layer")
 
 
-@contextmanager
-def load(make_gguf: Callable[..., Path], kind: str, arch: str = "qwen3", slots: int = 1) -> Iterator[SIA]:
-    kind, _, without = kind.partition(" ")
-    seed = {"merged": 1, "lean": 1, "adapter": 2, "head": 0, "qhead": 0}[kind]
-    base, value = make_gguf("base", arch), make_gguf(kind, arch, seed=seed)
-    with pytest.MonkeyPatch.context() as patch:
-        if without:
-            patch.setattr("sia_local.values.model.LARGE_OUTPUT_LAYER", 0)
-        with SIA.load(base, value, EXACT, n_ctx=96, slots=slots, max_candidates=4) as sia:
-            if without:
-                assert source(sia, ValueModel).engine.context.hidden_only
-            yield sia
-
-
-def fresh(sia: SIA, slot: int, tokens: list[int], candidates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Next logits and candidate values of a prefix, encoded from nothing in an empty slot."""
-    sia.engine.release(slot)
-    for engine in source(sia).engines:
-        engine.release(slot)
-    prompt = Prompt(tuple(tokens))
-    sia.engine.begin(slot, tokens)
-    source(sia).begin(slot, prompt)
-    logits = sia.engine.logits([slot])[0].copy()
-    return logits, source(sia).score([(slot, candidates)], ())[0].copy()
-
-
-@pytest.mark.parametrize("arch", ["llama", "qwen2", "qwen3"])
-@pytest.mark.parametrize("kind", PLACEMENTS)
+@pytest.mark.parametrize("arch", ["llama", "qwen2"])
+@pytest.mark.parametrize("kind", [*PLACEMENTS, "qhead", "guides"])
 def test_every_placement_and_architecture(make_gguf: Callable[..., Path], kind: str, arch: str) -> None:
-    with load(make_gguf, kind, arch) as sia:
-        run_history(sia, np.random.default_rng(5), steps=14, slots=1)
+    with opened(make_gguf, arch, kind, slots=1, seed=[5]) as history:
+        history.run(40)
+        history.check()
 
 
-@pytest.mark.parametrize("kind", PLACEMENTS)
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(seed=st.integers(0, 10_000), slots=st.integers(1, 3))
-def test_random_histories(make_gguf: Callable[..., Path], kind: str, seed: int, slots: int) -> None:
-    with load(make_gguf, kind, slots=slots + 1) as sia:
-        run_history(sia, np.random.default_rng(seed), steps=10, slots=slots)
+@pytest.mark.parametrize("slots", [1, 3])
+@pytest.mark.parametrize("kind", [*PLACEMENTS, "qhead", "guides"])
+@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 10_000))
+def test_random_histories(make_gguf: Callable[..., Path], kind: str, slots: int, seed: int) -> None:
+    with opened(make_gguf, "qwen3", kind, slots, [seed]) as history:
+        history.run(40)
+        history.check()
 
 
-def run_history(sia: SIA, rng: np.random.Generator, steps: int, slots: int, atol: float = TOLERANCE) -> float:
-    """Junctions, commits, unscored tokens, losers and new prompts at random; then every slot against fresh.
-    Returns how far the worst number was off."""
-    texts = [rng.integers(0, 200, rng.integers(2, 9)).tolist() for _ in range(slots)]
-
-    def start(slot: int) -> None:
-        sia.engine.begin(slot, texts[slot])
-        source(sia).begin(slot, Prompt(tuple(texts[slot])))
-
-    for slot in range(slots):
-        start(slot)
-    live = list(range(slots))
-    for _ in range(steps):
-        rows = dict(zip(live, [r.copy() for r in sia.engine.logits(live)], strict=True))
-        junctions = [s for s in live if rng.random() < 0.5]
-        plain = [s for s in live if s not in junctions]
-        for slot in plain:
-            accept(sia, texts, slot, int(rng.integers(0, 200)))
-        if junctions:
-            asked = [(s, np.argsort(-rows[s])[: rng.integers(2, 5)].astype(np.int32)) for s in junctions]
-            source(sia).score(asked, plain)
-            for slot, candidates in asked:
-                outside = rng.random() < 0.2
-                accept(sia, texts, slot, 7 if outside else int(rng.choice(candidates)))
-        if rng.random() < 0.15:
-            slot = int(rng.choice(live))
-            texts[slot] = [*texts[slot][: rng.integers(1, len(texts[slot]) + 1)], 3, 4]
-            start(slot)
-    last = [r.copy() for r in sia.engine.logits(live)]
-    best = [np.argsort(-row)[:4].astype(np.int32) for row in last]
-    values = [v.copy() for v in source(sia).score(list(zip(live, best, strict=True)), ())]
-    spare, worst = slots if slots < len(sia.engine.slots) else 0, 0.0
-    for slot in live:
-        logits, expected = fresh(sia, spare, texts[slot], best[slot])
-        np.testing.assert_allclose(last[slot], logits, atol=atol)
-        np.testing.assert_allclose(values[slot], expected, atol=atol)
-        worst = max(worst, float(abs(last[slot] - logits).max()), float(abs(values[slot] - expected).max()))
-    return worst
-
-
-def accept(sia: SIA, texts: list[list[int]], slot: int, token: int) -> None:
-    sia.engine.accept(slot, token)
-    source(sia).accept(slot, token)
-    texts[slot].append(token)
+@pytest.mark.parametrize("arch", ["qwen3", "lfm2"])
+@pytest.mark.parametrize("calls", range(9))
+def test_an_interrupt_anywhere_in_a_change_of_a_slot_leaves_it_usable(
+    make_gguf: Callable[..., Path], arch: str, calls: int
+) -> None:
+    """Trimmed, shared and released, with Ctrl-C before and after the n-th thing asked of llama.cpp."""
+    texts = [list(range(5, 25)), [*range(5, 20), 9, 9]]
+    with opened(make_gguf, arch, "head", slots=2, seed=[1]) as history:
+        engine = history.sia.engine
+        changes: list[Callable[[], object]] = [
+            lambda: engine.begin(0, texts[0][:8]),
+            lambda: engine.begin(0, texts[1]),
+            lambda: engine.release(0),
+            lambda: list(engine.trail(0, [], [1, 2, 3])),
+        ]
+        for change, history.fuse.after in product(changes, (False, True)):
+            for slot in (0, 1):
+                engine.release(slot)
+                engine.begin(slot, texts[slot])
+            engine.logits([0, 1])
+            history.fuse.left = calls
+            with contextlib.suppress(KeyboardInterrupt):
+                change()
+            history.fuse.left = None
+            engine.begin(0, texts[0])
+            rows = [row.copy() for row in engine.logits([0, 1])]
+            for row, text in zip(rows, texts, strict=True):
+                np.testing.assert_allclose(row, fresh(history.mirror, 0, text, np.array([1]))[0], atol=TOLERANCE)
 
 
 def test_a_long_queue_is_flushed_in_full_batches(make_gguf: Callable[..., Path]) -> None:

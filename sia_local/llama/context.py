@@ -251,10 +251,6 @@ class Context:
                 "memory); use a transformer model"
             )
 
-    def seq_end(self, seq: int) -> int:
-        """The position that comes next in a sequence."""
-        return int(C.llama_memory_seq_pos_max(self._memory, seq)) + 1
-
     def seq_cp(self, src: int, dst: int, p0: int = 0, p1: int = -1) -> None:
         C.llama_memory_seq_cp(self._memory, src, dst, p0, p1)
 

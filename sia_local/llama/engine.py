@@ -11,7 +11,6 @@ winner's is shared with all): bookkeeping, no decode. A recurrent state knows no
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +20,7 @@ from .context import Context
 from .embeddings import EmbeddingRows
 from .library import FloatArray
 from .memory import common_prefix, memory_of
+from .slots import Slot
 
 Ids = Sequence[int] | npt.NDArray[np.int32]
 
@@ -30,23 +30,6 @@ LONGEST_TRAIL = 32
 SHORTEST_SHARED_PREFIX = 4
 # Cells that are copied in the time that reading a token takes, on a CPU, where both grow with the model.
 CELLS_COPIED_A_TOKEN = 256
-
-
-@dataclass
-class Slot:
-    """tokens: everything accepted; n_past: how many of them the KV cache holds; row: the output row that
-    belongs to the last token, if the latest decode computed it; hidden: the hidden state behind the row after
-    `hidden_at` tokens, in an engine that keeps them; open: candidates of an open branch, then their output rows and
-    hidden states."""
-
-    tokens: list[int] = field(default_factory=list)
-    n_past: int = 0
-    row: FloatArray | None = None
-    hidden: FloatArray | None = None
-    hidden_at: int = -1
-    open: list[int] | None = None
-    open_rows: FloatArray | None = None
-    open_hidden: FloatArray | None = None
 
 
 class Engine:
@@ -73,9 +56,7 @@ class Engine:
         self.branches = branches
         self.slots = [Slot() for _ in range(slots)]
         self.keeps_hidden = keeps_hidden
-        self.decodes = 0
-        self.decoded_tokens = 0
-        self._n_outputs = 0
+        self.decodes = self.decoded_tokens = self._n_outputs = 0
         self._filled: list[tuple[int, int]] = []
         self._rows = rows
         self.n_rows = context.model.n_vocab if rows is None else rows.n_rows
@@ -103,6 +84,7 @@ class Engine:
         The prefix shared with what the slot, or any other slot, holds is reused: a longer chat re-encodes only
         its new turn, and several samples of one prompt encode it once. Raises ContextFullError if they do not fit.
         """
+        self._settle()
         if len(tokens) >= self.capacity:
             raise ContextFullError(
                 f"the prompt is {len(tokens)} tokens for {self.context.model.path.name}, its context holds "
@@ -126,12 +108,14 @@ class Engine:
         shared = min(shared, self.slots[donor].n_past)
         if shared > max(common, self._worth_sharing):
             self._forget(slot, 0)
-            self.memory.share(donor, slot, shared, self.slots[donor].n_past)
-            state.n_past = common = shared
+            with state.changing():
+                self.memory.share(donor, slot, shared, self.slots[donor].n_past)
+                state.n_past = common = shared
         elif common < state.n_past:
             self._forget(slot, common)
         state.tokens, state.row = wanted, None
-        self.memory.mark(slot, len(wanted) - 1, state.n_past)
+        with state.changing():
+            self.memory.mark(slot, len(wanted) - 1, state.n_past)
         return common
 
     def room(self, slot: int) -> int:
@@ -144,6 +128,7 @@ class Engine:
 
     def accept(self, slot: int, token: int) -> None:
         """Appends a token: the winner of an open branch keeps KV and output row, any other token queues up."""
+        self._settle()
         state = self.slots[slot]
         if state.open is None or token not in state.open:
             self._close_branch(slot)
@@ -151,20 +136,18 @@ class Engine:
             state.row = None
             return
         winner = state.open.index(token)
-        self.memory.commit(slot, winner, len(state.open), state.n_past)
-        state.tokens.append(token)
-        state.n_past += 1
-        state.row = None if state.open_rows is None else state.open_rows[winner]
-        if state.open_hidden is not None:
-            state.hidden, state.hidden_at = state.open_hidden[winner].copy(), len(state.tokens)
-        state.open = state.open_rows = state.open_hidden = None
+        with state.changing():
+            self.memory.commit(slot, winner, len(state.open), state.n_past)
+            state.take(winner)
 
     def read_ahead(self, slot: int) -> None:
         """Decodes what is queued in a slot but for the last token, without outputs."""
+        self._settle()
         self._run_queue(slot, len(self.slots[slot].tokens) - 1)
 
     def read_piece(self, slot: int) -> bool:
         """Decodes a batch of a queue that is longer than one; whether what is left still is."""
+        self._settle()
         piece = self.context.batch.capacity
         if self.queue_length(slot) > piece:
             self._save_rows({slot})
@@ -183,6 +166,7 @@ class Engine:
 
         Views into llama.cpp's buffer, valid until the next decode of this context.
         """
+        self._settle()
         pending = [s for s in slots if self.slots[s].row is None]
         for slot in pending:
             if self.queue_length(slot) == 0:
@@ -205,6 +189,7 @@ class Engine:
         return hidden states [k, n_embd] instead of output rows [k, n_vocab] of each request. keep_rows: the
         winner's output row serves as the slot's next logits.
         """
+        self._settle()
         for slot, candidates in requests:
             if not 0 < len(candidates) <= self.branches:
                 raise ConfigError(f"{len(candidates)} candidates were given, this engine holds {self.branches}")
@@ -249,19 +234,29 @@ class Engine:
 
     def release(self, slot: int) -> None:
         """Forgets a slot's content and frees its KV cells."""
+        self._settle()
         self._close_branch(slot)
         self._forget(slot, 0)
         self.slots[slot] = Slot()
 
     def _forget(self, slot: int, keep: int) -> None:
         state = self.slots[slot]
-        state.n_past, state.row = self.memory.forget(slot, keep, state.n_past), None
+        with state.changing():
+            state.n_past, state.row = self.memory.forget(slot, keep, state.n_past), None
 
     def _close_branch(self, slot: int) -> None:
         state = self.slots[slot]
         if state.open is not None:
-            state.n_past = self.memory.close(slot, state.n_past)
-            state.open = state.open_rows = state.open_hidden = None
+            with state.changing():
+                state.n_past = self.memory.close(slot, state.n_past)
+                state.shut()
+
+    def _settle(self) -> None:
+        """A slot that something such as Ctrl-C ended in the middle of a change has its tokens and has read none."""
+        for slot, state in enumerate(self.slots):
+            if state.unsettled:
+                self.memory.clear(slot)
+                self.slots[slot] = Slot(state.tokens)
 
     def _make_room(self, also: Sequence[int], requests: Sequence[tuple[int, Ids]], hidden: bool) -> None:
         """Runs queues that do not belong into the coming batch beforehand, without outputs."""
@@ -374,18 +369,22 @@ class Engine:
         """Decodes the filled batch. If that fails, or is interrupted, every slot is as it was before."""
         filled, self._filled = self._filled, []
         n = self.context.batch.n
+        for slot, _ in filled:
+            self.slots[slot].unsettled = True
         try:
             self.context.set_embeddings(hidden)
             self.context.decode()
         except BaseException:
             self.context.batch.n = 0
             for slot, state in enumerate(self.slots):
-                state.open = state.open_rows = state.open_hidden = state.row = None
-                state.n_past = self.memory.recover(slot, state.n_past)
+                with state.changing():
+                    state.n_past, state.row = self.memory.recover(slot, state.n_past), None
+                    state.shut()
             raise
         for slot, count in filled:
-            self.slots[slot].n_past += count
-            self.memory.read(slot, self.slots[slot].n_past)
+            with self.slots[slot].changing():
+                self.slots[slot].n_past += count
+                self.memory.read(slot, self.slots[slot].n_past)
         self.decodes += 1
         self.decoded_tokens += n
 

@@ -41,6 +41,10 @@ class Memory(Protocol):
         """Goes back to reachable(keep), which it returns."""
         ...
 
+    def clear(self, slot: int) -> None:
+        """Holds nothing, whatever an interrupt left."""
+        ...
+
     def share(self, donor: int, slot: int, n: int, held: int) -> None:
         """Gives an empty slot the first n tokens of another that holds `held`."""
         ...
@@ -100,6 +104,9 @@ class Rollback:
             self.context.seq_rm(int(seq), keep)
         return min(keep, held)
 
+    def clear(self, slot: int) -> None:
+        self.forget(slot, 0, 0)
+
     def share(self, donor: int, slot: int, n: int, held: int) -> None:
         for seq in self.sequences[slot]:
             self.context.seq_share(int(self.sequences[donor, 0]), int(seq), n)
@@ -127,7 +134,6 @@ class Rollback:
                 self.context.seq_cp(keeper, int(seq), held, held + 1)
 
     def close(self, slot: int, held: int) -> int:
-        # All of the slot's: an interrupted commit() may have given the winner's position to some.
         return self.forget(slot, held, held)
 
     def recover(self, slot: int, held: int) -> int:
@@ -169,12 +175,18 @@ class CopyState:
         if 0 < held <= keep:
             return held
         start = self.reachable(slot, keep, held)
-        self._clear(slot)
-        if start:
-            self.context.seq_cp(self._marks[slot], int(self.sequences[slot, 0]), 0, start)
-        else:
-            self._unmark(slot)
+        if not start:
+            self.clear(slot)
+            return 0
+        self._clear_sequences(slot)
+        self.context.seq_cp(self._marks[slot], int(self.sequences[slot, 0]), 0, start)
         return start
+
+    def clear(self, slot: int) -> None:
+        self._clear_sequences(slot)
+        self._marked[slot] = self._to_mark[slot] = 0
+        if self._marks:
+            self.context.seq_rm(self._marks[slot], 0)
 
     def share(self, donor: int, slot: int, n: int, held: int) -> None:
         source = int(self.sequences[donor, 0]) if n == held else self._marks[donor]
@@ -208,7 +220,6 @@ class CopyState:
         for j, shadow in enumerate(shadows[:opened]):
             if j != winner:
                 self._rewind(main, shadow, held)
-        # Main last: as long as it stands at `held`, close() can bring the others back.
         for seq in [*shadows, main]:
             if seq != keeper:
                 self.context.seq_cp(keeper, seq, held, held + 1)
@@ -216,31 +227,23 @@ class CopyState:
 
     def close(self, slot: int, held: int) -> int:
         main, *shadows = map(int, self.sequences[slot])
-        if self.context.seq_end(main) != held:
-            return self.recover(slot, held)
         for shadow in shadows:
             self._rewind(main, shadow, held)
         return held
 
     def recover(self, slot: int, held: int) -> int:
         # A decode may have failed with some of its micro-batches done, and their states are gone.
-        self._clear(slot)
-        self._unmark(slot)
+        self.clear(slot)
         return 0
 
     def _rewind(self, main: int, shadow: int, held: int) -> None:
         self.context.seq_cp(main, shadow, held, held + 1)
         self.context.seq_rm(shadow, held)
 
-    def _clear(self, slot: int) -> None:
+    def _clear_sequences(self, slot: int) -> None:
         for seq in self.sequences[slot]:
             self.context.seq_rm(int(seq), 0)
         self._followed[slot] = 0
-
-    def _unmark(self, slot: int) -> None:
-        if self._marked[slot]:
-            self.context.seq_rm(self._marks[slot], 0)
-        self._marked[slot] = self._to_mark[slot] = 0
 
 
 def memory_of(context: Context, slots: int, branches: int) -> Memory:
