@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 
-from sia_local.config import SiaConfig
 from sia_local.generation.decode import Job, Loop
 from sia_local.generation.writing import Desk, Run
 from sia_local.llama.engine import Engine
 from sia_local.prompts import PromptItem
-from sia_local.records import Prompt, Request
+from sia_local.records import Messages, Prompt, Request
 from sia_local.rewards.load import FunctionReward
 from sia_local.values.sources import text_value
 
@@ -84,14 +82,14 @@ class TableSIA:
     def __init__(self, values: np.ndarray = VALUES):
         self.value = Values(values)
 
-    def prompt(self, text: str, raw: bool = False) -> Prompt:
+    def prompt(self, prompt: str | Messages, raw: bool = False) -> Prompt:
         # Prompts begin at one of the two unsure words.
-        return Prompt((2 + len(text) % 2,), None, text)
+        assert isinstance(prompt, str)
+        return Prompt((2 + len(prompt) % 2,), None, prompt)
 
-    def job(self, text: str | Request, config: SiaConfig | None = None, *, id: int, **fields: Any) -> Job:
-        request = Request.of(text, config, **fields)
-        assert isinstance(request.prompt, str)
-        return Job(request, self.prompt(request.prompt), lambda token: token == 4, Words(), id=id)
+    def job(self, prompt: Request, *, id: int = 0) -> Job:
+        assert isinstance(prompt.prompt, str)
+        return Job(prompt, self.prompt(prompt.prompt), lambda token: token == 4, Words(), id=id)
 
     def run(self, jobs: Iterable[Job]) -> Run:
         return Run(Desk(Loop(Base(2), self.value, 2)), jobs)

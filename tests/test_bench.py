@@ -180,7 +180,8 @@ def test_arms_do_the_work_they_are_named_for(base: Path, values: tuple[Path, ...
         record = row.summary()
         assert row.samples[0].tokens == {"dense": 8}.get(arm, 20) * sequences
         assert record["junction_rate"] == {"sparse": 0.2, "dense": 1.0}.get(arm, 0.0)
-        assert record["tokens_per_second"] > 0  # type: ignore[operator]
+        speed = record["tokens_per_second"]
+        assert isinstance(speed, float) and speed > 0
         k = 4 if placement == "head" else 10
         assert row.k == (k if placement != "-" else None)
         if arm == "dense":

@@ -30,14 +30,14 @@ def task(**over: Any) -> Task:
 
 
 def run(what: Task, values: np.ndarray = VALUES, reward: Any = None) -> Profile:
-    return calibrate(TableSIA(values), what, reward)  # type: ignore[arg-type]
+    return calibrate(TableSIA(values), what, reward)
 
 
 def texts_of(folder: Path, arm: Arm) -> list[Sample]:
     """The texts that `eval` makes of an arm."""
     store = SampleFile(folder / "s.jsonl", {}, fresh=True)
     plan = Plan(PROMPTS, [arm], SiaConfig(k=5), max_tokens=12)
-    assert not evaluate(plan, lambda source: TableSIA(), store, GOOD).failed  # type: ignore[arg-type, return-value]
+    assert not evaluate(plan, lambda source: TableSIA(), store, GOOD).failed
     return store.of_arm(arm.key)
 
 
@@ -84,13 +84,13 @@ def test_goals_out_of_reach_are_refused() -> None:
 
 def test_a_profile_survives_its_file_and_gives_the_same_bytes(tmp_path: Path) -> None:
     config = SiaConfig(k=5, clip=(-0.5, 0.5), center=True, sampling=SamplingConfig(temperature=0.7))
-    made = calibrate(TableSIA(), Task(PROMPTS, config, 0.6, max_tokens=12), GOOD)  # type: ignore[arg-type]
+    made = calibrate(TableSIA(), Task(PROMPTS, config, 0.6, max_tokens=12), GOOD)
     made.write(tmp_path / "a.profile.toml")
     read = Profile.read(tmp_path / "a.profile.toml")
     assert read == made
     used = SiaConfig(**{**read.config_fields(), "sampling": SamplingConfig(**read.sampling)})
     assert used.clip == (-0.5, 0.5) and used.center and used.sampling.temperature == 0.7 and used.gate == "entropy"
-    again = calibrate(TableSIA(), Task(PROMPTS, config, 0.6, max_tokens=12), GOOD)  # type: ignore[arg-type]
+    again = calibrate(TableSIA(), Task(PROMPTS, config, 0.6, max_tokens=12), GOOD)
     again.write(tmp_path / "b.profile.toml")
     assert (tmp_path / "b.profile.toml").read_bytes() == (tmp_path / "a.profile.toml").read_bytes()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from loading import EXACT, source
+from loading import EXACT, source, traced
 from tables import Values
 
 from sia_local import SIA, Setup, SiaConfig
@@ -92,8 +92,13 @@ def commands(session: Session) -> Commands:
 
 
 @pytest.fixture
-def session() -> Session:
-    return Session(Scripted(), SiaConfig(beta=2.0))
+def scripted() -> Scripted:
+    return Scripted()
+
+
+@pytest.fixture
+def session(scripted: Scripted) -> Session:
+    return Session(scripted, SiaConfig(beta=2.0))
 
 
 TRANSCRIPT = """\
@@ -201,25 +206,26 @@ def test_why_fits_the_terminal(session: Session) -> None:
     assert "…ing of a story about the  sad" in said.run("/why").text
 
 
-def test_steering_needs_a_value_model_and_a_gate(session: Session) -> None:
+def test_steering_needs_a_value_model_and_a_gate(session: Session, scripted: Scripted) -> None:
     run = commands(session).run
     session.config, session.steering = SiaConfig(gate="off"), False
     assert run("/sia").text == "steering off"
     assert run("/sia on").text.startswith("steering on: gate entropy") and session.active.gate == "entropy"
-    bare = Scripted()
-    bare.value, session.sia = None, bare
+    scripted.value = None
     assert run("/beta 3").text == "steering off: there is no value model"
     with pytest.raises(ConfigError, match="start the chat with -v"):
         run("/sia on")
 
 
-def test_every_answer_and_retry_has_its_own_seed_and_the_retry_no_old_answer(session: Session) -> None:
+def test_every_answer_and_retry_has_its_own_seed_and_the_retry_no_old_answer(
+    session: Session, scripted: Scripted
+) -> None:
     session.seed = 7
     read(session.ask("a"))
     read(session.retry())
     read(session.ask("b"))
-    assert [seed for _, _, seed in session.sia.calls] == [7, 8, 9]  # type: ignore[attr-defined]
-    assert [len(m) for m, _, _ in session.sia.calls] == [1, 1, 3]  # type: ignore[attr-defined]
+    assert [seed for _, _, seed in scripted.calls] == [7, 8, 9]
+    assert [len(m) for m, _, _ in scripted.calls] == [1, 1, 3]
 
 
 def test_off_means_gate_off_and_on_brings_the_settings_back(session: Session) -> None:
@@ -232,9 +238,11 @@ def test_off_means_gate_off_and_on_brings_the_settings_back(session: Session) ->
 def test_an_answer_broken_off_stays_as_far_as_it_came(session: Session) -> None:
     stream = session.ask("a story")
     next(stream), next(stream)
-    stream.close()  # type: ignore[attr-defined]
-    assert session.turns == [{"role": "user", "content": "a story"}, {"role": "assistant", "content": " the happy"}]
-    assert session.turns[1]["content"].tokens == (4, 1)  # type: ignore[attr-defined]
+    stream.close()
+    asked, answered = session.turns
+    assert asked == {"role": "user", "content": "a story"}
+    assert answered == {"role": "assistant", "content": " the happy"}
+    assert isinstance(answered["content"], Written) and answered["content"].tokens == (4, 1)
 
 
 def test_an_error_before_the_first_token_leaves_the_session_as_it_was() -> None:
@@ -364,7 +372,7 @@ def test_a_second_turn_encodes_only_what_is_new_in_both_models(base_gguf: Path, 
     start = next(i for i in range(len(prompt)) if list(prompt[i : i + len(ids)]) == ids)
     assert past[0] == held[0] == start + len(ids) - 1
     assert base == len(prompt) - past[0]
-    assert value == len(prompt) - past[1] + len(session.steps[0].candidates.ids)  # type: ignore[union-attr]
+    assert value == len(prompt) - past[1] + len(traced(session.steps[0]).ids)
 
 
 def test_what_a_model_wrote_keeps_its_ids_and_the_text_its_bytes(base_gguf: Path) -> None:

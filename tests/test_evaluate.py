@@ -37,7 +37,7 @@ def plan(*arms: Arm, prompts: list[PromptItem] = PROMPTS, **over: Any) -> Plan:
 def run(folder: Path, what: Plan, report: Callable[[Progress], None] = lambda p: None) -> tuple[SampleFile, Outcome]:
     store = SampleFile(folder / "samples.jsonl", {"seed": what.seed})
     try:
-        return store, evaluate(what, lambda source: TableSIA(), store, GOOD, report=report)  # type: ignore[arg-type, return-value]
+        return store, evaluate(what, lambda source: TableSIA(), store, GOOD, report=report)
     finally:
         store.close()
 

@@ -108,7 +108,8 @@ def test_chain_ends_in_a_verified_q8_0_and_reruns_only_what_changed(plan: Path) 
     few = "texts = 4\nmax_tokens = 6\nthreshold = 0.0\nk = 6\n[distill.fit]\nhidden = 0\nrank = 4\nepochs = 2"
     change.write_text(f"[value]\nlr = 2e-3\n[verify]\nper_trajectory = 5\n[distill]\nout = 'q.gguf'\n{few}\n")
     assert run(plan, change) == ["distill"]
-    assert QHeadFile.read(plan.parent / "q.gguf").meta.distillation.teacher == "value-Q8_0"  # type: ignore[union-attr]
+    distillation = QHeadFile.read(plan.parent / "q.gguf").meta.distillation
+    assert distillation is not None and distillation.teacher == "value-Q8_0"
 
 
 def preview(*paths: Path) -> list[str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from loading import EXACT, source
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -82,9 +83,9 @@ def test_imports_exports_and_verifies(kind: str, make_hf: Callable[..., Path], t
     row = prove(ValueCheckpoint.open(out), gguf, tiny_base, data)
     assert row.failures == () and row.max_abs < 1e-3
     ids = list(range(3, 40))
-    with SIA.load(tiny_base, gguf, n_ctx=128, n_threads=1, type_k="f32", type_v="f32", flash_attention="off") as sia:
+    with SIA.load(tiny_base, gguf, EXACT) as sia:
         prompt = sia.prompt("hi", raw=True)
-        values = sia.value.trajectory(0, prompt, ids)  # type: ignore[union-attr]
+        values = source(sia).trajectory(0, prompt, ids)
     wanted = peft_values(folder, make_hf(), kind, [*prompt.tokens, *ids])[-len(ids) :]
     np.testing.assert_allclose(values, wanted, atol=2e-4)
 

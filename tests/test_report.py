@@ -30,7 +30,9 @@ def test_answer_report_tells_where_and_why() -> None:
     assert "KL from the base: 0.26 nats in all, 0.12 of them by steering." in html and "kl_steering" not in html
     assert "Say &lt;b&gt;" in html
     assert "<dt>beta</dt><dd>2</dd>" in html and "<dt>value</dt>" not in html
-    data = json.loads(re.search(r'id="data">(.*?)</script>', html, re.S).group(1))  # type: ignore[union-attr]
+    found = re.search(r'id="data">(.*?)</script>', html, re.S)
+    assert found is not None
+    data = json.loads(found[1])
     assert data[1]["story"] == (
         "The base leaned to “dark” (50\u00a0%); the values favoured “kind</script>”. Steering made "
         "“kind</script>” the likeliest, from 40\u00a0% to 70\u00a0%. Drawn: “kind</script>”."

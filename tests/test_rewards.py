@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -52,8 +53,12 @@ def test_unknown_reward_lists_the_known_ones(spec: str) -> None:
 
 def test_entry_point_gets_the_rest_of_the_spec(monkeypatch: pytest.MonkeyPatch) -> None:
     entry = metadata.EntryPoint("size", "tests_reward_loader:load", "sia_local.rewards")
-    module = type(sys)("tests_reward_loader")
-    module.load = lambda arg: lambda prompts, responses: [float(len(arg))] * len(responses)  # type: ignore[attr-defined]
+
+    def load(arg: str) -> Callable[[Sequence[str], Sequence[str]], list[float]]:
+        return lambda prompts, responses: [float(len(arg))] * len(responses)
+
+    module = ModuleType("tests_reward_loader")
+    monkeypatch.setattr(module, "load", load, raising=False)
     monkeypatch.setitem(sys.modules, "tests_reward_loader", module)
     monkeypatch.setattr(metadata, "entry_points", lambda group: [entry])
     reward = load_reward("size:a/b:c")

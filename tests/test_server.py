@@ -77,7 +77,7 @@ def test_log_probabilities_are_those_of_what_was_sampled_from(on: Running) -> No
     for entry, token in zip(answer["logprobs"]["content"], answer["sia"]["tokens"], strict=True):
         steered = {c["token"]: c["p_steered"] for c in token["candidates"]}
         assert math.exp(entry["logprob"]) == pytest.approx(steered[entry["id"]], rel=1e-6)
-        assert [top["id"] for top in entry["top_logprobs"]] == sorted(steered, key=steered.get, reverse=True)[:3]  # type: ignore
+        assert [top["id"] for top in entry["top_logprobs"]] == sorted(steered, key=lambda i: -steered[i])[:3]
     greedy = on.chat(temperature=0, logprobs=True)["choices"][0]["logprobs"]["content"]
     assert all(entry["logprob"] == 0 for entry in greedy)
 
@@ -214,9 +214,10 @@ def test_limits_and_keys(base_gguf: Path) -> None:
         assert http.options(url, headers=preflight).headers["access-control-allow-origin"] == "http://page.example"
         body = {"messages": CHAT, "max_tokens": 2}
         engine = server.server.engine
+        assert engine.sia is not None
         with ThreadPoolExecutor(2) as pool:
             # The engine waits for the desk, so that what was taken stays unwritten.
-            with engine.sia.desk.lock:  # type: ignore[union-attr]
+            with engine.sia.desk.lock:
                 waiting = [pool.submit(http.post, url, json=body) for _ in range(2)]
                 wait_until(lambda: engine.totals.requests == 2)
                 full = http.post(url, json=body)

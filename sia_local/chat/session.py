@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,9 @@ class Notice:
     """Something the user should know that is not part of the answer."""
 
     text: str
+
+
+Answer = Generator[Step | Notice, None, None]
 
 
 @dataclass
@@ -75,15 +78,15 @@ class Session:
         system = [{"role": "system", "content": self.system}] if self.system else []
         return system + [dict(turn) for turn in self.turns]
 
-    def ask(self, text: str) -> Iterator[Step | Notice]:
+    def ask(self, text: str) -> Answer:
         """Streams the answer to a user turn and keeps both.
 
-        Closing the iterator early keeps what came so far; an error before the first token leaves the session as
+        Closing it early keeps what came so far; an error before the first token leaves the session as
         it was. Raises ContextFullError if the turn alone does not fit.
         """
         yield from self._answer([*self.turns, {"role": "user", "content": text}])
 
-    def retry(self) -> Iterator[Step | Notice]:
+    def retry(self) -> Answer:
         """Answers the last user turn again, with another seed. Raises DataError if there is none."""
         if not self.turns:
             raise DataError("there is nothing to retry; ask something first")
@@ -100,7 +103,7 @@ class Session:
     def clear(self) -> None:
         self.turns, self.steps = [], []
 
-    def _answer(self, turns: list[Message]) -> Iterator[Step | Notice]:
+    def _answer(self, turns: list[Message]) -> Answer:
         before, self.turns = self.turns, turns
         seed = self.seed + self._drawn
         self._drawn += 1

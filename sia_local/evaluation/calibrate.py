@@ -15,13 +15,13 @@ import numpy as np
 from ..config import SamplingConfig, SiaConfig
 from ..errors import ConfigError, NumericError
 from ..prompts import PromptItem
-from ..records import Step
+from ..records import Request, Step
 from ..rewards.load import Reward
 from ..seeds import text_seed
 from .profile import Profile
 
 if TYPE_CHECKING:
-    from ..generation.sia import SIA
+    from ..generation.writing import Runner
 
 RATES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 DEFAULT_KL_PER_TOKEN = 0.05
@@ -70,7 +70,7 @@ class Point:
 
 
 def calibrate(
-    sia: SIA, task: Task, reward: Reward | None = None, say: Callable[[str], None] = lambda sentence: None
+    sia: Runner, task: Task, reward: Reward | None = None, say: Callable[[str], None] = lambda sentence: None
 ) -> Profile:
     """The profile of `task`. Raises ConfigError for a goal that cannot be reached, NumericError for flat values."""
     if task.reward_per_kl is not None and reward is None:
@@ -89,7 +89,7 @@ def calibrate(
 class _Search:
     """Measures the unsteered base and the spread once, then as many betas as the search asks for."""
 
-    def __init__(self, sia: SIA, task: Task, reward: Reward | None, say: Callable[[str], None]):
+    def __init__(self, sia: Runner, task: Task, reward: Reward | None, say: Callable[[str], None]):
         self.sia, self.task, self.reward, self.say = sia, task, reward, say
         self.reward_name = reward.name if reward is not None else None
         self.points: dict[float, Point] = {}
@@ -222,13 +222,15 @@ class _Search:
         task = self.task
         jobs = (
             self.sia.job(
-                item.text,
-                config,
-                max_tokens=task.max_tokens,
-                seed=text_seed(task.seed, item.id, 0),
-                stop=task.stop,
-                raw=task.raw,
-                trace=trace,
+                Request(
+                    item.text,
+                    config,
+                    max_tokens=task.max_tokens,
+                    seed=text_seed(task.seed, item.id, 0),
+                    stop=task.stop,
+                    raw=task.raw,
+                    trace=trace,
+                ),
                 id=number,
             )
             for number, item in enumerate(task.prompts)

@@ -22,7 +22,7 @@ from .samples import Sample, SampleFile
 
 if TYPE_CHECKING:
     from ..generation.decode import Job
-    from ..generation.sia import SIA
+    from ..generation.writing import Runner
 
 SCORE_BATCH = 16
 # Whole texts are valued where no text is being written; waiting for that leaves slots idle, so not too often.
@@ -78,7 +78,7 @@ class Outcome:
 
 def evaluate(
     plan: Plan,
-    load: Callable[[str], SIA],
+    load: Callable[[str], Runner],
     store: SampleFile,
     reward: Reward,
     judge: Reward | None = None,
@@ -86,13 +86,13 @@ def evaluate(
 ) -> Outcome:
     """Fills `store` with every text the plan asks for and it does not hold yet.
 
-    load: the SIA of a value source (`value`, `guide`), called when the arms change to it. An arm that fails is noted
-    in the outcome and the others go on. Ctrl-C keeps what is finished and says so in the outcome.
+    load: what writes with a value source (`value`, `guide`), called when the arms change to it. An arm that fails is
+    noted in the outcome and the others go on. Ctrl-C keeps what is finished and says so in the outcome.
     """
     outcome = Outcome()
     missing = {arm.key: _missing(plan, arm, store) for arm in plan.arms}
     clock = _Clock(sum(map(len, missing.values())))
-    opened: tuple[str, SIA] | None = None
+    opened: tuple[str, Runner] | None = None
     try:
         for index, arm in enumerate(plan.arms):
             todo = missing[arm.key]
@@ -155,7 +155,9 @@ def _fixed_config(arm: Arm, plan: Plan, store: SampleFile, outcome: Outcome) -> 
     return config
 
 
-def _run(sia: SIA, plan: Plan, arm: Arm, todo: Sequence[tuple[PromptItem, int]], config: SiaConfig) -> Iterator[Sample]:
+def _run(
+    sia: Runner, plan: Plan, arm: Arm, todo: Sequence[tuple[PromptItem, int]], config: SiaConfig
+) -> Iterator[Sample]:
     """Yields each text as it finishes; its seconds count from the one before, so only their sum means something."""
     open_texts: dict[int, Sample] = {}
 
@@ -180,7 +182,7 @@ def _run(sia: SIA, plan: Plan, arm: Arm, todo: Sequence[tuple[PromptItem, int]],
 
 
 def _run_and_value(
-    sia: SIA, plan: Plan, arm: Arm, todo: Sequence[tuple[PromptItem, int]], config: SiaConfig
+    sia: Runner, plan: Plan, arm: Arm, todo: Sequence[tuple[PromptItem, int]], config: SiaConfig
 ) -> Iterator[Sample]:
     """As `_run`, each text with its value as the source of values means it."""
     for at in range(0, len(todo), VALUE_BATCH):
