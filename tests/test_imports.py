@@ -8,7 +8,19 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-GROUND = {"config", "errors", "files", "records", "prompts", "reasoning", "seeds", "shipped", "text"}
+GROUND = {
+    "config",
+    "endpoint",
+    "errors",
+    "files",
+    "prompts",
+    "reasoning",
+    "records",
+    "seeds",
+    "shipped",
+    "text",
+    "workers",
+}
 # Package -> packages (and modules) of sia_local that its own modules may import, beside the ground and itself.
 MAY = {
     "llama": set(),

@@ -72,6 +72,22 @@ def test_beta_zero_is_off_and_the_answer_says_what_steering_did(on: Running) -> 
     assert bounded["kl_steering"] <= 0.5 < sums["kl_steering"]
 
 
+def test_ids_of_what_was_read_and_written_are_named_as_vllm_names_them(on: Running) -> None:
+    told = on.chat(seed=3, n=2, return_token_ids=True)["choices"]
+    for i, choice in enumerate(told):
+        again = on.chat(seed=3 + i, sia={"why": True})["choices"][0]
+        assert choice["token_ids"] == [token["token"] for token in again["sia"]["tokens"]]
+        assert on.http.post("/detokenize", json={"tokens": choice["token_ids"]}).json()["content"] == (
+            choice["message"]["content"]
+        )
+    body = {"prompt": told[0]["prompt_token_ids"], "seed": 3, "max_tokens": 12, "return_token_ids": True}
+    plain = on.http.post("/v1/completions", json=body).json()["choices"][0]
+    assert (plain["token_ids"], plain["prompt_token_ids"]) == (told[0]["token_ids"], body["prompt"])
+    events = on.http.post("/v1/completions", json=body | {"stream": True}).text.split("\n\n")
+    chunks = [json.loads(event[6:])["choices"][0] for event in events if event.startswith("data: {")]
+    assert [token for chunk in chunks for token in chunk.get("token_ids", [])] == plain["token_ids"]
+
+
 def test_log_probabilities_are_those_of_what_was_sampled_from(on: Running) -> None:
     answer = on.chat(seed=3, logprobs=True, top_logprobs=3, sia={**STEERED, "why": True})["choices"][0]
     for entry, token in zip(answer["logprobs"]["content"], answer["sia"]["tokens"], strict=True):

@@ -8,8 +8,10 @@ from typing import Any
 import click
 
 from sia_local.cli.from_dataclass import build, options_for
+from sia_local.errors import ConfigError
 
 from ..data.rollouts import RolloutConfig, Steering
+from ..data.served import ServerConfig
 from ..settings import Machine
 
 
@@ -22,9 +24,18 @@ from ..settings import Machine
 @click.option("--shard", help="I/N: only every N-th prompt; the outputs of all shards concatenate.")
 @click.option("--value", type=click.Path(path_type=Path), help="Sample from the policy this value GGUF steers.")
 @options_for(Steering)
+@options_for(ServerConfig)
+@click.option("--api-key", envvar="SIA_API_KEY", help="Key for the servers at --url.")
 @options_for(Machine)
 def rollouts(
-    prompts: Path, out: Path, base: Path, pairs: bool, shard: str | None, value: Path | None, **options: Any
+    prompts: Path,
+    out: Path,
+    base: Path,
+    pairs: bool,
+    shard: str | None,
+    value: Path | None,
+    api_key: str | None,
+    **options: Any,
 ) -> None:
     """Sample trajectories for the prompts in PROMPTS (text, JSONL, JSON, CSV) and append them to OUT (JSONL).
 
@@ -32,6 +43,7 @@ def rollouts(
     """
     from ..data.pairs import take_pairs
     from ..data.rollouts import load_prompts, sample
+    from ..data.served import sample_served
     from ..data.trajectories import Shard
 
     part = Shard.parse(shard)
@@ -39,6 +51,11 @@ def rollouts(
         click.echo(f"{take_pairs(prompts, out, base, part)} new trajectories in {out}")
         return
     config, machine = build(RolloutConfig, options), build(Machine, options)
-    steering = build(Steering, options)
-    new = sample(load_prompts(prompts), out, base, config, machine, part, value, steering)
+    steering, servers = build(Steering, options), build(ServerConfig, options)
+    if servers.url and value is not None:
+        raise ConfigError("--url samples from what a server runs, --value steers on this machine: give one of them")
+    if servers.url:
+        new = sample_served(load_prompts(prompts), out, base, config, servers, api_key, machine, part)
+    else:
+        new = sample(load_prompts(prompts), out, base, config, machine, part, value, steering)
     click.echo(f"{new} new trajectories in {out}")

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sia_local.config import BETA_UNITS, GATES, SamplingConfig, SiaConfig
 from sia_local.errors import ConfigError, ContextFullError, DataError
+from sia_local.workers import Executor, Here, Worker, silent
 
 from ..aside import file_mark
 from ..progress import Progress
 from ..settings import Machine, setting, settings_of
 from .outputs import Appender
 from .trajectories import Shard, Trajectory
+
+if TYPE_CHECKING:
+    from sia_local.records import Completion
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,23 @@ class Steering:
         SiaConfig(**{name: getattr(self, name) for name in ("gate", "threshold", "rate", "beta", "beta_unit")})
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """Sample `sample` of a prompt."""
+
+    prompt_id: int
+    sample: int
+    prompt: str
+
+    @property
+    def id(self) -> str:
+        return f"{self.prompt_id}-{self.sample}"
+
+    def seed(self, seed: int) -> int:
+        """Of its random numbers, whatever run, shard or machine it is drawn in."""
+        return (seed * 1_000_003 + self.prompt_id * 8191 + self.sample) % (1 << 31)
+
+
 def sample(
     prompts: list[str],
     out: str | os.PathLike[str],
@@ -67,6 +88,7 @@ def sample(
     shard: Shard | None = None,
     value: str | os.PathLike[str] | None = None,
     steering: Steering | None = None,
+    executor: Executor | None = None,
 ) -> int:
     """Appends `samples` trajectories a prompt to `out`, skipping those already there; returns how many are new.
 
@@ -77,108 +99,152 @@ def sample(
     Raises DataError for an empty prompt set, and for an output begun with other prompts or settings or written by
     another process; ContextFullError when no prompt fits.
     """
-    if not prompts:
-        raise DataError("the prompt file is empty: expected one prompt a line, or JSONL with a field `prompt`")
-    shard, steering = shard or Shard(), (steering or Steering()) if value is not None else None
-    decisive = {**settings_of(RolloutConfig, config), "base": file_mark(base)}
-    for free in ("samples", "slots"):
-        del decisive[free]
+    steering = (steering or Steering()) if value is not None else None
+    decisive = settings(config, base)
     if value is not None and steering is not None:
         decisive |= {**asdict(steering), "value": file_mark(value)}
+    make = partial(Sampler, base, config, machine or Machine(), value, steering)
+    return collect(prompts, out, decisive, config, make, shard, executor)
+
+
+def settings(config: RolloutConfig, base: str | os.PathLike[str]) -> dict[str, Any]:
+    """What the texts depend on."""
+    free = ("samples", "slots")
+    kept = {name: value for name, value in settings_of(RolloutConfig, config).items() if name not in free}
+    return {**kept, "base": file_mark(base)}
+
+
+def collect(
+    prompts: list[str],
+    out: str | os.PathLike[str],
+    decisive: dict[str, Any],
+    config: RolloutConfig,
+    make: Callable[[], Worker[Wanted, Trajectory | ContextFullError]],
+    shard: Shard | None = None,
+    executor: Executor | None = None,
+) -> int:
+    """Appends what workers write; see sample(). decisive: settings that an output that is there must share."""
+    if not prompts:
+        raise DataError("the prompt file is empty: expected one prompt a line, or JSONL with a field `prompt`")
+    too_long: list[ContextFullError] = []
+    new = 0
     with Appender(out, decisive) as append:
-        wanted = list(_missing(prompts, append, config.samples, shard))
+        wanted = list(_missing(prompts, append, config.samples, shard or Shard()))
         if not wanted:
             return 0
-        return _sample(prompts, wanted, append, base, config, machine or Machine(), value, steering)
-
-
-def _missing(prompts: list[str], append: Appender, samples: int, shard: Shard) -> Iterator[tuple[int, int]]:
-    for p, prompt in enumerate(prompts):
-        if shard.mine(p):
-            for j in range(samples):
-                if not append.check_same(Trajectory(f"{p}-{j}", p, prompt, "", [], ""), response=False):
-                    yield p, j
-
-
-def _sample(
-    prompts: list[str],
-    wanted: list[tuple[int, int]],
-    append: Appender,
-    base: str | os.PathLike[str],
-    config: RolloutConfig,
-    machine: Machine,
-    value: str | os.PathLike[str] | None,
-    steering: Steering | None,
-) -> int:
-    from sia_local import SIA
-    from sia_local.llama.chat import render_chat
-
-    policy = config.policy(steering)
-    progress = Progress("rollouts", len(wanted) + len(append.done), len(append.done))
-    with SIA.load(
-        base,
-        value,
-        n_ctx=config.n_ctx,
-        slots=config.slots,
-        n_threads=machine.threads,
-        n_gpu_layers=machine.gpu_layers,
-        max_candidates=config.k if value is not None else None,
-    ) as sia:
-        template = sia.model.chat_template
-        raw = config.raw or template is None
-        bos = sia.model.token_text(sia.model.bos) if sia.model.bos >= 0 else ""
-        eos = sia.model.token_text(sia.model.eos) if sia.model.eos >= 0 else ""
-
-        @functools.lru_cache(maxsize=4 * config.slots)
-        def rendered(prompt: str) -> str:
-            if raw or template is None:
-                return prompt
-            return render_chat(template, [{"role": "user", "content": prompt}], bos, eos)
-
-        too_long: list[ContextFullError] = []
-
-        def jobs() -> Iterator[Any]:
-            read: dict[int, Any] = {}  # rendering a template takes as long as sampling some tokens
-            for number, (p, j) in enumerate(wanted):
-                seed = (config.seed * 1_000_003 + p * 8191 + j) % (1 << 31)
-                try:
-                    if p not in read:
-                        read = {p: sia.prompt(prompts[p], config.raw)}
-                except ContextFullError as error:
-                    too_long.append(error)
-                    progress.skip()
-                    continue
-                yield sia.job(read[p], policy, max_tokens=config.max_tokens, seed=seed, id=number)
-
-        texts: dict[int, list[str]] = {}
-        tokens: dict[int, list[int]] = {}
-        for step in sia.run(jobs()):
-            progress.work()
-            texts.setdefault(step.job, []).append(step.text)
-            ended = step.finish == "eog"
-            if not ended:
-                tokens.setdefault(step.job, []).append(step.token)
-            if step.finish is None:
+        progress = Progress("rollouts", len(wanted) + len(append.done), len(append.done))
+        for _, text in (executor or Here()).map(make, wanted, progress.work):
+            if isinstance(text, ContextFullError):
+                too_long.append(text)
+                progress.skip()
                 continue
-            p, j = wanted[step.job]
-            text = Trajectory(
-                id=f"{p}-{j}",
-                prompt_id=p,
-                prompt=prompts[p],
-                rendered=rendered(prompts[p]),
-                tokens=tokens.pop(step.job, []),
-                response="".join(texts.pop(step.job)),
-                finish="stop" if ended else "length",
-                stop=step.token if ended else None,
-                raw=raw,
-            )
             append(text.to_json())
-            progress.update(work=len(text.tokens) + ended)
-    if too_long:
+            new += 1
+            progress.update(work=len(text.tokens) + (text.stop is not None))
         if len(too_long) == len(wanted) and not append.done:
             raise too_long[0]
+    if too_long:
         print(f"left out {len(too_long)} trajectories: their prompts do not fit {config.n_ctx} tokens", file=sys.stderr)
-    return len(wanted) - len(too_long)
+    return new
+
+
+def _missing(prompts: list[str], append: Appender, samples: int, shard: Shard) -> Iterator[Wanted]:
+    for p, prompt in enumerate(prompts):
+        if shard.mine(p):
+            for one in (Wanted(p, j, prompt) for j in range(samples)):
+                if not append.check_same(Trajectory(one.id, p, prompt, "", [], ""), response=False):
+                    yield one
+
+
+class Sampler:
+    """A worker that writes texts with a base GGUF, as a value GGUF steers it where there is one."""
+
+    def __init__(
+        self,
+        base: str | os.PathLike[str],
+        config: RolloutConfig,
+        machine: Machine,
+        value: str | os.PathLike[str] | None = None,
+        steering: Steering | None = None,
+    ):
+        from sia_local import SIA
+
+        self.config, self.policy = config, config.policy(steering)
+        self.sia = SIA.load(
+            base,
+            value,
+            n_ctx=config.n_ctx,
+            slots=config.slots,
+            n_threads=machine.threads,
+            n_gpu_layers=machine.gpu_layers,
+            max_candidates=config.k if value is not None else None,
+        )
+        self.rendering = Rendering(self.sia.model, config)
+
+    def close(self) -> None:
+        self.sia.close()
+
+    def run(
+        self, items: Iterable[Wanted], tick: Callable[[], None] = silent
+    ) -> Iterator[tuple[int, Trajectory | ContextFullError]]:
+        from sia_local.records import Completion
+
+        sia, c = self.sia, self.config
+        open_items: dict[int, Wanted] = {}
+        too_long: list[tuple[int, ContextFullError]] = []
+
+        def jobs() -> Iterator[Any]:
+            read: dict[str, Any] = {}  # rendering a template takes as long as sampling some tokens
+            for number, one in enumerate(items):
+                try:
+                    if one.prompt not in read:
+                        read = {one.prompt: sia.prompt(one.prompt, c.raw)}
+                except ContextFullError as error:
+                    too_long.append((number, error))
+                    continue
+                open_items[number] = one
+                yield sia.job(read[one.prompt], self.policy, max_tokens=c.max_tokens, seed=one.seed(c.seed), id=number)
+
+        texts: dict[int, Completion] = {}
+        for step in sia.run(jobs()):
+            tick()
+            text = texts.setdefault(step.job, Completion(job=step.job))
+            text.add(step)
+            if step.finish is not None:
+                del texts[step.job]
+                yield step.job, self.rendering.trajectory(open_items.pop(step.job), text)
+        yield from too_long
+
+
+class Rendering:
+    """What the base reads for a prompt, and the trajectory that begins with it. Only the vocabulary is needed."""
+
+    def __init__(self, model: Any, config: RolloutConfig):
+        from sia_local.llama.chat import render_chat
+
+        template = model.chat_template
+        self.raw = config.raw or template is None
+        bos = model.token_text(model.bos) if model.bos >= 0 else ""
+        eos = model.token_text(model.eos) if model.eos >= 0 else ""
+
+        @lru_cache(maxsize=4 * config.slots)
+        def rendered(prompt: str) -> str:
+            return prompt if self.raw else render_chat(template, [{"role": "user", "content": prompt}], bos, eos)
+
+        self.rendered = rendered
+
+    def trajectory(self, one: Wanted, text: Completion) -> Trajectory:
+        return Trajectory(
+            id=one.id,
+            prompt_id=one.prompt_id,
+            prompt=one.prompt,
+            rendered=self.rendered(one.prompt),
+            tokens=text.tokens,
+            response=text.text,
+            finish="stop" if text.finish == "eog" else "length",
+            stop=text.end,
+            raw=self.raw,
+        )
 
 
 def load_prompts(path: str | os.PathLike[str]) -> list[str]:

@@ -9,8 +9,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from ..config import Setup, SiaConfig
-from ..errors import ConfigError, ContextFullError, IncompatibleError, SiaError
-from ..llama.chat import tokenize_chat
+from ..errors import ConfigError, IncompatibleError, SiaError
 from ..llama.context import Context, options_for
 from ..llama.engine import Engine
 from ..llama.model import Model
@@ -20,6 +19,7 @@ from ..values.sources import Source, Specs, open_sources, parse_specs, read_file
 from .decode import Base, Job, Loop
 from .filters import LogitFilter
 from .overlap import SideBySide
+from .prompting import read_prompt
 from .writing import Desk, Generation, Run
 
 
@@ -116,38 +116,8 @@ class SIA:
         return self.setup.slots
 
     def prompt(self, prompt: str | Messages, raw: bool = False, extra: Mapping[str, Any] | None = None) -> Prompt:
-        """A prompt as both models will read it.
-
-        A string is a user turn in the model's chat template; with `raw`, or without a template, it is plain
-        text to continue. A list of messages ({"role", "content"}) is a whole chat. extra: what else its template is
-        told.
-        """
-        template = self.model.chat_template
-        if raw or (template is None and isinstance(prompt, str)):
-            if not isinstance(prompt, str):
-                raise ConfigError("raw generation takes a string, a list of messages was given")
-            tokens = self.model.tokenize(prompt, add_special=True, parse_special=True)
-            made = Prompt(tuple(tokens), None, prompt)
-        else:
-            if template is None:
-                raise IncompatibleError(
-                    f"{self.model.path.name}: has no chat template; give plain text with raw=True (--raw)"
-                )
-            messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-            if any("role" not in message or "content" not in message for message in messages):
-                raise ConfigError("a message of the chat has no role or no content; expected both in every message")
-            tokens = tokenize_chat(self.model, template, messages, extra)
-            made = Prompt(tuple(tokens), tuple(messages), messages[-1]["content"] if messages else "")
-        if not made.tokens:
-            raise ConfigError("the prompt is empty; give at least one character")
-        if len(made.tokens) >= self.n_ctx:
-            raise ContextFullError(
-                f"the prompt is {len(made.tokens)} tokens, the context holds {self.n_ctx}; shorten the prompt or "
-                "raise the context length (--ctx)",
-                len(made.tokens),
-                self.n_ctx,
-            )
-        return made
+        """A prompt as both models will read it; see prompting.read_prompt."""
+        return read_prompt(self.model, self.n_ctx, prompt, raw, extra)
 
     def generate(
         self, prompt: str | Messages | Prompt | Request, config: SiaConfig | None = None, **changes: Any

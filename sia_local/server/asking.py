@@ -45,7 +45,7 @@ class Defaults:
 @dataclass(frozen=True)
 class Asked:
     """Jobs in the order of the choices; prompts: how many they are of; top: log-probabilities wanted a token, None for
-    none; echo: the prompts are part of the answer, with theirs."""
+    none; echo: the prompts are part of the answer, with theirs; ids: the answer names the tokens it read and wrote."""
 
     jobs: list[Job]
     prompts: list[Prompt]
@@ -54,6 +54,7 @@ class Asked:
     why: bool
     top: int | None = None
     echo: bool = False
+    ids: bool = False
 
 
 def chat(sia: SIA, defaults: Defaults, body: ChatBody) -> Asked:
@@ -170,7 +171,7 @@ def _asked(
         for j, prompt in enumerate(prompts)
         for i in range(body.n)
     ]
-    return Asked(jobs, prompts, config, seed, body.sia.why, top)
+    return Asked(jobs, prompts, config, seed, body.sia.why, top, ids=body.return_token_ids)
 
 
 def _config(sia: SIA, defaults: Defaults, body: TextFields, grammar: str | None) -> SiaConfig:

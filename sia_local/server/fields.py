@@ -60,6 +60,7 @@ class TextFields(Body):
     stream_options: StreamOptions = StreamOptions()
     grammar: str | None = Field(None, max_length=1 << 16)
     json_schema: dict[str, Any] | None = None
+    return_token_ids: bool = False
     sia: SiaFields = SiaFields()
 
     user: Any = None

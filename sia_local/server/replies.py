@@ -76,8 +76,9 @@ class Reply:
         if not choice.begun:
             choice.begun = True
             yield from self._opening(choice)
-        if item.text or choice.logprobs or choice.marks:
+        if item.text or choice.logprobs or choice.marks or self.asked.ids:
             part = self._part(choice, item.text, choice.logprobs[-1:])
+            part |= {"token_ids": [item.token]} if self.asked.ids else {}
             yield self._chunk([part | {"sia": choice.marks[-1]} if choice.marks else part])
         if item.finish is not None:
             yield from self._ended([choice])
@@ -227,7 +228,11 @@ class Reply:
         raise NotImplementedError
 
     def _told(self, choice: Choice) -> dict[str, Any]:
-        return {"sia": {"tokens": choice.marks}} if self.asked.why else {}
+        told: dict[str, Any] = {"sia": {"tokens": choice.marks}} if self.asked.why else {}
+        if self.asked.ids:  # as vLLM names them; the token that ended the text is among them
+            prompt = self.asked.prompts[choice.job * len(self.asked.prompts) // len(self.choices)]
+            told |= {"token_ids": choice.all_tokens, "prompt_token_ids": list(prompt.tokens)}
+        return told
 
 
 class ChatReply(Reply):
