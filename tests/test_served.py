@@ -51,7 +51,10 @@ def test_our_server_samples_what_this_machine_would(
     base_gguf: Path, local: dict[str, Trajectory], tmp_path: Path
 ) -> None:
     said: list[str] = []
-    with running(base_gguf, None, alias="base", api_key=("k",)) as server, running(base_gguf, None, alias="base") as other:
+    with (
+        running(base_gguf, None, alias="base", api_key=("k",)) as server,
+        running(base_gguf, None, alias="base") as other,
+    ):
         urls = (f"{server.url}/v1", other.url)
         with pytest.raises(EndpointError, match="answers 401"):
             served(server.url, tmp_path / "none.jsonl", base_gguf)

@@ -77,8 +77,9 @@ def test_ids_of_what_was_read_and_written_are_named_as_vllm_names_them(on: Runni
     for i, choice in enumerate(told):
         again = on.chat(seed=3 + i, sia={"why": True})["choices"][0]
         assert choice["token_ids"] == [token["token"] for token in again["sia"]["tokens"]]
-        assert on.http.post("/detokenize", json={"tokens": choice["token_ids"]}).json()["content"] == (
-            choice["message"]["content"]
+        assert (
+            on.http.post("/detokenize", json={"tokens": choice["token_ids"]}).json()["content"]
+            == (choice["message"]["content"])
         )
     body = {"prompt": told[0]["prompt_token_ids"], "seed": 3, "max_tokens": 12, "return_token_ids": True}
     plain = on.http.post("/v1/completions", json=body).json()["choices"][0]
