@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from sia_local.config import setting
 from sia_local.errors import ConfigError, DataError
 from sia_local.learning.collect import CollectConfig
 from sia_local.learning.fit import FitConfig
@@ -20,7 +21,7 @@ from .formats.export import ROW_TYPES, BaseConfig, ExportConfig, check_trained, 
 from .paths import Artefact, Files, rounds_in
 from .proof.junctions import JunctionConfig
 from .registry import Maker, find_maker
-from .settings import Machine, check_choice, from_table, setting, settings_of
+from .settings import Machine, check_choice, from_table, settings_of
 from .train.config import TrainSettings, read_template
 
 

@@ -9,18 +9,14 @@ import dataclasses
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
+from sia_local.config import setting
 from sia_local.errors import ConfigError
 
 T = TypeVar("T")
-
-
-def setting(default: Any = dataclasses.MISSING, help: str = "", **metadata: Any) -> Any:
-    """A dataclass field with the help of its option; see `sia_local.cli.from_dataclass` for the rest."""
-    return field(default=default, metadata={"help": help, **metadata})
 
 
 def check_choice(name: str, value: Any, allowed: Iterable[Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any
 
 from .errors import ConfigError
@@ -11,8 +11,15 @@ from .errors import ConfigError
 GATES = ("entropy", "rate", "dense", "random", "first-n", "ratio", "varentropy", "gain", "off")
 ENTROPIES = ("topk", "full")
 BETA_UNITS = ("raw", "spread")
+KV_FORMATS = ("f32", "f16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
+FLASH_ATTENTION = ("auto", "off", "on")
 DEFAULT_CANDIDATES = 10
 DEFAULT_HEAD_CANDIDATES = 4
+
+
+def setting(default: Any = MISSING, help: str = "", **metadata: Any) -> Any:
+    """A dataclass field with the help of its option; see `sia_local.cli.from_dataclass` for the rest."""
+    return field(default=default, metadata={"help": help, **metadata})
 
 
 def _require(ok: bool, sentence: str) -> None:
@@ -28,15 +35,17 @@ class SamplingConfig:
     them. `grammar` is GBNF text. logit_bias: (token id, what is added to its logit), -inf for never.
     """
 
-    temperature: float = 1.0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repeat_penalty: float = 1.0
-    frequency_penalty: float = 0.0
-    presence_penalty: float = 0.0
-    penalty_last_n: int = 64
-    grammar: str | None = None
-    logit_bias: tuple[tuple[int, float], ...] = ()
+    temperature: float = setting(1.0, "0 takes the likeliest token, above 1 is wilder.", option="--temp")
+    top_p: float = setting(1.0, "Keep the likeliest tokens that reach this share; 1 keeps all.")
+    min_p: float = setting(0.0, "Drop those below this share of the likeliest; 0 drops none.")
+    repeat_penalty: float = setting(1.0, "Above 1: tokens that came are less likely.")
+    frequency_penalty: float = setting(0.0, "Above 0: the same, with each time they came.")
+    presence_penalty: float = setting(0.0, "Above 0: the same, however often they came.")
+    penalty_last_n: int = setting(64, "Tokens penalties look at.")
+    grammar: str | None = setting(
+        None, "GBNF grammar the text must follow.", option="--grammar-file", file="a GBNF grammar"
+    )
+    logit_bias: tuple[tuple[int, float], ...] = setting((), cli=False)
 
     def __post_init__(self) -> None:
         _require(
@@ -85,24 +94,38 @@ class SiaConfig:
     min_share: candidates less likely than this share of the best are not scored (0 scores all of the k).
     """
 
-    k: int = 10
-    gate: str = "entropy"
-    threshold: float = 1.0
-    entropy: str = "topk"
-    rate: float = 0.2
-    first_n: int = 20
-    ratio: float = 1.5
-    varentropy_threshold: float = 2.0
-    gain_threshold: float | None = None
-    beta: float = 1.0
-    beta_unit: str = "raw"
-    center: bool = False
-    clip: tuple[float, float] | None = None
-    tail: bool = False
-    kl_per_token: float | None = None
-    kl_total: float | None = None
-    min_share: float = 0.0
-    row_group: int = 1
+    k: int = setting(
+        DEFAULT_CANDIDATES, "Likeliest tokens to choose among.", option=("-k", "--candidates"),
+        show=f"{DEFAULT_CANDIDATES}, of which a value-head scores {DEFAULT_HEAD_CANDIDATES}",
+    )  # fmt: skip
+    gate: str = setting("entropy", f"When to steer: {', '.join(GATES)}. Several are OR-ed.", metavar="NAME", join="+")
+    threshold: float = setting(1.0, "Steer where the base's entropy, how unsure it is, has so many nats.")
+    entropy: str = setting(
+        "topk", "Measure entropy over the candidates, or over all tokens.", metavar="|".join(ENTROPIES)
+    )
+    rate: float = setting(0.2, "Wanted share of steered tokens; alone it means --gate rate.", gate="rate")
+    first_n: int = setting(20, "Tokens steered by --gate first-n; alone it means that gate.", gate="first-n")
+    ratio: float = setting(1.5, "Steer where entropy is so many times the last token's.", gate="ratio")
+    varentropy_threshold: float = setting(
+        2.0, "Steer where the variance of -log p has so many nats².", option="--varentropy", gate="varentropy"
+    )
+    gain_threshold: float | None = setting(
+        None, "Steer where that changes so many nats, for --gate gain; without it that gate holds --rate.",
+        option="--gain", gate="gain",
+    )  # fmt: skip
+    beta: float = setting(1.0, "Strength of steering; 0 is none, below 0 the opposite.")
+    beta_unit: str = setting(
+        "raw", "Multiply values as they are, or in units of their usual spread.", metavar="|".join(BETA_UNITS)
+    )
+    center: bool = setting(False, "Subtract the candidates' mean value.")
+    clip: tuple[float, float] | None = setting(None, "Bound the values to this range.", metavar="LOW HIGH")
+    tail: bool = setting(False, "Keep tokens beyond the candidates, unsteered.")
+    kl_per_token: float | None = setting(
+        None, "Most that steering may change the text, as KL in nats a token: 0.05 is gentle."
+    )
+    kl_total: float | None = setting(None, "The same for the whole text, such as 20.")
+    min_share: float = setting(0.0, "Score only candidates this likely, relative to the best.")
+    row_group: int = setting(1, "Round the number of scored candidates up to a multiple of this.")
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
     def __post_init__(self) -> None:
@@ -165,17 +188,30 @@ class Setup:
     ids mean the same though some control tokens have other names.
     """
 
-    n_ctx: int = 2048
-    slots: int = 1
-    n_threads: int = 0
-    n_gpu_layers: int = 0
-    max_candidates: int | None = None
-    type_k: str = "f16"
-    type_v: str = "f16"
-    flash_attention: str = "auto"
-    overlap_prompts: bool = False
-    hidden_states: bool = False
-    same_vocabulary: bool = False
+    n_ctx: int = setting(2048, "Tokens of context.", option="--ctx")
+    slots: int = setting(1, "Texts in one decode.")
+    n_threads: int = setting(0, "CPU threads.", option="--threads", show="one a core")
+    n_gpu_layers: int = setting(0, "Layers on the GPU, -1 for all.")
+    max_candidates: int | None = setting(None, cli=False)
+    type_k: str = setting(
+        "f16", "KV cache format of the keys alone.", option="--kv-type-k", metavar="TYPE", show="that of --kv-type"
+    )
+    type_v: str = setting(
+        "f16", "KV cache format of the values alone.", option="--kv-type-v", metavar="TYPE", show="that of --kv-type"
+    )
+    flash_attention: str = setting(
+        "auto",
+        "Attention with less memory, on GPUs faster; a quantized --kv-type-v needs it.",
+        metavar="|".join(FLASH_ATTENTION),
+    )
+    overlap_prompts: bool = setting(
+        False,
+        "The value model reads a prompt while the base does, on some of the cores, not at the first junction.",
+    )
+    hidden_states: bool = setting(False, cli=False)
+    same_vocabulary: bool = setting(
+        False, "Token ids mean the same in both models, though control tokens have other names."
+    )
 
     def __post_init__(self) -> None:
         _require(self.n_ctx >= 1, f"n_ctx is {self.n_ctx}; expected at least 1 token")
@@ -183,6 +219,12 @@ class Setup:
         _require(self.n_threads >= 0, f"n_threads is {self.n_threads}; expected 0 (one a core) or more")
         most = self.max_candidates
         _require(most is None or most >= 1, f"max_candidates is {most}; expected at least 1")
+        for name in (self.type_k, self.type_v):
+            _require(name in KV_FORMATS, f"unknown KV cache type {name!r}; expected one of {', '.join(KV_FORMATS)}")
+        _require(
+            self.flash_attention in FLASH_ATTENTION,
+            f"unknown flash attention setting {self.flash_attention!r}; expected one of {', '.join(FLASH_ATTENTION)}",
+        )
 
     @property
     def candidates(self) -> int:

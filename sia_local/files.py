@@ -1,4 +1,4 @@
-"""Files that are either whole or absent."""
+"""Files that are either whole or absent, and text that is read with a sentence where it cannot be."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+from .errors import ConfigError
 
 
 @contextmanager
@@ -31,3 +33,15 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[A
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def read_text(path: str | os.PathLike[str], what: str) -> str:
+    """A UTF-8 file's content. Raises ConfigError with a sentence that names `what` was expected."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; expected {what}, check the path") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: is not UTF-8 text; expected {what}") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}; expected {what}") from None

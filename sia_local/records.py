@@ -1,20 +1,22 @@
-"""What passes between floors: prompts, requests, steps and their sums. Imports numpy, the configuration and errors."""
+"""What passes between floors: prompts, requests, steps and their sums. Imports the configuration and errors alone."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-import numpy as np
-import numpy.typing as npt
-
-from .config import SiaConfig
+from .config import SiaConfig, setting
 from .errors import ConfigError
 
-Floats = npt.NDArray[np.floating[Any]]
-Float64 = npt.NDArray[np.float64]
-IntArray = npt.NDArray[np.int32]
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+# As text: the options of a command are made of a Request, and its --help waits for no numpy.
+Floats: TypeAlias = "npt.NDArray[np.floating[Any]]"
+Float64: TypeAlias = "npt.NDArray[np.float64]"
+IntArray: TypeAlias = "npt.NDArray[np.int32]"
 Message = dict[str, Any]
 Messages = Sequence[Message]
 
@@ -40,12 +42,14 @@ class Request:
 
     prompt: str | Messages | Prompt
     config: SiaConfig = field(default_factory=SiaConfig)
-    max_tokens: int = 256
-    seed: int = 0
-    stop: Sequence[str] = ()
-    raw: bool = False
-    trace: bool = False
-    special: bool = False
+    max_tokens: int = setting(256, "Longest text, tokens.", option=("-n", "--max-tokens"))
+    seed: int = setting(0, "The same seed gives the same text.")
+    stop: Sequence[str] = setting(
+        (), "Text that ends the answer (\\n is a line break); repeatable.", multiple=True, escapes=True
+    )
+    raw: bool = setting(False, "Continue the prompt as it stands, without chat template.")
+    trace: bool = setting(False, cli=False)
+    special: bool = setting(False, "Show control tokens in the text by their names, such as <|channel|>.")
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:

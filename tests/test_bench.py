@@ -24,11 +24,12 @@ from sia_local.bench.arms import Arm, RivalArm, Workload, seed_for_rate
 from sia_local.bench.cold import ColdRow, kv_cache_mb, measure_cold
 from sia_local.bench.replay import Recorder
 from sia_local.bench.report import Goal, render, setting
-from sia_local.bench.run import Bench, BenchOptions
+from sia_local.bench.run import Bench
+from sia_local.bench.settings import BenchOptions
 from sia_local.bench.shapes import SHAPES, parse_shape, vocabulary
 from sia_local.bench.synthetic import ensure
 from sia_local.cli import main
-from sia_local.config import SiaConfig
+from sia_local.config import Setup, SiaConfig
 from sia_local.errors import ConfigError
 from sia_local.generation.sia import SIA
 from sia_local.llama.context import Context, ContextOptions
@@ -38,6 +39,7 @@ from sia_local.steering.gates import Moment, make_gate
 from sia_local.values.model import ValueModel
 
 KINDS = ("value", "lean", "adapter", "head")
+ONE = Setup(n_threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +148,7 @@ def test_the_calls_of_every_arm_replay_from_c(base: Path, values: tuple[Path, ..
     compiler = shutil.which("cc")
     if compiler is None or not (site / "include/llama.h").is_file():
         pytest.skip("no C compiler, or a llama-cpp-python without headers")
-    options = BenchOptions(base, values, tokens=(12,), depths=(8,), repetitions=1, n_threads=1, sequences=(1, 2))
+    options = BenchOptions(base, values, tokens=(12,), depths=(8,), repetitions=1, setup=ONE, sequences=(1, 2))
     with Bench(replace(options, traces=tmp_path / "traces")) as bench:
         bench.build()
         rows = [row for row in bench.measure() if row.arm != "llama-cpp-python generate"]
@@ -168,7 +170,7 @@ def test_the_calls_of_every_arm_replay_from_c(base: Path, values: tuple[Path, ..
 
 
 def test_arms_do_the_work_they_are_named_for(base: Path, values: tuple[Path, ...]) -> None:
-    options = BenchOptions(base, values, tokens=(20,), depths=(8,), repetitions=2, n_threads=1, sequences=(1, 2))
+    options = BenchOptions(base, values, tokens=(20,), depths=(8,), repetitions=2, setup=ONE, sequences=(1, 2))
     with Bench(options) as bench:
         bench.build()
         rows = bench.measure()
@@ -192,7 +194,7 @@ def test_arms_do_the_work_they_are_named_for(base: Path, values: tuple[Path, ...
 
 
 def test_reading_a_prompt_is_measured_afresh_each_time(base: Path) -> None:
-    options = BenchOptions(base, prompts=(24,), tokens=(0,), repetitions=1, n_threads=1)
+    options = BenchOptions(base, prompts=(24,), tokens=(0,), repetitions=1, setup=ONE)
     with Bench(options) as bench:
         bench.build()
         arm = next(a for a in bench.arms if isinstance(a, Arm))
@@ -206,7 +208,7 @@ def test_reading_a_prompt_is_measured_afresh_each_time(base: Path) -> None:
 
 def test_an_arm_that_cannot_be_loaded_does_not_lose_the_others(base: Path, folder: Path) -> None:
     stranger = ensure(replace(SHAPES["tiny"], name="wide", n_embd=512), "head", folder, n_threads=1)
-    options = BenchOptions(base, (stranger,), tokens=(4,), repetitions=1, n_threads=1)
+    options = BenchOptions(base, (stranger,), tokens=(4,), repetitions=1, setup=ONE)
     with Bench(options) as bench:
         bench.build()
         assert len(bench.failed) == 1 and "width 512" in bench.failed[0]
@@ -221,7 +223,6 @@ def test_an_arm_that_cannot_be_loaded_does_not_lose_the_others(base: Path, folde
         ({"repetitions": 0}, "at least 1"),
         ({"sequences": (0,)}, "sequences"),
         ({"k": (10, 1)}, "candidates"),
-        ({"type_v": "f13"}, "unknown KV cache type 'f13'"),
     ],
 )
 def test_options_are_checked(over: dict[str, Any], says: str) -> None:
@@ -229,8 +230,14 @@ def test_options_are_checked(over: dict[str, Any], says: str) -> None:
         BenchOptions(Path("x.gguf"), **over)
 
 
+def test_kv_cache_formats_are_checked_before_a_file_is_read() -> None:
+    for over, says in (({"type_v": "f13"}, "unknown KV cache type 'f13'"), ({"flash_attention": "no"}, "setting 'no'")):
+        with pytest.raises(ConfigError, match=says):
+            Setup(**over)  # type: ignore[arg-type]
+
+
 def test_fresh_processes_tell_time_and_memory(base: Path, values: tuple[Path, ...]) -> None:
-    options = BenchOptions(base, (values[2],), tokens=(8,), depths=(8,), n_threads=1, type_k="q8_0")
+    options = BenchOptions(base, (values[2],), tokens=(8,), depths=(8,), setup=Setup(n_threads=1, type_k="q8_0"))
     plain, adapter, help = measure_cold(options, 1)
     assert isinstance(plain, ColdRow) and plain.ours.seconds > 0 and plain.rival is not None
     assert help.rival is None and help.ours.seconds > 0
@@ -250,9 +257,9 @@ def test_the_rival_gets_the_same_kv_cache_and_attention() -> None:
     from sia_local.bench.rival import llama_options
 
     def flash(**over: Any) -> bool:
-        return bool(llama_options(BenchOptions(Path("x.gguf"), **over))["flash_attn"])
+        return bool(llama_options(BenchOptions(Path("x.gguf"), setup=Setup(**over)))["flash_attn"])
 
-    assert llama_options(BenchOptions(Path("x.gguf"), type_k="q8_0"))["type_k"] == 8
+    assert llama_options(BenchOptions(Path("x.gguf"), setup=Setup(type_k="q8_0")))["type_k"] == 8
     assert not flash() and flash(type_v="q8_0") and flash(n_gpu_layers=-1) and flash(flash_attention="on")
     assert not flash(n_gpu_layers=-1, flash_attention="off")
 
@@ -299,7 +306,7 @@ def test_a_goal_is_met_from_its_own_side() -> None:
 
 def test_without_arms_the_report_still_names_what_failed(base: Path) -> None:
     with Model(base) as model:
-        about = setting(BenchOptions(base, n_threads=1), model)
+        about = setting(BenchOptions(base, setup=ONE), model)
     assert "Not measured: x: y" in render("md", about, [], [], ["x: y"])
 
 

@@ -16,17 +16,19 @@ from sia_local.cli.resolve import config_from
 from sia_local.config import SamplingConfig, SiaConfig
 from sia_local.errors import ConfigError, DataError, NumericError
 from sia_local.evaluation.arms import Arm
-from sia_local.evaluation.calibrate import RATES, Task, calibrate
+from sia_local.evaluation.calibrate import RATES, calibrate
+from sia_local.evaluation.plan import Plan, Task
 from sia_local.evaluation.profile import Profile, find_profile
-from sia_local.evaluation.run import Plan, evaluate
+from sia_local.evaluation.run import evaluate
 from sia_local.evaluation.samples import Sample, SampleFile
 from sia_local.prompts import PromptItem
+from sia_local.records import Request
 
 PROMPTS = [PromptItem(str(i), "x" * i) for i in range(1, 41)]
 
 
 def task(**over: Any) -> Task:
-    return Task(PROMPTS, SiaConfig(k=5), **{"rate": 0.6, "max_tokens": 12, **over})
+    return Task(PROMPTS, Request("", SiaConfig(k=5), max_tokens=12), **{"rate": 0.6, **over})
 
 
 def run(what: Task, values: np.ndarray = VALUES, reward: Any = None) -> Profile:
@@ -36,7 +38,7 @@ def run(what: Task, values: np.ndarray = VALUES, reward: Any = None) -> Profile:
 def texts_of(folder: Path, arm: Arm) -> list[Sample]:
     """The texts that `eval` makes of an arm."""
     store = SampleFile(folder / "s.jsonl", {}, fresh=True)
-    plan = Plan(PROMPTS, [arm], SiaConfig(k=5), max_tokens=12)
+    plan = Plan(PROMPTS, [arm], Request("", SiaConfig(k=5), max_tokens=12))
     assert not evaluate(plan, lambda source: TableSIA(), store, GOOD).failed
     return store.of_arm(arm.key)
 
@@ -84,13 +86,13 @@ def test_goals_out_of_reach_are_refused() -> None:
 
 def test_a_profile_survives_its_file_and_gives_the_same_bytes(tmp_path: Path) -> None:
     config = SiaConfig(k=5, clip=(-0.5, 0.5), center=True, sampling=SamplingConfig(temperature=0.7))
-    made = calibrate(TableSIA(), Task(PROMPTS, config, 0.6, max_tokens=12), GOOD)
+    made = calibrate(TableSIA(), Task(PROMPTS, Request("", config, max_tokens=12), 0.6), GOOD)
     made.write(tmp_path / "a.profile.toml")
     read = Profile.read(tmp_path / "a.profile.toml")
     assert read == made
     used = SiaConfig(**{**read.config_fields(), "sampling": SamplingConfig(**read.sampling)})
     assert used.clip == (-0.5, 0.5) and used.center and used.sampling.temperature == 0.7 and used.gate == "entropy"
-    again = calibrate(TableSIA(), Task(PROMPTS, config, 0.6, max_tokens=12), GOOD)
+    again = calibrate(TableSIA(), Task(PROMPTS, Request("", config, max_tokens=12), 0.6), GOOD)
     again.write(tmp_path / "b.profile.toml")
     assert (tmp_path / "b.profile.toml").read_bytes() == (tmp_path / "a.profile.toml").read_bytes()
 

@@ -98,7 +98,7 @@ def scripted() -> Scripted:
 
 @pytest.fixture
 def session(scripted: Scripted) -> Session:
-    return Session(scripted, SiaConfig(beta=2.0))
+    return Session(scripted, Request("", SiaConfig(beta=2.0)))
 
 
 TRANSCRIPT = """\
@@ -220,7 +220,7 @@ def test_steering_needs_a_value_model_and_a_gate(session: Session, scripted: Scr
 def test_every_answer_and_retry_has_its_own_seed_and_the_retry_no_old_answer(
     session: Session, scripted: Scripted
 ) -> None:
-    session.seed = 7
+    session.request = replace(session.request, seed=7)
     read(session.ask("a"))
     read(session.retry())
     read(session.ask("b"))
@@ -260,7 +260,7 @@ def test_an_error_before_the_first_token_leaves_the_session_as_it_was() -> None:
 
 
 def test_the_oldest_turns_go_when_the_context_fills_and_the_system_prompt_stays() -> None:
-    session = Session(Scripted(), system="be kind", max_tokens=4)
+    session = Session(Scripted(), Request("", max_tokens=4), system="be kind")
     for word in "abc":
         assert read(session.ask(f"{word} " * 7)) == " the happy dog ."
     # 2 + 3 × (7 + 4) + 7 words and an answer of 4 are 46 tokens of 40.
@@ -357,14 +357,14 @@ def holds(tokens: Sequence[int], part: Sequence[int]) -> bool:
 def test_a_second_turn_encodes_only_what_is_new_in_both_models(base_gguf: Path, value_gguf: Path) -> None:
     config = SiaConfig(gate="dense")
     with SIA.load(base_gguf, value_gguf, setup=LOAD) as sia:
-        session = Session(sia, config, "be kind", max_tokens=20, seed=3)
+        session = Session(sia, Request("", config, max_tokens=20, seed=3), "be kind")
         read(session.ask("hello there"))
         engines = (sia.engine, source(sia, ValueModel).engine)
         held = [len(engine.slots[0].tokens) for engine in engines]
         ids = [s.token for s in session.steps]
         past = [engine.slots[0].n_past for engine in engines]
         before = decoded(sia)
-        session.max_tokens = 1
+        session.request = replace(session.request, max_tokens=1)
         read(session.ask("and then"))
         prompt = sia.prompt(session.messages[:-1]).tokens
         base, value = (after - b for after, b in zip(decoded(sia), before, strict=True))
@@ -415,7 +415,7 @@ def test_a_typed_control_token_is_text_and_ends_no_turn(base_gguf: Path) -> None
 def test_a_steered_chat_on_tiny_models_is_reproducible(base_gguf: Path, make_gguf: Callable[..., Path]) -> None:
     def run() -> list[str]:
         with SIA.load(base_gguf, make_gguf("lean", seed=1), setup=LOAD) as sia:
-            session = Session(sia, SiaConfig(threshold=0.5, beta=2.0), max_tokens=12, seed=5)
+            session = Session(sia, Request("", SiaConfig(threshold=0.5, beta=2.0), max_tokens=12, seed=5))
             return [read(session.ask(word)) for word in ("one", "two", "three")]
 
     assert run() == run()
@@ -435,7 +435,7 @@ def test_a_saved_chat_is_plain_json(session: Session, tmp_path: Path) -> None:
 
 def test_steering_by_words_and_back(base_gguf: Path, value_gguf: Path) -> None:
     with SIA.load(base_gguf, value_gguf, setup=LOAD) as sia:
-        session = Session(sia, SiaConfig(beta=1.5), max_tokens=6)
+        session = Session(sia, Request("", SiaConfig(beta=1.5), max_tokens=6))
         said = commands(session)
         before = sia.value
         assert said.run('/steer "in very simple words"').text.startswith(

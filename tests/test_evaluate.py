@@ -18,24 +18,26 @@ from sia_local import SIA
 from sia_local.cli import main
 from sia_local.config import SiaConfig
 from sia_local.errors import ConfigError, IncompatibleError
-from sia_local.evaluation.arms import Arm, make_arms
+from sia_local.evaluation.arms import Arm, Comparison
 from sia_local.evaluation.cost import equal_compute, value_rows
-from sia_local.evaluation.run import Outcome, Plan, Progress, evaluate
+from sia_local.evaluation.plan import Plan
+from sia_local.evaluation.run import Outcome, Progress, evaluate
 from sia_local.evaluation.samples import Sample, SampleFile
 from sia_local.evaluation.summary import summarise
 from sia_local.evaluation.tables import arm_cells, equal_compute_cells, equal_kl_cells, findings, markdown
 from sia_local.prompts import PromptItem
+from sia_local.records import Request
 from sia_local.values.sources import Guides
 
 Make = Callable[..., Path]
 
 
 def plan(*arms: Arm, prompts: list[PromptItem] = PROMPTS, **over: Any) -> Plan:
-    return Plan(prompts, [Arm("off"), *arms], SiaConfig(k=5), **{"max_tokens": 12, **over})
+    return Plan(prompts, [Arm("off"), *arms], Request("", SiaConfig(k=5), max_tokens=12), **over)
 
 
 def run(folder: Path, what: Plan, report: Callable[[Progress], None] = lambda p: None) -> tuple[SampleFile, Outcome]:
-    store = SampleFile(folder / "samples.jsonl", {"seed": what.seed})
+    store = SampleFile(folder / "samples.jsonl", {"seed": what.request.seed})
     try:
         return store, evaluate(what, lambda source: TableSIA(), store, GOOD, report=report)
     finally:
@@ -149,7 +151,7 @@ def test_the_summary_of_known_samples() -> None:
         for i, r, k, s in ((1, 0.2, 3.0, 10), (2, 1.4, 5.0, 30))
     ]
     best = [sample("bon-n2", i, n, reward=r) for i, n, r in ((1, 0, 0.0), (1, 1, 0.4), (2, 0, 1.2), (2, 1, 1.0))]
-    arms = make_arms(("dense", "sparse", "bon"), [0.2], [1, 2], [2])
+    arms = Comparison(("dense", "sparse", "bon"), (0.2,), (1, 2), best_of=(2,)).arms()
     prompts = [PromptItem("p1", "prompt 1"), PromptItem("p2", "prompt 2")]
     summary = summarise(
         [a for a in arms if not (a.best_of > 1 and a.steers) and a.key != "sparse-r0.2-b1"],
@@ -274,17 +276,17 @@ def test_only_prompts_that_every_arm_finished_are_compared() -> None:
 
 def test_arms_that_cannot_be_are_refused() -> None:
     for families, rates, betas, said in (
-        (["spare"], [0.2], [1], "unknown arm 'spare'"),
-        (["sparse"], [], [1], "no rate was given"),
-        (["dense"], [0.2], [], "no beta was given"),
-        (["sparse"], [1.5], [1], "has the rate 1.5"),
+        (("spare",), (0.2,), (1,), "unknown arm 'spare'"),
+        (("sparse",), (), (1,), "no rate was given"),
+        (("dense",), (0.2,), (), "no beta was given"),
+        (("sparse",), (1.5,), (1,), "has the rate 1.5"),
     ):
         with pytest.raises(ConfigError, match=said):
-            make_arms(families, rates, betas)
-    guides = make_arms(["guide"], [0.1, 0.25], [1], guide_betas=[10, 20])[1:]
+            Comparison(families, rates, betas).arms()
+    guides = Comparison(("guide",), (0.1, 0.25), (1,), guide_betas=(10, 20)).arms()[1:]
     assert [(arm.key, arm.source) for arm in guides] == [("guide-r0.25-b10", "guide"), ("guide-r0.25-b20", "guide")]
-    assert len({arm.key for arm in make_arms(best_of=(4, 8))}) == 1 + 16 + 4 + 16 + 2 + 4
-    both = make_arms(("sparse", "kl-budget", "bon"), best_of=(4, 8), picks=("reward", "value"))
+    assert len({arm.key for arm in Comparison(best_of=(4, 8)).arms()}) == 1 + 16 + 4 + 16 + 2 + 4
+    both = Comparison(("sparse", "kl-budget", "bon"), best_of=(4, 8), picks=("reward", "value")).arms()
     assert len({arm.key for arm in both}) == 1 + 16 + 3 + 2 * (2 + 4)
 
 

@@ -10,13 +10,13 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sia_local.config import BETA_UNITS, GATES, SamplingConfig, SiaConfig
+from sia_local.config import BETA_UNITS, GATES, SamplingConfig, SiaConfig, setting
 from sia_local.errors import ConfigError, ContextFullError, DataError
 from sia_local.workers import Executor, Here, Worker, silent
 
 from ..aside import file_mark
 from ..progress import Progress
-from ..settings import Machine, setting, settings_of
+from ..settings import Machine, settings_of
 from .outputs import Appender
 from .trajectories import Shard, Trajectory
 

@@ -7,11 +7,11 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from sia_local.config import setting
 from sia_local.errors import ConfigError, DataError
 from sia_local.rewards.load import Reward, load_reward
 
 from ..progress import Progress
-from ..settings import setting
 from .outputs import Appender
 from .trajectories import Shard, Trajectory, check_rewards, read_trajectories
 

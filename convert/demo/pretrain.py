@@ -18,10 +18,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sia_local.config import setting
 from sia_local.errors import ConfigError, DataError
 from sia_local.files import atomic_write
 
-from ..settings import setting
 from .corpus import END_OF_TEXT, IM_END, IM_START, Sources, check_sources, epoch, load_sources
 
 DATA, WORK, OUT = Path("../shared/data"), Path("build/base"), Path("build/base-hf")

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
+from sia_local.config import setting
 from sia_local.errors import IncompatibleError, ModelFileError
 from sia_local.llama import keys
 from sia_local.llama.embeddings import write_trailer
 
 from ..aside import aside, provenance_json
-from ..settings import check_choice, setting
+from ..settings import check_choice
 from .arch import block_of, gguf_name, reorder_rows
 from .checkpoint import Head, ValueCheckpoint
 from .gguf_io import KV, Tensor, encode, f32, read_gguf, text, u32, write_gguf

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sia_local.config import setting
 from sia_local.errors import ConfigError, DataError
 
 from ..data.examples import Reader
 from ..data.trajectories import Trajectory
 from ..progress import Progress
-from ..settings import Machine, setting
+from ..settings import Machine
 
 if TYPE_CHECKING:
     from sia_local import SIA

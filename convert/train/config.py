@@ -8,9 +8,10 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sia_local.config import setting
 from sia_local.errors import ConfigError, DataError
 
-from ..settings import check_choice, setting
+from ..settings import check_choice
 
 LOSSES = ("trajectory-mean", "per-token", "td-lambda")
 PLACEMENTS = ("separate", "adapter", "head")

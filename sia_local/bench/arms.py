@@ -21,7 +21,7 @@ from ..values.model import ValueModel
 from .replay import Recorder
 
 if TYPE_CHECKING:
-    from .run import BenchOptions
+    from .settings import BenchOptions
 
 RIVAL = "llama-cpp-python"
 UNSTEERED = "unsteered"

@@ -26,7 +26,7 @@ from ..llama.gguf import GgufMetadata
 from ..llama.keys import KIND, LAYOUT
 
 if TYPE_CHECKING:
-    from .run import BenchOptions
+    from .settings import BenchOptions
 
 _CELLS = 256  # llama.cpp rounds the cells of a KV cache up to a multiple of this
 
@@ -89,7 +89,7 @@ def measure_cold(options: BenchOptions, n: int) -> list[ColdRow]:
     `options`. `added_mb` is memory over the unsteered process."""
     from .rival import STARTUP_SCRIPT, llama_options
 
-    model = options.model
+    model, setup = options.model, options.setup
 
     def rival(*paths: Path) -> Cold:
         command = [sys.executable, "-c", STARTUP_SCRIPT, json.dumps(llama_options(options))]
@@ -98,9 +98,14 @@ def measure_cold(options: BenchOptions, n: int) -> list[ColdRow]:
     def ours(value: Path | None) -> Cold:
         command = [sys.executable, "-m", "sia_local", "generate", "-p", "Hello", "--raw", "-n", "1"]
         command += ["-m", str(model), "-v", str(value or "none"), "--gate", "dense" if value else "off"]
-        command += ["--ctx", str(options.n_ctx), "--threads", str(options.threads)]
-        command += ["--n-gpu-layers", str(options.n_gpu_layers), "--flash-attention", options.flash_attention]
-        return repeat([*command, "--kv-type-k", options.type_k, "--kv-type-v", options.type_v], n)
+        command += ["--ctx", str(setup.n_ctx), "--threads", str(options.threads)]
+        command += [
+            "--n-gpu-layers",
+            str(setup.n_gpu_layers),
+            "--flash-attention",
+            setup.flash_attention,
+        ]
+        return repeat([*command, "--kv-type-k", setup.type_k, "--kv-type-v", setup.type_v], n)
 
     plain = ours(None)
     alone = rival(model)
@@ -112,8 +117,8 @@ def measure_cold(options: BenchOptions, n: int) -> list[ColdRow]:
         added = None if cold.peak_mb is None or plain.peak_mb is None else cold.peak_mb - plain.peak_mb
         expected = None
         if kind == "value-adapter":
-            cells = options.n_ctx + DEFAULT_CANDIDATES
-            expected = value.stat().st_size / 1e6 + kv_cache_mb(model, cells, options.type_k, options.type_v)
+            cells = setup.n_ctx + DEFAULT_CANDIDATES
+            expected = value.stat().st_size / 1e6 + kv_cache_mb(model, cells, setup.type_k, setup.type_v)
         same_files = rival(model, value) if (kind, layout) == ("value", "merged") else None
         rows.append(ColdRow(value.name, cold, same_files, added, expected))
     return [*rows, ColdRow("sia-local --help", repeat([sys.executable, "-m", "sia_local", "--help"], n), None)]

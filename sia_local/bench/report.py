@@ -17,7 +17,7 @@ from ..llama.model import Model
 from .arms import RIVAL, UNSTEERED, Row
 from .cold import ColdRow
 from .machine import cpu_name
-from .run import BenchOptions
+from .settings import BenchOptions
 
 FORMATS = ("md", "csv", "json", "jsonl")
 
@@ -55,10 +55,10 @@ def setting(options: BenchOptions, model: Model) -> dict[str, Any]:
         "model_file": options.model.name,
         "model_mb": model.size_bytes / 1e6,
         "threads": options.threads,
-        "n_gpu_layers": options.n_gpu_layers,
-        "type_k": options.type_k,
-        "type_v": options.type_v,
-        "flash_attention": options.flash_attention,
+        "n_gpu_layers": options.setup.n_gpu_layers,
+        "type_k": options.setup.type_k,
+        "type_v": options.setup.type_v,
+        "flash_attention": options.setup.flash_attention,
         "repetitions": options.repetitions,
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }

@@ -16,7 +16,7 @@ from llama_cpp import Llama
 from ..llama.context import KV_TYPES
 
 if TYPE_CHECKING:
-    from .run import BenchOptions
+    from .settings import BenchOptions
 
 # Prints nothing; loads what it is given and samples one token of the first: the start-up to compare with.
 STARTUP_SCRIPT = """
@@ -31,17 +31,18 @@ next(loaded[0].generate(tokens, top_k=10, top_p=1.0, min_p=0.0, temp=1.0))
 
 def llama_options(options: BenchOptions) -> dict[str, Any]:
     """Arguments of `Llama` that mean the same as the benchmark's own."""
-    quantized = options.type_v not in ("f16", "f32")
+    setup = options.setup
+    quantized = setup.type_v not in ("f16", "f32")
     return {
-        "n_ctx": options.n_ctx,
+        "n_ctx": setup.n_ctx,
         "n_batch": 512,
         "n_threads": options.threads,
         "n_threads_batch": options.threads,
-        "n_gpu_layers": options.n_gpu_layers,
-        "type_k": KV_TYPES[options.type_k],
-        "type_v": KV_TYPES[options.type_v],
+        "n_gpu_layers": setup.n_gpu_layers,
+        "type_k": KV_TYPES[setup.type_k],
+        "type_v": KV_TYPES[setup.type_v],
         # `Llama` knows no `auto`.
-        "flash_attn": {"on": True, "off": False}.get(options.flash_attention, quantized or options.n_gpu_layers != 0),
+        "flash_attn": {"on": True, "off": False}.get(setup.flash_attention, quantized or setup.n_gpu_layers != 0),
     }
 
 

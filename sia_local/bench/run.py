@@ -12,85 +12,18 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from ..config import DEFAULT_CANDIDATES, DEFAULT_HEAD_CANDIDATES, Setup, SiaConfig
-from ..errors import ConfigError, SiaError
+from ..config import DEFAULT_CANDIDATES, DEFAULT_HEAD_CANDIDATES, SiaConfig
+from ..errors import SiaError
 from ..generation.sia import SIA
-from ..llama.context import ContextOptions
 from ..llama.keys import QHEAD_KIND
-from ..llama.library import default_threads
 from ..llama.model import Model
 from ..values.sources import AnyFile, read_value_file
 from .arms import RIVAL, UNSTEERED, Arm, RivalArm, Row, Workload
-
-
-@dataclass(frozen=True)
-class BenchOptions:
-    """What is measured.
-
-    prompts, tokens, depths: token counts as llama-bench's -p, -n and -d (0 leaves a test out). rates: shares of
-    junctions. sequences: how many texts at once. k: candidates (none: 10, and 4 for a head); min_share and
-    row_group as in SiaConfig. repetitions: runs of every arm after one warm-up. floors: in how many of them the
-    floor is measured. traces: a folder for what every arm asks of llama.cpp, for examples/floor.c.
-    """
-
-    model: Path
-    values: tuple[Path, ...] = ()
-    prompts: tuple[int, ...] = (0,)
-    tokens: tuple[int, ...] = (64,)
-    depths: tuple[int, ...] = (64,)
-    rates: tuple[float, ...] = (0.2,)
-    sequences: tuple[int, ...] = (1,)
-    k: tuple[int, ...] = ()
-    min_share: float = 0.0
-    row_group: int = 1
-    repetitions: int = 5
-    dense: bool = True
-    n_threads: int = 0
-    n_gpu_layers: int = 0
-    type_k: str = "f16"
-    type_v: str = "f16"
-    flash_attention: str = "auto"
-    floors: int = 2
-    traces: Path | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name, least in (("prompts", 0), ("tokens", 0), ("depths", 0), ("sequences", 1)):
-            if any(n < least for n in getattr(self, name)):
-                raise ConfigError(f"{name} is {getattr(self, name)}; expected numbers of at least {least}")
-        if not any((*self.prompts, *self.tokens)):
-            raise ConfigError("neither prompt tokens (-p) nor generated tokens (-n) are asked for; give one of them")
-        if any(not 0 <= rate <= 1 for rate in self.rates):
-            raise ConfigError(f"rates are {self.rates}; expected shares from 0 to 1, such as 0.2")
-        if self.repetitions < 1:
-            raise ConfigError(f"repetitions is {self.repetitions}; expected at least 1")
-        if any(not 2 <= k <= 255 for k in self.k):
-            raise ConfigError(f"k is {self.k}; expected 2 to 255 candidates")
-        ContextOptions(type_k=self.type_k, type_v=self.type_v, flash_attention=self.flash_attention)
-
-    @property
-    def n_ctx(self) -> int:
-        longest = [*self.prompts, *(max(1, d) + n for d in self.depths for n in self.tokens)]
-        return max(longest) + 64
-
-    @property
-    def setup(self) -> Setup:
-        return Setup(
-            n_ctx=self.n_ctx,
-            n_threads=self.threads,
-            n_gpu_layers=self.n_gpu_layers,
-            type_k=self.type_k,
-            type_v=self.type_v,
-            flash_attention=self.flash_attention,
-        )
-
-    @property
-    def threads(self) -> int:
-        return self.n_threads or default_threads()
+from .settings import BenchOptions
 
 
 class Bench:
@@ -100,7 +33,7 @@ class Bench:
         self.options, self._say = options, say
         self.failed: list[str] = []
         self._loaded: list[SIA] = []
-        self.model = Model(options.model, n_gpu_layers=options.n_gpu_layers)
+        self.model = Model(options.model, n_gpu_layers=options.setup.n_gpu_layers)
         self.arms: list[Arm | RivalArm] = []
 
     def __enter__(self) -> Bench:

@@ -48,16 +48,14 @@ class Totals(Tally):
 
 @dataclass
 class Session:
-    """turns: user and assistant messages in order. steps: the last answer's, with candidates; answered: the
-    configuration it was made with. seed: of the first answer; every further one, a retry too, takes the next.
-    steering: `/sia on|off`. written: the last answer as it was, or is being, written."""
+    """request: what every answer asks for; the prompt is made of the turns, the seed is the first answer's, and every
+    further one, a retry too, takes the next. turns: user and assistant messages in order. steps: of the last answer,
+    with candidates; answered: the configuration it was made with. steering: `/sia on|off`. written: the last answer as
+    it was, or is being, written."""
 
     sia: Writer
-    config: SiaConfig = field(default_factory=SiaConfig)
+    request: Request = field(default_factory=lambda: Request(""))
     system: str | None = None
-    max_tokens: int = 256
-    seed: int = 0
-    stop: tuple[str, ...] = ()
     steering: bool = True
     turns: list[Message] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
@@ -67,6 +65,15 @@ class Session:
     words: str | None = None
     _drawn: int = 0
     _before: tuple[SiaConfig, bool, Source | None] | None = None
+
+    @property
+    def config(self) -> SiaConfig:
+        """How answers are steered while steering is on."""
+        return self.request.config
+
+    @config.setter
+    def config(self, config: SiaConfig) -> None:
+        self.request = replace(self.request, config=config)
 
     @property
     def active(self) -> SiaConfig:
@@ -105,7 +112,7 @@ class Session:
 
     def _answer(self, turns: list[Message]) -> Answer:
         before, self.turns = self.turns, turns
-        seed = self.seed + self._drawn
+        seed = self.request.seed + self._drawn
         self._drawn += 1
         self.steps, self.answered = [], self.active
         self.written = None
@@ -113,7 +120,8 @@ class Session:
             prompt, dropped = self._fitting_prompt()
             if dropped:
                 yield Notice(_dropped_sentence(dropped))
-            written = self.sia.write(Request(prompt, self.answered, self.max_tokens, seed, self.stop, trace=True))
+            asked = replace(self.request, prompt=prompt, config=self.answered, seed=seed, trace=True)
+            written = self.sia.write(asked)
             self.written = written
             for step in written:
                 self.steps.append(step)
@@ -155,7 +163,7 @@ class Session:
 
     def _fitting_prompt(self) -> tuple[Prompt, int]:
         """The prompt, and how many of the oldest turns had to go so that an answer fits behind it."""
-        room = min(self.max_tokens, self.sia.n_ctx // 4)
+        room = min(self.request.max_tokens, self.sia.n_ctx // 4)
         dropped = 0
         while True:
             last = len(self.turns) == 1

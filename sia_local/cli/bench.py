@@ -8,11 +8,16 @@ from typing import Any
 
 import click
 
+from ..bench.settings import BenchOptions
+from ..config import Setup
 from ..errors import ConfigError
-from .options import numbers
-from .resolve import model_paths
+from .from_dataclass import build, options_for
+from .options import setup_options
+from .resolve import loading_from, model_paths
 
 FORMATS = ("md", "csv", "json", "jsonl")
+# The names that llama-bench has for them.
+SHORT = {"n_threads": {"option": ("-t", "--threads")}, "n_gpu_layers": {"option": ("-ngl", "--n-gpu-layers")}}
 PLACEMENTS = ("separate", "lean", "quarter", "quarter-lean", "adapter", "head", "q-head")
 
 
@@ -29,24 +34,10 @@ PLACEMENTS = ("separate", "lean", "quarter", "quarter-lean", "adapter", "head", 
     show_default=True,
     help="Value models written with --synthetic; `none` for none.",
 )
-@click.option("-p", "prompts", default="0", callback=numbers(int), help="Prompt tokens to read.  [default: 0, off]")
-@click.option("-n", "tokens", default="64", callback=numbers(int), show_default=True, help="Tokens to generate.")
-@click.option("-d", "depths", default="64", callback=numbers(int), show_default=True, help="Tokens read before them.")
-@click.option("-r", "repetitions", default=5, show_default=True, help="Repetitions, after one warm-up.")
+@options_for(BenchOptions, without=("setup",))
+@setup_options(without=("n_ctx", "slots", "overlap_prompts"), overrides=SHORT)
 @click.option("-o", "form", default="md", show_default=True, metavar="|".join(FORMATS), help="Output format.")
-@click.option("--rate", "rates", default="0.2", callback=numbers(float), show_default=True, help="Steered shares.")
-@click.option("-s", "--sequences", default="1", callback=numbers(int), show_default=True, help="Texts at once.")
-@click.option("-k", "--candidates", "k", default="", callback=numbers(int),
-              help="Candidates at a junction.  [default: 10; 4 for a head]")  # fmt: skip
-@click.option("--min-share", default=0.0, help="Score only candidates this likely, relative to the best.")
-@click.option("--row-group", default=1, help="Fill scored candidates up to a multiple of this.")
-@click.option("--dense/--no-dense", default=True, show_default=True, help="Also measure steering at every token.")
 @click.option("--startup", default=3, show_default=True, help="Fresh processes for start-up and memory, 0 for none.")
-@click.option("--traces", type=click.Path(path_type=Path), help="Folder for the calls of every arm (examples/floor.c).")
-@click.option("-t", "--threads", type=click.IntRange(min=0), default=0, help="CPU threads.  [default: one a core]")
-@click.option("-ngl", "--n-gpu-layers", type=int, default=0, help="Layers on the GPU, -1 for all.  [default: 0]")
-@click.option("--kv-type", default="f16", show_default=True, help="KV cache format: f32, f16, q8_0, …")
-@click.option("--flash-attention", default="auto", show_default=True, metavar="auto|on|off", help="As in generate.")
 def bench(**options: Any) -> None:
     """Measure speed and memory, steered and unsteered.
 
@@ -61,33 +52,10 @@ def bench(**options: Any) -> None:
 
     from ..bench.cold import measure_cold
     from ..bench.report import render, setting
-    from ..bench.run import Bench, BenchOptions
+    from ..bench.run import Bench
 
-    asked = BenchOptions(
-        model=model,
-        values=tuple(values),
-        type_k=options["kv_type"],
-        type_v=options["kv_type"],
-        **{
-            name: options[name]
-            for name in (
-                "prompts",
-                "tokens",
-                "depths",
-                "rates",
-                "sequences",
-                "k",
-                "min_share",
-                "row_group",
-                "repetitions",
-                "dense",
-            )
-        },
-        n_threads=options["threads"],
-        n_gpu_layers=options["n_gpu_layers"],
-        flash_attention=options["flash_attention"],
-        traces=options["traces"],
-    )
+    setup = loading_from(options, Setup())
+    asked = build(BenchOptions, dict(options), model=model, values=tuple(values), setup=setup)
     cold = []
     if options["startup"] > 0:
         _say("start-up and memory, in fresh processes")
@@ -121,8 +89,8 @@ def _files(options: dict[str, Any]) -> tuple[Path, list[Path]]:
     for name in wanted:
         size = f"{shape}/4" if name.startswith("quarter") else shape
         kind = {"separate": "value", "quarter": "value", "quarter-lean": "lean", "q-head": "qhead"}.get(name, name)
-        values.append(ensure(size, kind, folder, n_threads=options["threads"] or 2, say=_say))
-    return ensure(shape, "base", folder, n_threads=options["threads"] or 2, say=_say), values
+        values.append(ensure(size, kind, folder, n_threads=options["n_threads"] or 2, say=_say))
+    return ensure(shape, "base", folder, n_threads=options["n_threads"] or 2, say=_say), values
 
 
 def _say(sentence: str) -> None:

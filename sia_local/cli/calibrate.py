@@ -9,28 +9,23 @@ from typing import Any
 import click
 
 from ..errors import ConfigError
+from ..evaluation.plan import USUAL, Task
 from ..shipped import STORY
-from .many import read_items, sized_context
-from .options import candidate_options, model_options, text_options
-from .resolve import config_from, known_from, load_from, model_paths, stops_from
+from .from_dataclass import build, options_for
+from .many import SETUP, SIZED, read_items, sized_context
+from .options import STEERING, model_options
+from .resolve import config_from, known_from, load_from, loading_from, model_paths, request_from
 
 
 @click.command()
-@model_options
+@model_options(SETUP, SIZED)
 @click.option("--prompts", type=click.Path(), help="JSON, JSONL, CSV or text.  [default: the model's own]")
 @click.option(
     "--limit", type=click.IntRange(min=1), default=64, show_default=True, help="Only the first so many prompts."
 )
-@click.option("--rate", type=float, default=0.2, show_default=True, help="Share of tokens to steer.")
-@click.option("--kl-per-token", type=float, help="Nats a token that steering may spend on average.  [default: 0.05]")
-@click.option("--reward-per-kl", type=float, help="Stop where another nat a text buys less than this; needs --reward.")
+@options_for(Task)
 @click.option("--reward", help="What to report or weigh: vader, plain, package.module:name, …")
-@click.option("-n", "--max-tokens", type=click.IntRange(min=1), default=80, show_default=True, help="Longest text.")
-@click.option("--slots", type=click.IntRange(min=1), default=8, show_default=True, help="Texts in one decode.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Same seed, same profile.")
-@candidate_options
-@text_options
-@click.option("--raw", is_flag=True, help="Continue prompts as they stand, without chat template.")
+@options_for(USUAL, without=(*STEERING, "beta_unit"))
 @click.option("-o", "--out", metavar="NAME|FILE.toml", help="The profile.  [default: beside the value model]")
 def calibrate(**options: Any) -> None:
     """Choose threshold and beta for a base and a value model.
@@ -39,6 +34,7 @@ def calibrate(**options: Any) -> None:
     that is still worth its KL), and writes both to a small file. `generate`, `chat` and `eval` use it with --profile.
     """
     config = config_from(options | {"rate": None, "kl_per_token": None}, {})
+    request, setup = request_from(options, config, USUAL), loading_from(options, SETUP)
     base, values = model_paths(options)
     if not values:
         raise ConfigError("no value model was given; give one with -v value.gguf, or guides with --guide-plus")
@@ -48,28 +44,17 @@ def calibrate(**options: Any) -> None:
     # Not the prompts of `eval`: what is measured there should not have been tuned on.
     items = read_items(options["prompts"], model.training, options["limit"])
 
-    from ..evaluation.calibrate import Task
     from ..evaluation.calibrate import calibrate as run
     from ..rewards.load import load_reward
     from .terminal import notice
 
-    task = Task(
-        prompts=items,
-        config=config,
-        rate=options["rate"],
-        kl_per_token=options["kl_per_token"],
-        reward_per_kl=options["reward_per_kl"],
-        max_tokens=options["max_tokens"],
-        seed=options["seed"],
-        raw=options["raw"],
-        stop=stops_from(options),
-    )
+    task = build(Task, dict(options), prompts=items, request=request)
     usual = model.reward if task.reward_per_kl is not None and known_from(options) is not None else None
     reward = load_reward(named) if (named := options["reward"] or usual) else None
     if task.reward_per_kl is not None and reward is None:
         raise ConfigError("--reward-per-kl was given without --reward; give the reward that is to be weighed")
-    ctx = sized_context(options, items, options["max_tokens"])
-    with load_from({**options, "ctx": ctx}, config, options["slots"]) as sia:
+    ctx = sized_context(options, items, request.max_tokens)
+    with load_from({**options, "n_ctx": ctx}, config, setup) as sia:
         assert sia.value is not None
         profile = replace(run(sia, task, reward, notice), model=base.name, value=file.name if file else None)
     profile.write(path)

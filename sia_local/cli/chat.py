@@ -16,8 +16,10 @@ import click
 
 from ..config import SiaConfig
 from ..errors import ConfigError, IncompatibleError, SiaError
-from .options import model_options, sampling_options, steering_options
-from .resolve import config_from, known_from, seed_from, stops_from
+from ..records import Request
+from .from_dataclass import options_for
+from .options import model_options, preset_options
+from .resolve import config_from, drawn_seed, known_from, request_from
 from .ways import spread_notice, way_options, writer_from
 
 if TYPE_CHECKING:
@@ -36,9 +38,9 @@ HISTORY_LINES = 1000
 @click.option("--url", metavar="URL", help="Talk to this OpenAI-compatible server instead, such as `sia-local serve`.")
 @click.option("--api-key", envvar="SIA_API_KEY", help="Key for the server at --url.")
 @click.option("--load", "saved", type=click.Path(), help="Continue a chat written by /save.")
-@model_options
-@steering_options
-@sampling_options
+@model_options(without=("slots",))
+@preset_options
+@options_for(Request, overrides={"seed": {"show": "drawn"}}, without=("raw",))
 @way_options
 def chat(**options: Any) -> None:
     """Chat with a steered model.
@@ -46,8 +48,8 @@ def chat(**options: Any) -> None:
     Steered words are marked as they appear; /why says what steering did, /help lists the commands. Messages can
     be piped in, one a line.
     """
-    stop, seed = stops_from(options), seed_from(options)
-    sia, config = _writer(options)
+    sia, request = _writer(options)
+    config = request.config
     from ..chat.commands import Commands
     from ..chat.session import Session
     from ..views.trace import token_text
@@ -60,9 +62,7 @@ def chat(**options: Any) -> None:
                 "or `sia-local generate --raw`"
             )
         steered = sia.value is not None
-        session = Session(
-            sia, config, options["system"], options["max_tokens"], seed, stop, steering=steered and config.gate != "off"
-        )
+        session = Session(sia, request, options["system"], steering=steered and config.gate != "off")
         base, value = sia.model.path.name, sia.value.name if sia.value is not None else None
         style = Style.of_terminal()
         about = {"model": base, "value": value}
@@ -78,18 +78,19 @@ def chat(**options: Any) -> None:
         _talk(session, commands.run, Terminal(session, writer(), style))
 
 
-def _writer(options: dict[str, Any]) -> tuple[Writer, SiaConfig]:
+def _writer(options: dict[str, Any]) -> tuple[Writer, Request]:
     """What answers: the models that options name, or a server, whose own settings are then the defaults."""
+    usual = Request("", seed=drawn_seed())
     if options["url"] is None:
-        config = config_from(options)
-        return writer_from(options, config), config
+        request = request_from(options, config_from(options), usual)
+        return writer_from(options, request), request
     if options.get("model") or options.get("value"):
         raise ConfigError("--url was given with models; the server has its own, leave -m and -v out")
     from ..chat.remote import Remote
 
     remote = Remote(options["url"], options["api_key"])
     start = {f.name: getattr(remote.config, f.name) for f in fields(SiaConfig) if f.name != "sampling"}
-    return remote, config_from(options, start)
+    return remote, request_from(options, config_from(options, start), usual)
 
 
 def _welcome(style: Style, model: KnownModel | None, steered: bool) -> str:

@@ -3,105 +3,48 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..config import BETA_UNITS
+from ..config import Setup, SiaConfig
 from ..errors import ConfigError
-from ..evaluation.arms import (
-    DEFAULT_BEST_OF,
-    DEFAULT_BETAS,
-    DEFAULT_KL_BUDGETS,
-    DEFAULT_RATES,
-    FAMILIES,
-    PICKS,
-    USUAL_RATE,
-    Arm,
-    make_arms,
-)
+from ..evaluation.arms import USUAL_RATE, Arm, Comparison
+from ..evaluation.plan import USUAL, Plan
+from ..records import Request
 from ..shipped import STORY
 from .eval_sources import NO_GUIDES, check_spreads, fix_files, kinds_of, only
-from .many import ProgressLine, command_line, read_items, sized_context
-from .options import candidate_options, model_options, numbers, profile_option, text_options
-from .resolve import config_from, known_from, load_from, model_paths, profile_from, stops_from
+from .from_dataclass import build, list_of, options_for
+from .many import SETUP, SIZED, ProgressLine, command_line, read_items, sized_context
+from .options import STEERING, model_options, profile_option
+from .resolve import config_from, known_from, load_from, loading_from, model_paths, profile_from, request_from
 
 if TYPE_CHECKING:
-    from ..config import SiaConfig
+    from ..evaluation.run import Outcome
     from ..generation.sia import SIA
     from ..rewards.load import Reward
 
-STANDARD = ("off", "sparse", "dense", "random", "bon")
 FEW_PROMPTS = 30
-
-
-def _list(values: tuple[float, ...]) -> str:
-    return ",".join(f"{value:g}" for value in values)
+# Strengths suit any value model when they count in its spreads.
+EACH = replace(USUAL, config=SiaConfig(beta_unit="spread"))
+BETA_UNIT = {"beta_unit": {"help": "Count betas in spreads of the value model, or raw."}}
 
 
 @click.command("eval")
-@model_options
+@model_options(SETUP, SIZED)
 @click.option("--prompts", type=click.Path(), help="JSON, JSONL, CSV or text.  [default: the model's own]")
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first so many prompts.")
-@click.option(
-    "--arms",
-    metavar="LIST",
-    callback=numbers(str),
-    help=f"Of {','.join(FAMILIES[:-1])}.  [default: all but kl-budget, guide and profile where given]",
-)
-@click.option(
-    "--rates", default=_list(DEFAULT_RATES), callback=numbers(float), show_default=True, help="Shares of tokens."
-)
-@click.option("--betas", default=_list(DEFAULT_BETAS), callback=numbers(float), show_default=True, help="Strengths.")
-@click.option(
-    "--beta-unit",
-    metavar="|".join(BETA_UNITS),
-    default="spread",
-    show_default=True,
-    help="Count betas in spreads of the value model, or raw.",
-)
-@click.option(
-    "--guide-betas",
-    "betas_of_guides",
-    callback=numbers(float),
-    help="Strengths of guides, raw.  [default: those of --betas]",
-)
-@click.option(
-    "--kl-budgets",
-    default=_list(DEFAULT_KL_BUDGETS),
-    callback=numbers(float),
-    show_default=True,
-    help="For the arm kl-budget, nats a token; beta is the highest of --betas, lowered where needed.",
-)
-@click.option(
-    "--best-of",
-    default=_list(DEFAULT_BEST_OF),
-    callback=numbers(int),
-    show_default=True,
-    help="Best-of-N; the first N also over the sparse arm near 20 %.",
-)
-@click.option(
-    "--best-of-by",
-    metavar="LIST",
-    default=PICKS[0],
-    callback=numbers(str),
-    show_default=True,
-    help=f"What picks the best: {' or '.join(PICKS)}, or both as arms of their own.",
-)
+@options_for(Comparison)
 @click.option("--reward", help="vader, plain, package.module:name, …  [default: the model's own, or vader]")
 @click.option("--judge", help="Second judge, a reward or .npz, or `none`.  [default: the model's own, or polarity]")
-@click.option("--samples", type=click.IntRange(min=1), default=1, show_default=True, help="Texts a prompt.")
-@click.option("-n", "--max-tokens", type=click.IntRange(min=1), default=80, show_default=True, help="Longest text.")
-@click.option("--slots", type=click.IntRange(min=1), default=8, show_default=True, help="Texts in one decode.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Same seed, same texts.")
-@candidate_options
-@text_options
+@options_for(Plan)
+@options_for(EACH, without=STEERING, overrides=BETA_UNIT)
 @profile_option
-@click.option("--raw", is_flag=True, help="Continue prompts as they stand, without chat template.")
 @click.option("--out", type=click.Path(), default="eval", show_default=True, help="Folder for samples and results.")
 @click.option("--fresh", is_flag=True, help="Forget the samples that the folder holds.")
-@click.option("--at-kl", callback=numbers(float), help="Compare at these KLs, nats a text.  [default: dense's]")
+@click.option("--at-kl", callback=list_of(float), help="Compare at these KLs, nats a text.  [default: dense's]")
 @click.option("--alpaca", type=click.Path(), metavar="FILE.json", help="Write an arm's texts for AlpacaEval's judge.")
 @click.option("--alpaca-arm", metavar="ARM", help="Which arm that is.  [default: sparse near 20 %, beta near 1]")
 @click.option("--no-report", is_flag=True, help="No report.html.")
@@ -116,17 +59,20 @@ def eval(**options: Any) -> None:
     """
     model = known_from(options) or STORY
     options["reward"] = options["reward"] or model.reward
+    options["beta_unit"] = options["beta_unit"] or EACH.config.beta_unit
     profile = profile_from(options)
     start = profile.config_fields() if profile is not None else {}
     config = config_from({**options, "beta": 1.0}, {**start, "gate": "entropy"})
+    request, setup = request_from(options, config, EACH), loading_from(options, SETUP)
     arms = _arms(options, config_from({**options, "beta_unit": None}, start) if profile is not None else None)
     items = read_items(options["prompts"], model.prompts, options["limit"])
+    plan = build(Plan, dict(options), prompts=items, arms=arms, request=request)
     alpaca = _alpaca_arm(options, arms)
     reward, judge = _rewards(options, model.judge)
     check_spreads(options, arms)
 
     from ..evaluation.outputs import SAMPLES, write_outputs
-    from ..evaluation.run import Plan, evaluate
+    from ..evaluation.run import evaluate
     from ..evaluation.samples import SampleFile
     from ..evaluation.summary import summarise, write_alpaca
     from ..evaluation.tables import tables
@@ -134,23 +80,13 @@ def eval(**options: Any) -> None:
 
     if len(items) < FEW_PROMPTS:
         notice(f"only {len(items)} prompts: the intervals will say little; use at least {FEW_PROMPTS}, better 200")
-    plan = Plan(
-        prompts=items,
-        arms=arms,
-        config=config,
-        max_tokens=options["max_tokens"],
-        samples=options["samples"],
-        seed=options["seed"],
-        raw=options["raw"],
-        stop=stops_from(options),
-    )
     folder = Path(options["out"])
-    store = SampleFile(folder / SAMPLES, _settings(options, config), options["fresh"])
+    store = SampleFile(folder / SAMPLES, _settings(options, request), options["fresh"])
     line = ProgressLine()
 
     def load(source: str) -> SIA:
-        ctx = sized_context(options, items, options["max_tokens"])
-        return load_from({**only(options, source), "ctx": ctx}, config, options["slots"])
+        ctx = sized_context(options, items, request.max_tokens)
+        return load_from({**only(options, source), "n_ctx": ctx}, config, setup)
 
     try:
         fix_files(options, arms, store)
@@ -162,8 +98,8 @@ def eval(**options: Any) -> None:
         notice(f"stopped; {len(store.samples)} texts are kept in {folder}, the same command goes on from there")
         raise SystemExit(130)
     samples = plan.texts_of(store.samples.values())
-    meta, kinds = _meta(options, reward, judge, outcome), kinds_of(options, arms)
-    summary = summarise(arms, items, samples, meta, outcome.failed, options["at_kl"], kinds)
+    meta, kinds = _meta(options, plan, reward, judge, outcome), kinds_of(options, arms)
+    summary = summarise(arms, items, samples, meta, outcome.failed, options["at_kl"] or (), kinds)
     if summary["rows"]:
         click.echo(tables(summary))
     written = write_outputs(folder, summary, samples, not options["no_report"])
@@ -180,21 +116,14 @@ def eval(**options: Any) -> None:
 def _arms(options: dict[str, Any], profile: SiaConfig | None) -> list[Arm]:
     """The arms asked for; by default all that the models and options at hand allow."""
     guided = bool(options["guide_plus"])
-    families = options["arms"]
     valued = bool(model_paths({**options, **NO_GUIDES})[1])
-    if not families:
-        families = [f for f in STANDARD if valued or f in ("off", "bon")] + ["guide"] * guided
-    elif "guide" in families and not guided:
+    compared = build(Comparison, dict(options))
+    if not options["families"]:
+        usual = [f for f in Comparison().families if valued or f in ("off", "bon")] + ["guide"] * guided
+        compared = replace(compared, families=tuple(usual))
+    elif "guide" in compared.families and not guided:
         raise ConfigError("the arm 'guide' has no model; give one with --guide-plus")
-    arms = make_arms(
-        families,
-        options["rates"],
-        options["betas"],
-        options["best_of"],
-        options["betas_of_guides"],
-        options["kl_budgets"],
-        options["best_of_by"],
-    )
+    arms = compared.arms()
     if profile is not None:
         arms.append(Arm("profile", beta=profile.beta, config=profile))
     if steered := [arm.family for arm in arms if arm.steers and arm.source == "value" and not valued]:
@@ -234,23 +163,31 @@ def _rewards(options: dict[str, Any], usual: str) -> tuple[Reward, Reward | None
     return reward, load_reward(f"polarity:{judge}" if judge.endswith(".npz") else judge)
 
 
-def _settings(options: dict[str, Any], config: SiaConfig) -> dict[str, Any]:
+def _settings(options: dict[str, Any], request: Request) -> dict[str, Any]:
     """What all texts of a folder share; a rerun with anything else is refused."""
-    from dataclasses import asdict
-
     from ..evaluation.outputs import fingerprint
 
-    names = ("max_tokens", "seed", "raw", "kv_type", "kv_type_k", "kv_type_v", "flash_attention", "reward", "judge")
     by_arm = ("gate", "threshold", "rate", "beta")
+    asked, usual = asdict(replace(request, prompt="")), asdict(Request(""))
+    config = asked.pop("config")
+    stated = ("max_tokens", "seed", "raw", "stop")
     return {
         "model": fingerprint(model_paths(options)[0]),
-        "config": {name: value for name, value in asdict(config).items() if name not in by_arm},
-        "stop": stops_from(options),
-        **{name: options[name] for name in names},
+        "config": {name: value for name, value in config.items() if name not in by_arm},
+        # What a request learnt later is left out where it is as usual, so that older folders go on.
+        **{name: value for name, value in asked.items() if name in stated or value != usual[name]},
+        "kv_type": options["kv_type"],
+        "kv_type_k": options["type_k"],
+        "kv_type_v": options["type_v"],
+        "flash_attention": options["flash_attention"] or Setup().flash_attention,
+        "reward": options["reward"],
+        "judge": options["judge"],
     }
 
 
-def _meta(options: dict[str, Any], reward: Reward, judge: Reward | None, outcome: Any) -> dict[str, Any]:
+def _meta(
+    options: dict[str, Any], plan: Plan, reward: Reward, judge: Reward | None, outcome: Outcome
+) -> dict[str, Any]:
     from .. import __version__
     from ..bench.machine import cpu_name
 
@@ -266,9 +203,9 @@ def _meta(options: dict[str, Any], reward: Reward, judge: Reward | None, outcome
         "reward_name": reward.name,
         "judge_name": f"{judge.name}{known}" if judge is not None else None,
         "beta_unit": options["beta_unit"],
-        "max_tokens": options["max_tokens"],
-        "samples": options["samples"],
-        "seed": options["seed"],
+        "max_tokens": plan.request.max_tokens,
+        "samples": plan.samples,
+        "seed": plan.request.seed,
         "thresholds": {f"{rate:g}": nats for rate, nats in outcome.thresholds.items()},
         "machine": cpu_name(),
         "date": time.strftime("%Y-%m-%d"),

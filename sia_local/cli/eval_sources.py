@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, SiaError
 from ..evaluation.arms import Arm
-from .resolve import model_paths
+from .resolve import GUIDES, model_paths
 
 if TYPE_CHECKING:
     from ..evaluation.samples import SampleFile
 
-NO_GUIDES = {"guide_plus": None, "guide_minus": None, "guide_plus_prompt": None, "guide_minus_prompt": None}
+NO_GUIDES = dict.fromkeys(GUIDES)
 
 
 def only(options: dict[str, Any], source: str) -> dict[str, Any]:

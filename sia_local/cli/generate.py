@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import sys
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import click
 
 from ..errors import ConfigError
-from .options import model_options, sampling_options, steering_options
-from .resolve import config_from, read_text, seed_from, stops_from
+from ..files import read_text
+from ..records import Request
+from .from_dataclass import options_for
+from .options import model_options, preset_options
+from .resolve import config_from, drawn_seed, request_from
 from .ways import nudge_options, spread_notice, way_options, writer_from
 
 
@@ -18,14 +22,13 @@ from .ways import nudge_options, spread_notice, way_options, writer_from
 @click.option("-p", "--prompt", help="The prompt.  [default: standard input]")
 @click.option("-f", "--file", type=click.Path(), help="Read the prompt from a file; - is standard input.")
 @click.option("--system", help="System prompt, for the chat template.")
-@model_options
-@steering_options
-@sampling_options
+@model_options(without=("slots",))
+@preset_options
+@options_for(Request, overrides={"seed": {"show": "drawn"}})
 @way_options
 @nudge_options
-@click.option("--raw", is_flag=True, help="Continue the prompt as it stands, without chat template.")
-@click.option("--trace", type=click.Path(), metavar="FILE.jsonl", help="Write every token with its candidates.")
-@click.option("--report", type=click.Path(), metavar="FILE.html", help="Write the text with its junctions marked.")
+@click.option("--trace", "trace_file", metavar="FILE.jsonl", help="Write every token with its candidates.")
+@click.option("--report", "report_file", metavar="FILE.html", help="Write the text with its junctions marked.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def generate(**options: Any) -> None:
     """Generate text from a prompt, steered at its junctions: the tokens where the base is unsure of the next one.
@@ -35,33 +38,34 @@ def generate(**options: Any) -> None:
     Without -m a model known by name is used, with the settings that were calibrated for it. The text goes to
     standard output, everything else to standard error.
     """
-    config, stop, seed = config_from(options), stops_from(options), seed_from(options)
+    config = config_from(options)
+    request = request_from(options, config, Request("", seed=drawn_seed()))
     prompt = _prompt(options)
-    if options["raw"] and options["system"]:
+    if request.raw and options["system"]:
         raise ConfigError("--raw and --system were given; a system prompt needs the chat template, drop --raw")
-    wants_trace = bool(options["trace"] or options["report"])
+    wants_trace = bool(options["trace_file"] or options["report_file"])
 
     from .. import __version__
     from ..files import atomic_write
     from ..llama.library import versions
-    from ..records import Request
     from ..views import trace
     from .terminal import interruptible, notice, visible, writer
 
     reads = (options["system"] or "") + prompt
-    with ExitStack() as files, writer_from(options, config, reads) as sia:
+    with ExitStack() as files, writer_from(options, request, reads) as sia:
         # Opened before the work, so that a path that cannot be written costs none; whole or absent in the end.
         trace_file, report_file = (
-            files.enter_context(atomic_write(options[name])) if options[name] else None for name in ("trace", "report")
+            files.enter_context(atomic_write(options[name])) if options[name] else None
+            for name in ("trace_file", "report_file")
         )
         if sia.value is None and config.gate != "off" and not options["nudge"]:
             notice("no value model: the text is not steered; give one with -v value.gguf")
         if said := spread_notice(sia, config):
             notice(said)
         messages = [{"role": "system", "content": options["system"]}] if options["system"] else []
-        asked = prompt if options["raw"] or not messages else [*messages, {"role": "user", "content": prompt}]
+        asked = prompt if request.raw or not messages else [*messages, {"role": "user", "content": prompt}]
         label, write = trace.token_text(sia.model), writer()
-        made = sia.write(Request(asked, config, options["max_tokens"], seed, stop, options["raw"], wants_trace))
+        made = sia.write(replace(request, prompt=asked, trace=wants_trace))
         steps = []
         with interruptible(made.stop) as interrupted:
             try:
@@ -84,7 +88,13 @@ def generate(**options: Any) -> None:
             from ..views.answer import answer_report
 
             spent = sum(step.kl_steering for step in steps)
-            meta = {"prompt": prompt, **models, **trace.report_facts(config), "seed": seed, "kl_steering": spent}
+            meta = {
+                "prompt": prompt,
+                **models,
+                **trace.report_facts(config),
+                "seed": request.seed,
+                "kl_steering": spent,
+            }
             report_file.write(answer_report(records, meta))
         line, finish = trace.closing_line(made, config), made.finish
         about = {"sia-local": __version__, **versions()}
@@ -96,7 +106,7 @@ def generate(**options: Any) -> None:
                 "text": made.text,
                 "finish": finish or "interrupted",
                 "tokens": made.tokens,
-                "seed": seed,
+                "seed": request.seed,
                 **models,
                 "config": trace.config_dict(config),
                 "stats": trace.stats_dict(made.stats),
@@ -107,7 +117,7 @@ def generate(**options: Any) -> None:
             click.echo(json.dumps(whole, ensure_ascii=False))
     if finish == "context":
         notice("the text ends here because the context is full; raise --ctx for more")
-    notice(f"{line} · seed {seed}")
+    notice(f"{line} · seed {request.seed}")
     if interrupted():
         raise SystemExit(130)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..config import Setup
 from ..errors import ConfigError
 from ..learning.collect import CollectConfig
 from ..learning.fit import FitConfig
@@ -20,6 +21,8 @@ from .resolve import known_from, model_paths, setup_from
 if TYPE_CHECKING:
     from ..values.guides import Guides
 
+SETUP = Setup(n_ctx=1024, slots=4)
+
 
 @click.command()
 @click.argument("plus", required=False)
@@ -29,10 +32,9 @@ if TYPE_CHECKING:
 )
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="The steering file, GGUF.")
 @click.option("--junctions", type=click.Path(path_type=Path), help="Folder of what was collected.  [default: OUT.d]")
-@click.option("--slots", type=click.IntRange(min=1), default=4, show_default=True, help="Texts at once.")
 @options_for(CollectConfig)
 @options_for(FitConfig)
-@model_options
+@model_options(SETUP, ctx=f"{SETUP.n_ctx}")
 def learn(**options: Any) -> None:
     """Learn a steering file that costs no decode (a Q-head) for a base model.
 
@@ -53,7 +55,7 @@ def learn(**options: Any) -> None:
         raise ConfigError('no teacher was given; give an instruction, as in "Answer in very simple words.", or -v FILE')
     prompts = options["prompts"] or _prompts(options)
     out, folder = options["out"], options["junctions"] or Path(f"{options['out']}.d")
-    setup = setup_from({**options, "ctx": options["ctx"] or 1024}, base, slots=options["slots"])
+    setup = setup_from(options, base, usual=SETUP)
     say = _Say()
     made = distill(
         base,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from ..config import Setup
 from ..errors import ConfigError
 from ..shipped import find_file
 from .resolve import model_paths, trained_context
@@ -19,6 +20,9 @@ from .resolve import model_paths, trained_context
 if TYPE_CHECKING:
     from ..evaluation.run import Progress
     from ..prompts import PromptItem
+
+SETUP = Setup(slots=8)
+SIZED = "what the longest prompt needs, at most what the model was trained on"
 
 
 def read_items(given: str | None, default: str, limit: int | None) -> list[PromptItem]:
@@ -37,8 +41,8 @@ def shipped_prompts(name: str) -> Path:
 
 def sized_context(options: Mapping[str, Any], items: list[PromptItem], max_tokens: int) -> int:
     """Tokens of context that any of the prompts needs at most: --ctx, or a bound by the longest."""
-    if options.get("ctx"):
-        return int(options["ctx"])
+    if options.get("n_ctx") is not None:
+        return int(options["n_ctx"])
     from ..llama.chat import TEMPLATE_ROOM
 
     # A byte-level tokenizer makes no more tokens than bytes.

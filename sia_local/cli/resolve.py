@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Mapping
+from dataclasses import fields as fields_of
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,21 +15,16 @@ import click
 from .. import hub
 from ..config import DEFAULT_CANDIDATES, PRESETS, SamplingConfig, Setup, SiaConfig
 from ..errors import ConfigError
+from ..records import Request
 from ..shipped import KnownModel, known_model, models_folder
+from .from_dataclass import fill, given
 
 if TYPE_CHECKING:
     from ..evaluation.profile import Profile
     from ..generation.sia import SIA
 
 DEFAULT_CONTEXT = 4096
-# A gate's own parameter, given without --gate, means that gate.
-_IMPLIED = {
-    "rate": "rate",
-    "first-n": "first_n",
-    "ratio": "ratio",
-    "varentropy": "varentropy_threshold",
-    "gain": "gain_threshold",
-}
+GUIDES = ("guide_plus", "guide_minus", "guide_plus_prompt", "guide_minus_prompt")
 
 
 def config_from(options: Mapping[str, Any], start: Mapping[str, Any] | None = None) -> SiaConfig:
@@ -44,24 +41,21 @@ def config_from(options: Mapping[str, Any], start: Mapping[str, Any] | None = No
             raise ConfigError(f"unknown preset {preset!r}; expected one of {', '.join(PRESETS)}")
         fields |= PRESETS[preset]
     sampling = dict(fields.pop("sampling", {}))
-    plain = ("threshold", "entropy", "rate", "first_n", "ratio", "k", "beta", "beta_unit", "center", "clip", "tail")
-    names = dict.fromkeys((*plain, "min_share", "row_group", "kl_per_token", "kl_total"))
-    given = {name: options[name] for name in names if options.get(name) is not None}
-    if options.get("varentropy") is not None:
-        given["varentropy_threshold"] = options["varentropy"]
-    if options.get("gain") is not None:
-        given["gain_threshold"] = options["gain"]
-    fields |= given
-    if options.get("gate"):
-        fields["gate"] = "+".join(options["gate"])
-    elif implied := [gate for gate, field in _IMPLIED.items() if field in given]:
-        fields["gate"] = "+".join(implied)
-    for name in SamplingConfig.__dataclass_fields__:
-        if options.get(name) is not None:
-            sampling[name] = options[name]
-    if options.get("grammar_file"):
-        sampling["grammar"] = read_text(options["grammar_file"], "a GBNF grammar")
-    return SiaConfig(**fields, sampling=SamplingConfig(**sampling))
+    asked = given(SiaConfig, dict(options))
+    sampling |= asked.pop("sampling", {})
+    if "gate" not in asked and (implied := [gate for gate, name in _OWN_SETTING.items() if name in asked]):
+        asked["gate"] = "+".join(implied)
+    return SiaConfig(**{**fields, **asked}, sampling=SamplingConfig(**sampling))
+
+
+# A gate's own setting, given without --gate, means that gate.
+_OWN_SETTING = {f.metadata["gate"]: f.name for f in fields_of(SiaConfig) if "gate" in f.metadata}
+
+
+def request_from(options: Mapping[str, Any], config: SiaConfig, usual: Request) -> Request:
+    """What options ask for, yet without a prompt; what they do not say is as in `usual`. Raises ConfigError."""
+    asked = given(Request, {name: value for name, value in options.items() if name != "prompt"})
+    return replace(usual, **{**asked, "config": config})
 
 
 def profile_from(options: Mapping[str, Any], default: str | None = None) -> Profile | None:
@@ -108,14 +102,9 @@ def profile_fields(options: Mapping[str, Any]) -> dict[str, Any]:
     return fields
 
 
-def seed_from(options: Mapping[str, Any]) -> int:
-    """The seed given, or one drawn (small enough to be retyped)."""
-    given = options.get("seed")
-    return secrets.randbelow(1 << 31) if given is None else int(given)
-
-
-def stops_from(options: Mapping[str, Any]) -> tuple[str, ...]:
-    return tuple(s.replace("\\n", "\n").replace("\\t", "\t") for s in options.get("stop") or ())
+def drawn_seed() -> int:
+    """A seed small enough to be retyped."""
+    return secrets.randbelow(1 << 31)
 
 
 def known_from(options: Mapping[str, Any]) -> KnownModel | None:
@@ -171,41 +160,42 @@ def _is_number(text: str) -> bool:
 
 
 def _guides(options: Mapping[str, Any]) -> list[Any]:
-    fields = {name.removeprefix("guide_"): options[name] for name in options if name.startswith("guide_")}
-    if not any(fields.values()):
+    asked = {name.removeprefix("guide_"): options.get(name) for name in GUIDES}
+    if not any(asked.values()):
         return []
-    if not fields["plus"]:
+    if not asked["plus"]:
         raise ConfigError("a guide option was given without --guide-plus; expected --guide-plus model.gguf")
     from ..values.sources import Guides
 
-    return [Guides(**fields)]
+    return [Guides(**asked)]  # type: ignore[arg-type]
 
 
-def load_from(options: Mapping[str, Any], config: SiaConfig | None = None, slots: int = 1) -> SIA:
+def load_from(options: Mapping[str, Any], config: SiaConfig | None = None, usual: Setup | None = None) -> SIA:
     """Loads the models that options name. `config` sizes the value model's candidates."""
     from ..generation.sia import SIA
 
     base, values = model_paths(options)
-    return SIA.load(base, values or None, setup_from(options, base, config, slots))
+    return SIA.load(base, values or None, setup_from(options, base, config, usual))
 
 
-def setup_from(options: Mapping[str, Any], base: Path, config: SiaConfig | None = None, slots: int = 1) -> Setup:
-    """The set-up that options ask for."""
-    both = options.get("kv_type") or "f16"
+def setup_from(
+    options: Mapping[str, Any], base: Path, config: SiaConfig | None = None, usual: Setup | None = None
+) -> Setup:
+    """The set-up that options ask for; what they do not say is as in `usual`, or as the base was trained."""
+    setup = loading_from(options, usual or Setup())
     k = config.k if config is not None else DEFAULT_CANDIDATES
-    asked = options.get("k") is not None or k != DEFAULT_CANDIDATES
-    return Setup(
-        n_ctx=options.get("ctx") or trained_context(base),
-        slots=slots,
-        n_threads=options.get("threads") or 0,
-        n_gpu_layers=options.get("n_gpu_layers") or 0,
-        max_candidates=k if asked else None,
-        type_k=options.get("kv_type_k") or both,
-        type_v=options.get("kv_type_v") or both,
-        flash_attention=options.get("flash_attention") or "auto",
-        overlap_prompts=bool(options.get("overlap_prompts")),
-        same_vocabulary=bool(options.get("same_vocabulary")),
-    )
+    if options.get("k") is not None or k != DEFAULT_CANDIDATES:
+        setup = replace(setup, max_candidates=k)
+    if usual is None and options.get("n_ctx") is None:
+        setup = replace(setup, n_ctx=trained_context(base))
+    return setup
+
+
+def loading_from(options: Mapping[str, Any], usual: Setup) -> Setup:
+    """What options say of loading, checked before a file is read. Raises ConfigError."""
+    if both := options.get("kv_type"):
+        usual = replace(usual, type_k=both, type_v=both)
+    return fill(usual, dict(options))
 
 
 def trained_context(base: Path) -> int:
@@ -215,15 +205,3 @@ def trained_context(base: Path) -> int:
     with GgufMetadata(base) as meta:
         trained = meta.get(f"{meta.get('general.architecture')}.context_length")
     return min(int(trained or DEFAULT_CONTEXT), DEFAULT_CONTEXT)
-
-
-def read_text(path: str | os.PathLike[str], what: str) -> str:
-    """A UTF-8 file's content. Raises ConfigError with a sentence that names `what` was expected."""
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file; expected {what}, check the path") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path}: is not UTF-8 text; expected {what}") from None
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}; expected {what}") from None

@@ -7,18 +7,19 @@ from typing import Any
 
 import click
 
-from ..errors import ConfigError, IncompatibleError
+from ..config import SiaConfig
+from ..errors import IncompatibleError
 from ..server.settings import ServerConfig
 from .from_dataclass import build, options_for
-from .options import model_options, steering_options, text_options
+from .options import model_options, preset_options
 from .resolve import config_from, load_from, model_paths, profile_from, shipped_profile
 
 
 @click.command(context_settings={"auto_envvar_prefix": "SIA"})
-@model_options
+@model_options(without=("slots",))
 @options_for(ServerConfig)
-@steering_options
-@text_options
+@preset_options
+@options_for(SiaConfig)
 def serve(**options: Any) -> None:
     """Serve steered models to OpenAI clients.
 
@@ -28,8 +29,6 @@ def serve(**options: Any) -> None:
     """
     settings = build(ServerConfig, options)
     config, profile = config_from(options), profile_from(options, shipped_profile(options))
-    if options.get("stop"):
-        raise ConfigError("--stop was given; stop strings come with each request")
     base, _ = model_paths(options)
     from ..llama.gguf import check_gguf
 
@@ -41,5 +40,5 @@ def serve(**options: Any) -> None:
         raise IncompatibleError(
             f"the server needs {error.name}, which is not installed; run: pip install 'sia-local[server]'"
         ) from None
-    load = partial(load_from, dict(options), config, settings.slots)
+    load = partial(load_from, {**options, "slots": settings.slots}, config)
     run(settings, load, Defaults(config, settings.max_tokens, profile), partial(click.echo, err=True))

@@ -9,7 +9,9 @@ import click
 
 from ..config import SiaConfig
 from ..errors import ConfigError
-from .options import together
+from ..records import Request
+from .from_dataclass import option_name
+from .options import STEERING, together
 from .resolve import known_from, load_from, model_paths, trained_context
 
 if TYPE_CHECKING:
@@ -59,8 +61,8 @@ def nudge_options(function: F) -> F:
     )(function)
 
 
-def writer_from(options: Mapping[str, Any], config: SiaConfig, prompt: str | None = None) -> Writer:
-    """What writes as `options` ask: SIA, several texts of which the best is kept, or nudging. Close it.
+def writer_from(options: Mapping[str, Any], request: Request, prompt: str | None = None) -> Writer:
+    """What writes a request as `options` ask: SIA, several texts of which the best is kept, or nudging. Close it.
 
     prompt: the only text that will be read, if that is known; the context of every sequence is sized by it.
     """
@@ -74,7 +76,7 @@ def writer_from(options: Mapping[str, Any], config: SiaConfig, prompt: str | Non
             if options.get(name) is not None:
                 raise ConfigError(f"--{name.replace('_', '-')} was given without --best-of; say how many texts, as in "
                                   "--best-of 8")  # fmt: skip
-        return load_from(options, config)
+        return load_from(options, request.config)
     from ..generation.best_of import BestOf, slots_for
     from ..llama.chat import TEMPLATE_ROOM
     from ..rewards.load import load_reward
@@ -83,10 +85,10 @@ def writer_from(options: Mapping[str, Any], config: SiaConfig, prompt: str | Non
     if named is None and options.get("best_of_by") == "reward" and (model := known_from(options)) is not None:
         named = model.reward
     reward = load_reward(named) if named else None
-    if prompt is not None and options.get("ctx") is None:
-        needed = len(prompt.encode(errors="replace")) + options["max_tokens"] + TEMPLATE_ROOM
-        options = {**options, "ctx": min(trained_context(model_paths(options)[0]), needed)}
-    sia = load_from(options, config, slots_for(n, config.k))
+    if prompt is not None and options.get("n_ctx") is None:
+        needed = len(prompt.encode(errors="replace")) + request.max_tokens + TEMPLATE_ROOM
+        options = {**options, "n_ctx": min(trained_context(model_paths(options)[0]), needed)}
+    sia = load_from({**options, "slots": slots_for(n, request.config.k)}, request.config)
     try:
         return BestOf(sia, n, options.get("best_of_by"), reward)
     except BaseException:
@@ -102,19 +104,16 @@ def spread_notice(writer: Writer, config: SiaConfig) -> str | None:
     return f"{value.name} states no spread: one unit of beta is what the junctions of each text so far tell"
 
 
-# What has no meaning beside --nudge: it asks no value model and has a gate of its own.
-_STEERING = ("gate", "threshold", "rate", "first_n", "ratio", "varentropy", "gain", "beta", "kl_per_token", "kl_total")
-_APART = ("guide_plus", "guide_minus", "best_of", *_STEERING)
-
-
 def _nudged(options: Mapping[str, Any]) -> Nudged:
-    given = [name for name in _APART if options.get(name) not in (None, ())]
+    # It asks no value model and has a gate of its own.
+    apart = {"guide_plus": "--guide-plus", "guide_minus": "--guide-minus", "best_of": "--best-of"}
+    apart |= {name: option_name(SiaConfig, name) for name in STEERING}
+    given = [option for name, option in apart.items() if options.get(name) not in (None, ())]
     if any(value != "none" for value in options.get("value") or ()):
-        given.insert(0, "value")
+        given.insert(0, "--value")
     if given:
-        name = given[0].replace("_", "-")
         raise ConfigError(
-            f"--nudge and --{name} were given; nudging takes whole words of a small model and asks no value model, "
+            f"--nudge and {given[0]} were given; nudging takes whole words of a small model and asks no value model, "
             "drop one of them"
         )
     from ..generation.nudge import DEFAULT_THRESHOLD, Nudged, check_threshold

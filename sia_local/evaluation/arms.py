@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ..config import SiaConfig
+from ..config import SiaConfig, setting
 from ..errors import ConfigError
 
 FAMILIES = ("off", "sparse", "dense", "random", "gain", "bon", "kl-budget", "guide", "profile")
 PICKS = ("reward", "value")
-DEFAULT_RATES = (0.1, 0.2, 0.4, 0.8)
-DEFAULT_BETAS = (0.25, 0.5, 1.0, 2.0)  # in spreads of V
-DEFAULT_KL_BUDGETS = (0.02, 0.05, 0.1)  # nats a token
-DEFAULT_BEST_OF = (4, 16)
 USUAL_RATE = 0.2
 _BY_ENTROPY = ("sparse", "kl-budget", "guide")
 
@@ -125,42 +120,58 @@ class Arm:
         return replace(base, gate="entropy", threshold=threshold)
 
 
-def make_arms(
-    families: Sequence[str] = ("off", "sparse", "dense", "random", "bon"),
-    rates: Sequence[float] = DEFAULT_RATES,
-    betas: Sequence[float] = DEFAULT_BETAS,
-    best_of: Sequence[int] = (),
-    guide_betas: Sequence[float] = (),
-    kl_budgets: Sequence[float] = DEFAULT_KL_BUDGETS,
-    picks: Sequence[str] = ("reward",),
-) -> list[Arm]:
-    """The arms of the standard comparison; off always comes first, since the others are measured against it.
+@dataclass(frozen=True)
+class Comparison:
+    """What the standard comparison compares. rates: shares of tokens. betas: strengths, in spreads of V.
 
     best_of: sizes N for plain Best-of-N, and the first of them for Best-of-N over the sparse arm whose rate is
     nearest to 20 %, which is also the rate of guides and KL budgets; once for each of `picks`. guide_betas: strengths
     of guides, where not `betas`. kl_budgets: nats a token; beta starts from the highest of `betas`.
     """
-    for family in families:
-        if family not in FAMILIES[:-1]:
-            raise ConfigError(f"unknown arm '{family}'; expected some of {', '.join(FAMILIES[:-1])}")
-    if not rates and {*_BY_ENTROPY, "random", "gain"} & set(families):
-        raise ConfigError("no rate was given for the arms that need one; expected shares such as 0.1,0.2,0.4")
-    if not betas and set(families) - {"off", "bon"}:
-        raise ConfigError("no beta was given for the arms that steer; expected strengths such as 0.5,1,2")
-    usual = min(rates, key=lambda r: abs(r - USUAL_RATE), default=0.0)
-    arms = [Arm("off")]
-    for family in dict.fromkeys(families):
-        if family == "dense":
-            arms += [Arm("dense", beta=beta) for beta in betas]
-        elif family in ("sparse", "random", "gain"):
-            arms += [Arm(family, rate=rate, beta=beta) for rate in rates for beta in betas]
-        elif family == "kl-budget":
-            arms += [Arm("kl-budget", rate=usual, beta=max(betas), kl_per_token=nats) for nats in kl_budgets]
-        elif family == "guide":
-            arms += [Arm("guide", rate=usual, beta=beta, source="guide") for beta in guide_betas or betas]
-        elif family == "bon":
-            for pick in picks:
-                arms += [Arm("bon", best_of=n, pick=pick) for n in best_of]
-                if "sparse" in families and best_of:
-                    arms += [Arm("sparse", rate=usual, beta=beta, best_of=best_of[0], pick=pick) for beta in betas]
-    return arms
+
+    families: tuple[str, ...] = setting(
+        ("off", "sparse", "dense", "random", "bon"), f"Of {','.join(FAMILIES[:-1])}.", option="--arms", metavar="LIST",
+        show="all but kl-budget, guide and profile where given",
+    )  # fmt: skip
+    rates: tuple[float, ...] = setting((0.1, 0.2, 0.4, 0.8), "Shares of tokens.")
+    betas: tuple[float, ...] = setting((0.25, 0.5, 1.0, 2.0), "Strengths.")
+    guide_betas: tuple[float, ...] = setting((), "Strengths of guides, raw.", show="those of --betas")
+    kl_budgets: tuple[float, ...] = setting(
+        (0.02, 0.05, 0.1),
+        "For the arm kl-budget, nats a token; beta is the highest of --betas, lowered where needed.",
+    )
+    best_of: tuple[int, ...] = setting((4, 16), "Best-of-N; the first N also over the sparse arm near 20 %.")
+    picks: tuple[str, ...] = setting(
+        PICKS[:1], f"What picks the best: {' or '.join(PICKS)}, or both as arms of their own.", option="--best-of-by",
+        metavar="LIST",
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        for family in self.families:
+            if family not in FAMILIES[:-1]:
+                raise ConfigError(f"unknown arm '{family}'; expected some of {', '.join(FAMILIES[:-1])}")
+        if not self.rates and {*_BY_ENTROPY, "random", "gain"} & set(self.families):
+            raise ConfigError("no rate was given for the arms that need one; expected shares such as 0.1,0.2,0.4")
+        if not self.betas and set(self.families) - {"off", "bon"}:
+            raise ConfigError("no beta was given for the arms that steer; expected strengths such as 0.5,1,2")
+
+    def arms(self) -> list[Arm]:
+        """The unsteered arm comes first, since the others are measured against it."""
+        rates, betas, best_of = self.rates, self.betas, self.best_of
+        usual = min(rates, key=lambda r: abs(r - USUAL_RATE), default=0.0)
+        arms = [Arm("off")]
+        for family in dict.fromkeys(self.families):
+            if family == "dense":
+                arms += [Arm("dense", beta=beta) for beta in betas]
+            elif family in ("sparse", "random", "gain"):
+                arms += [Arm(family, rate=rate, beta=beta) for rate in rates for beta in betas]
+            elif family == "kl-budget":
+                arms += [Arm("kl-budget", rate=usual, beta=max(betas), kl_per_token=kl) for kl in self.kl_budgets]
+            elif family == "guide":
+                arms += [Arm("guide", rate=usual, beta=beta, source="guide") for beta in self.guide_betas or betas]
+            elif family == "bon":
+                for pick in self.picks:
+                    arms += [Arm("bon", best_of=n, pick=pick) for n in best_of]
+                    if "sparse" in self.families and best_of:
+                        arms += [Arm("sparse", rate=usual, beta=beta, best_of=best_of[0], pick=pick) for beta in betas]
+        return arms

@@ -5,56 +5,27 @@ Everything is measured on the same prompts with the same seeds, so that a second
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..config import SamplingConfig, SiaConfig
 from ..errors import ConfigError, NumericError
-from ..prompts import PromptItem
-from ..records import Request, Step
+from ..records import Step
 from ..rewards.load import Reward
-from ..seeds import text_seed
+from .plan import DEFAULT_KL_PER_TOKEN, Task, text_of
 from .profile import Profile
 
 if TYPE_CHECKING:
     from ..generation.writing import Runner
 
 RATES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-DEFAULT_KL_PER_TOKEN = 0.05
 TOLERANCE = 0.03
 _HALVINGS = 8
 # Beta is searched from 2^-8 to 2^8 spreads: beyond, the tilt is nothing or an argmax of V.
 _REACH = 8
-
-
-@dataclass(frozen=True)
-class Task:
-    """What to calibrate on and for. Give one goal: kl_per_token (nats), or reward_per_kl, below which another nat
-    of KL a text is not worth its reward. config: candidates, entropy and sampling; its gate and beta are ignored."""
-
-    prompts: Sequence[PromptItem]
-    config: SiaConfig = field(default_factory=SiaConfig)
-    rate: float = 0.2
-    kl_per_token: float | None = None
-    reward_per_kl: float | None = None
-    max_tokens: int = 80
-    seed: int = 0
-    raw: bool = False
-    stop: Sequence[str] = ()
-
-    def __post_init__(self) -> None:
-        if not 0 < self.rate < 1:
-            raise ConfigError(f"rate is {self.rate}; expected a share between 0 and 1, such as 0.2")
-        if self.kl_per_token is not None and self.reward_per_kl is not None:
-            raise ConfigError("a wanted KL and a wanted reward per KL were given; give one of them")
-        for name in ("kl_per_token", "reward_per_kl"):
-            goal = getattr(self, name)
-            if goal is not None and not (math.isfinite(goal) and goal > 0):
-                raise ConfigError(f"{name.replace('_', ' ')} is {goal}; expected a number above 0")
 
 
 @dataclass(frozen=True)
@@ -93,14 +64,14 @@ class _Search:
         self.sia, self.task, self.reward, self.say = sia, task, reward, say
         self.reward_name = reward.name if reward is not None else None
         self.points: dict[float, Point] = {}
-        unsteered = replace(task.config, gate="off")
+        unsteered = replace(task.request.config, gate="off")
         entropies: list[float] = []
         self.off = self._measure(unsteered, lambda step: entropies.append(step.entropy))
         self.thresholds = {rate: _short(float(np.quantile(entropies, 1 - rate))) for rate in RATES}
         self.threshold = _short(float(np.quantile(entropies, 1 - task.rate)))
         say(f"{len(entropies)} unsteered tokens: {100 * task.rate:g} % have {self.threshold:g} nats or more")
         self.config = replace(
-            task.config, gate="entropy", threshold=self.threshold, rate=task.rate, beta=0.0, beta_unit="raw"
+            task.request.config, gate="entropy", threshold=self.threshold, rate=task.rate, beta=0.0, beta_unit="raw"
         )
         deviations: list[float] = []
         self._measure(self.config, lambda step: deviations.extend(_deviation(step)), trace=True)
@@ -181,7 +152,7 @@ class _Search:
         defaults = SiaConfig()
         names = ("entropy", "center", "clip", "tail", "min_share", "row_group")
         kept = {n: getattr(self.config, n) for n in names if getattr(self.config, n) != getattr(defaults, n)}
-        sampling = asdict(task.config.sampling)
+        sampling = asdict(task.request.config.sampling)
         usual = asdict(SamplingConfig())
         return Profile(
             steering={
@@ -200,8 +171,8 @@ class _Search:
                 name: value if isinstance(value, int) else _short(value)
                 for name, value in {
                     "prompts": len(task.prompts),
-                    "max_tokens": task.max_tokens,
-                    "seed": task.seed,
+                    "max_tokens": task.request.max_tokens,
+                    "seed": task.request.seed,
                     "tokens": chosen.tokens,
                     "rate": chosen.rate,
                     "junctions": self.junctions,
@@ -220,21 +191,8 @@ class _Search:
         self, config: SiaConfig, each: Callable[[Step], Any] = lambda step: None, trace: bool = False
     ) -> Point:
         task = self.task
-        jobs = (
-            self.sia.job(
-                Request(
-                    item.text,
-                    config,
-                    max_tokens=task.max_tokens,
-                    seed=text_seed(task.seed, item.id, 0),
-                    stop=task.stop,
-                    raw=task.raw,
-                    trace=trace,
-                ),
-                id=number,
-            )
-            for number, item in enumerate(task.prompts)
-        )
+        request = replace(task.request, trace=trace)
+        jobs = (self.sia.job(text_of(request, item, 0, config), id=number) for number, item in enumerate(task.prompts))
         texts = [""] * len(task.prompts)
         run = self.sia.run(jobs)
         for step in run:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -13,11 +13,10 @@ import numpy as np
 from ..config import SiaConfig
 from ..errors import ConfigError, SiaError
 from ..prompts import PromptItem
-from ..records import Request
 from ..rewards.load import Reward
-from ..seeds import text_seed
 from ..views.trace import config_dict
 from .arms import Arm
+from .plan import Plan, text_of
 from .samples import Sample, SampleFile
 
 if TYPE_CHECKING:
@@ -29,31 +28,6 @@ SCORE_BATCH = 16
 VALUE_BATCH = 64
 # What an arm decides; everything else is the same in all arms.
 _OF_ARM = ("gate", "threshold", "rate", "beta")
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What to run. samples: texts a prompt in every arm; with best_of N, each of them is the best of N."""
-
-    prompts: Sequence[PromptItem]
-    arms: Sequence[Arm]
-    config: SiaConfig
-    max_tokens: int = 80
-    samples: int = 1
-    seed: int = 0
-    raw: bool = False
-    stop: Sequence[str] = ()
-
-    def request(self, item: PromptItem, sample: int, config: SiaConfig) -> Request:
-        """What one text of the plan asks for."""
-        seed = text_seed(self.seed, item.id, sample)
-        return Request(item.text, config, self.max_tokens, seed, self.stop, self.raw)
-
-    def texts_of(self, samples: Iterable[Sample]) -> list[Sample]:
-        """Those of a store's samples that belong to this plan: a folder may hold more prompts, arms or samples."""
-        ids = {item.id: item.text for item in self.prompts}
-        wanted = {arm.key: self.samples * arm.best_of for arm in self.arms}
-        return [s for s in samples if ids.get(s.prompt_id) == s.prompt and s.sample < wanted.get(s.arm, 0)]
 
 
 @dataclass
@@ -142,7 +116,7 @@ def _fixed_config(arm: Arm, plan: Plan, store: SampleFile, outcome: Outcome) -> 
         entropies = [h for s in store.of_arm("off") if s.prompt_id in wanted for h in s.entropies or ()]
         threshold = store.fix(f"threshold {arm.rate:g}", float(np.quantile(entropies, 1 - arm.rate)))
         outcome.thresholds[arm.rate] = threshold
-    config = arm.make_config(plan.config, threshold)
+    config = arm.make_config(plan.request.config, threshold)
     own = _OF_ARM if arm.kl_per_token is None else (*_OF_ARM, "kl_per_token")
     made = {name: value for name, value in config_dict(config).items() if arm.config is not None or name in own}
     if not arm.steers:
@@ -164,7 +138,7 @@ def _run(
     def jobs() -> Iterator[Job]:
         for number, (item, sample) in enumerate(todo):
             open_texts[number] = Sample(arm=arm.key, prompt_id=item.id, sample=sample, prompt=item.text)
-            yield sia.job(plan.request(item, sample, config), id=number)
+            yield sia.job(text_of(plan.request, item, sample, config), id=number)
 
     keep_entropies = arm.family == "off"
     since = time.perf_counter()
@@ -188,7 +162,7 @@ def _run_and_value(
     for at in range(0, len(todo), VALUE_BATCH):
         for text in list(_run(sia, plan, arm, todo[at : at + VALUE_BATCH], config)):
             started = time.perf_counter()
-            text.value = sia.value_of(sia.prompt(text.prompt, plan.raw), text.all_tokens)
+            text.value = sia.value_of(sia.prompt(text.prompt, plan.request.raw), text.all_tokens)
             text.seconds += time.perf_counter() - started
             yield text
 

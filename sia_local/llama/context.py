@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from ..config import Setup
+from ..config import FLASH_ATTENTION, KV_FORMATS, Setup
 from ..errors import ConfigError, IncompatibleError, SiaError
 from .gguf import ggml_base
 from .library import MAX_SEQUENCES, C, FloatArray, IntArray, default_threads, quietly, reason
 from .model import LoraAdapter, Model
 
-KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8, "q5_1": 7, "q5_0": 6, "q4_1": 3, "q4_0": 2}
-FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
+KV_TYPES = dict(zip(KV_FORMATS, (0, 1, 8, 7, 6, 3, 2), strict=True))  # enum ggml_type
+_FLASH_ATTENTION = dict(zip(FLASH_ATTENTION, (-1, 0, 1), strict=True))  # enum llama_flash_attn_type
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class ContextOptions:
 
     n_ctx: cells of the KV cache, shared by all sequences. n_seq_max: sequences (sizes the output buffer:
     n_seq_max × n_vocab floats). n_batch: most tokens a decode takes. type_k / type_v: KV cache types
-    (KV_TYPES). flash_attention: `on`, `off`, or `auto`: llama.cpp decides on a GPU; on the CPU it stays off
+    (config.KV_FORMATS). flash_attention: `on`, `off`, or `auto`: llama.cpp decides on a GPU; on the CPU it stays off
     unless the V cache is quantized, since there it rounds by batch shape and a token's logits would depend on
     which rows shared its decode. unified: all sequences share the cells, which branches need; otherwise each has its
     own stream of n_ctx / n_seq_max cells and attends over nothing else.
@@ -49,14 +49,6 @@ class ContextOptions:
             raise ConfigError(
                 f"{self.n_seq_max} sequences are needed, llama.cpp holds at most {MAX_SEQUENCES}; use fewer "
                 "parallel sequences or fewer candidates"
-            )
-        for name in (self.type_k, self.type_v):
-            if name not in KV_TYPES:
-                raise ConfigError(f"unknown KV cache type {name!r}; expected one of {', '.join(KV_TYPES)}")
-        if self.flash_attention not in FLASH_ATTENTION:
-            raise ConfigError(
-                f"unknown flash attention setting {self.flash_attention!r}; expected one of "
-                f"{', '.join(FLASH_ATTENTION)}"
             )
 
 
@@ -143,7 +135,7 @@ class Context:
         flash = options.flash_attention
         if flash == "auto" and model.n_gpu_layers == 0 and options.type_v in ("f16", "f32"):
             flash = "off"
-        params.flash_attn_type = FLASH_ATTENTION[flash]
+        params.flash_attn_type = _FLASH_ATTENTION[flash]
         params.offload_kqv = options.offload_kqv
         params.pooling_type = C.LLAMA_POOLING_TYPE_NONE
         params.kv_unified = options.unified
