@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from sia_local.config import setting
 from sia_local.errors import ConfigError, ContextFullError, DataError
 from sia_local.workers import silent
 
-from ..settings import Machine, check_choice, setting
+from ..settings import Machine, check_choice
 from .rollouts import Rendering, RolloutConfig, Wanted, collect, settings
 from .trajectories import Shard, Trajectory
 
