@@ -18,7 +18,8 @@ from ..data.score import ScoreConfig
 @click.option(
     "--reward",
     required=True,
-    help="hf:NAME (a Hugging Face model), package.module:function, vader, plain or data (rewards already there).",
+    help="hf:NAME (a Hugging Face model), url:ADDRESS (one that is served), package.module:function, vader, plain or "
+    "data (rewards already there).",
 )
 @options_for(ScoreConfig)
 @click.option("--shard", help="I/N: only every N-th prompt; the outputs of all shards concatenate.")

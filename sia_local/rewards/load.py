@@ -72,7 +72,7 @@ class FunctionReward:
 def load_reward(spec: str) -> Reward:
     """The reward that `spec` names.
 
-    `vader`, `plain`, `common`, `polarity[:FILE.npz]`, `data`, `pkg.module:name`, `hf:MODEL`.
+    `vader`, `plain`, `common`, `polarity[:FILE.npz]`, `data`, `pkg.module:name`, `url:ADDRESS`, `hf:MODEL`.
 
     Raises ConfigError when nothing answers to the name or what answers cannot be imported; the sentence
     names the extra that brings it.
@@ -88,6 +88,10 @@ def load_reward(spec: str) -> Reward:
         from .judge import PolarityJudge
 
         return PolarityJudge.load(argument or None)
+    if prefix == "url":
+        from .url import load_url
+
+        return load_url(argument)
     if spec == "data":
         return FunctionReward("data", _from_data)
     if ":" in spec:
@@ -98,7 +102,7 @@ def load_reward(spec: str) -> Reward:
             return _from_module(prefix, argument, spec)
     known = sorted({entry.name for entry in metadata.entry_points(group=ENTRY_POINT_GROUP)})
     raise ConfigError(
-        f"reward '{spec}' is not known; expected vader, plain, common, polarity, data, package.module:name"
+        f"reward '{spec}' is not known; expected vader, plain, common, polarity, data, url:ADDRESS, package.module:name"
         + "".join(f" or {name}:ARGUMENT" for name in known)
     )
 
