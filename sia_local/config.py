@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any
 
 from .errors import ConfigError
+from .reasoning import FORMATS
 
 GATES = ("entropy", "rate", "dense", "random", "first-n", "ratio", "varentropy", "gain", "off")
 ENTROPIES = ("topk", "full")
 BETA_UNITS = ("raw", "spread")
 KV_FORMATS = ("f32", "f16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
 FLASH_ATTENTION = ("auto", "off", "on")
+STEERED = ("all", "answer", "reasoning")
 DEFAULT_CANDIDATES = 10
 DEFAULT_HEAD_CANDIDATES = 4
 
@@ -91,7 +94,8 @@ class SiaConfig:
     deviations of V among the candidates of a junction. center subtracts the mean of V over the candidates, clip
     bounds V before it is scaled. tail keeps the tokens outside the candidates at their base logits. kl_per_token
     and kl_total (nats) bound what steering may spend: beta is lowered at a junction so that the budget holds.
-    min_share: candidates less likely than this share of the best are not scored (0 scores all of the k).
+    min_share: candidates less likely than this share of the best are not scored (0 scores all of the k). steer: which
+    part of a text is steered, where a model reasons before it answers; rates, first_n and KL a token count that part.
     """
 
     k: int = setting(
@@ -126,6 +130,9 @@ class SiaConfig:
     kl_total: float | None = setting(None, "The same for the whole text, such as 20.")
     min_share: float = setting(0.0, "Score only candidates this likely, relative to the best.")
     row_group: int = setting(1, "Round the number of scored candidates up to a multiple of this.")
+    steer: str = setting(
+        "all", "The part that is steered, of a model that reasons before it answers.", metavar="|".join(STEERED)
+    )
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
     def __post_init__(self) -> None:
@@ -137,6 +144,7 @@ class SiaConfig:
             self.beta_unit in BETA_UNITS,
             f"unknown beta unit {self.beta_unit!r}; expected one of {', '.join(BETA_UNITS)}",
         )
+        _require(self.steer in STEERED, f"steer is {self.steer!r}; expected one of {', '.join(STEERED)}")
         _require(not math.isnan(self.threshold), "threshold is nan; expected nats, such as 1.0")
         _require(not math.isnan(self.varentropy_threshold), "varentropy_threshold is nan; expected nats², such as 2.0")
         _require(
@@ -185,7 +193,9 @@ class Setup:
     which scores in the base's own decode). type_k, type_v: KV cache formats. flash_attention: `auto`, `on` or `off`.
     overlap_prompts: the value source reads a prompt while the base does, not at the first junction. hidden_states: the
     base keeps the hidden state behind each row of logits, which a `value-qhead` asks for by itself. same_vocabulary:
-    ids mean the same though some control tokens have other names.
+    ids mean the same though some control tokens have other names. chat_template: a jinja file, or a template that
+    llama.cpp has by name, in place of the base's own. template_arg: NAME=VALUE, what chat templates are told, a value
+    in JSON or plain text. reasoning: how it is marked (reasoning.find_format).
     """
 
     n_ctx: int = setting(2048, "Tokens of context.", option="--ctx")
@@ -212,6 +222,17 @@ class Setup:
     same_vocabulary: bool = setting(
         False, "Token ids mean the same in both models, though control tokens have other names."
     )
+    chat_template: str | None = setting(
+        None, "Chat template in place of the base's own: a jinja file, or one of llama.cpp's, such as chatml.",
+        metavar="FILE|NAME", show="the base's own",
+    )  # fmt: skip
+    template_arg: tuple[str, ...] = setting(
+        (), "What the chat template is told, such as enable_thinking=false; repeatable.", metavar="NAME=JSON", multiple=True
+    )  # fmt: skip
+    reasoning: str = setting(
+        "auto", f"How the model marks what it thinks to itself: none, {', '.join(FORMATS)}, or two marks as in "
+        "'<think>,</think>'; auto asks the chat template and the vocabulary.", metavar="NAME|OPEN,CLOSE",
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         _require(self.n_ctx >= 1, f"n_ctx is {self.n_ctx}; expected at least 1 token")
@@ -225,6 +246,17 @@ class Setup:
             self.flash_attention in FLASH_ATTENTION,
             f"unknown flash attention setting {self.flash_attention!r}; expected one of {', '.join(FLASH_ATTENTION)}",
         )
+        for given in self.template_arg:
+            name, equals, _ = given.partition("=")
+            _require(
+                bool(equals) and name.isidentifier(),
+                f"the template argument is {given!r}; expected NAME=VALUE, such as enable_thinking=false",
+            )
+
+    @property
+    def template_args(self) -> dict[str, Any]:
+        """template_arg by name; what is no JSON is text."""
+        return {name: _json_or_text(value) for name, _, value in (given.partition("=") for given in self.template_arg)}
 
     @property
     def candidates(self) -> int:
@@ -241,6 +273,13 @@ class Setup:
         if unknown := [name for name in changes if name not in known]:
             raise ConfigError(f"a set-up has no field {unknown[0]!r}; expected one of {', '.join(known)}")
         return replace(setup or cls(), **changes)
+
+
+def _json_or_text(value: str) -> Any:
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
 
 
 PRESETS: dict[str, dict[str, Any]] = {

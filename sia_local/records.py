@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from .config import SiaConfig, setting
 from .errors import ConfigError
+from .reasoning import ANSWER, REASONING
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,11 +24,15 @@ Messages = Sequence[Message]
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt as the base reads it (`tokens`) and, for sources with their own rendering, the chat behind it."""
+    """A prompt as the base reads it (`tokens`) and, for sources with their own rendering, the chat behind it.
+
+    told: what its chat template was told beside the messages.
+    """
 
     tokens: tuple[int, ...]
     messages: tuple[Message, ...] | None = None
     text: str = ""
+    told: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -100,7 +105,8 @@ class Step:
     not steered); finish: None, `eog`, `stop`, `length` or `context`. kl_steering: KL from the same step without
     values (same candidates, filters, temperature), nats: what a KL budget counts; at temperature 0, where it is
     infinite, the logits given up. flipped: steering changed the likeliest candidate; values_asked: candidates scored.
-    NaN: not known, as for a nudged word.
+    NaN: not known, as for a nudged word. text is the answer's, reasoning what the model thinks to itself; part: which
+    of them the token was drawn in, reasoning.UNDECIDED for marks.
     """
 
     job: int
@@ -118,12 +124,14 @@ class Step:
     kl_steering: float = 0.0
     flipped: bool = False
     values_asked: int = 0
+    reasoning: str = ""
+    part: str = ANSWER
 
 
 @dataclass
 class Tally:
     """Sums over steps. KL and nll (of the tokens under the base) in nats; flips: junctions whose likeliest token
-    changed; values_asked: candidates scored."""
+    changed; values_asked: candidates scored; thought: tokens of reasoning."""
 
     steps: int = 0
     junctions: int = 0
@@ -133,6 +141,7 @@ class Tally:
     kl_truncation: float = 0.0
     kl_steering: float = 0.0
     nll: float = 0.0
+    thought: int = 0
 
     def add(self, step: Step) -> None:
         self.steps += 1
@@ -143,6 +152,7 @@ class Tally:
         self.kl_truncation += step.kl_truncation
         self.kl_steering += step.kl_steering
         self.nll -= step.logprob
+        self.thought += step.part == REASONING
 
     def sums(self) -> dict[str, Any]:
         """The sums by name."""
@@ -187,22 +197,33 @@ class Stats(Tally):
 
 @dataclass
 class Completion(Tally):
-    """One text with its sums. tokens: without the one that ended it, which is `end`."""
+    """One text with its sums. tokens: without the one that ended it, which is `end`; those of the reasoning, which is
+    no part of `text`, are among them."""
 
     job: int = 0
     text: str = ""
+    reasoning: str = ""
     tokens: list[int] = field(default_factory=list)
     end: int | None = None
     finish: str | None = None
+    _thoughts: int = 0
 
     def add(self, step: Step) -> None:
         super().add(step)
         self.text += step.text
+        self.reasoning += step.reasoning
         self.finish = step.finish
         if step.finish != "eog":
             self.tokens.append(step.token)
         else:
             self.end = step.token
+        if step.part == REASONING or (self._thoughts + (step.part != ANSWER) and not self.text):
+            self._thoughts = len(self.tokens)
+
+    @property
+    def answer_tokens(self) -> list[int]:
+        """The tokens that follow the reasoning, its marks and the white space behind them."""
+        return self.tokens[self._thoughts :]
 
     @property
     def all_tokens(self) -> list[int]:

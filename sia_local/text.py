@@ -4,40 +4,61 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Callable, Collection, Sequence
+from typing import NamedTuple
 
 from .errors import ConfigError
+from .reasoning import ANSWER, Splitter
+
+
+class Shown(NamedTuple):
+    """What becomes visible with a token: text of the answer, and of the reasoning. stopped: a stop string ends it."""
+
+    text: str
+    stopped: bool = False
+    reasoning: str = ""
 
 
 class TextStream:
     """Text of one sequence. Bytes of an unfinished character, and text that may begin a stop string, wait.
 
-    stop_tokens: ids that end the text as a stop string does, such as control tokens, which have no text.
+    stop_tokens: ids that end the text as a stop string does, such as control tokens, which have no text. split: tells
+    reasoning from the answer; stop strings are looked for in the answer alone.
     """
 
-    def __init__(self, piece: Callable[[int], bytes], stop: Sequence[str] = (), stop_tokens: Collection[int] = ()):
+    def __init__(
+        self,
+        piece: Callable[[int], bytes],
+        stop: Sequence[str] = (),
+        stop_tokens: Collection[int] = (),
+        split: Splitter | None = None,
+    ):
         if any(not s for s in stop):
             raise ConfigError("a stop string is empty; give at least one character")
         self._piece = piece
         self._stop, self._stop_tokens = tuple(stop), frozenset(stop_tokens)
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""
+        self._split = split
 
-    def push(self, token: int, last: bool = False) -> tuple[str, bool]:
-        """Text that becomes visible with this token, and whether a stop string was completed.
+    @property
+    def part(self) -> str:
+        """What the next token belongs to: reasoning.ANSWER, REASONING or UNDECIDED."""
+        return self._split.part if self._split is not None else ANSWER
 
-        `last`: no token follows; held text comes out, an unfinished character as U+FFFD.
-        """
-        if token in self._stop_tokens:
-            held, self._held = self._held + self._decoder.decode(b"", final=True), ""
-            return held, True
-        text = self._held + self._decoder.decode(self._piece(token), final=last)
+    def push(self, token: int, last: bool = False) -> Shown:
+        """`last`: no token follows; held text comes out, an unfinished character as U+FFFD."""
+        stops = token in self._stop_tokens
+        reasoning, text = "", self._decoder.decode(b"" if stops else self._piece(token), final=last or stops)
+        if self._split is not None:
+            reasoning, text = self._split.push(text, last or stops)
+        text = self._held + text
         at = min((i for s in self._stop if (i := text.find(s)) >= 0), default=-1)
         if at >= 0:
             self._held = ""
-            return text[:at], True
-        keep = 0 if last else self._possible_stop(text)
+            return Shown(text[:at], True, reasoning)
+        keep = 0 if last or stops else self._possible_stop(text)
         self._held = text[len(text) - keep :]
-        return text[: len(text) - keep], False
+        return Shown(text[: len(text) - keep], stops, reasoning)
 
     def _possible_stop(self, text: str) -> int:
         """Length of the longest end of `text` that begins a stop string."""

@@ -19,8 +19,11 @@ TEMPLATE = (
 )
 
 
-def tokens(n_vocab: int = N_VOCAB) -> list[str]:
-    return vocabulary(n_vocab)[0]
+def tokens(n_vocab: int = N_VOCAB, over: dict[str, Any] | None = None) -> list[str]:
+    over = over or {}
+    words = [over.get("renamed", {}).get(i, word) for i, word in enumerate(vocabulary(n_vocab)[0])]
+    words += over.get("marks", {})
+    return words + [f"[PAD{i}]" for i in range(len(words), len(words) + over.get("padding", 0))]
 
 
 def head(seed: int = 5) -> tuple[np.ndarray, float]:
@@ -74,13 +77,11 @@ def _hparams(writer: gguf.GGUFWriter) -> None:
 
 
 def _tokenizer(writer: gguf.GGUFWriter, n_vocab: int, over: dict[str, Any]) -> None:
-    words, types, merges, special = vocabulary(n_vocab)
-    words = [over.get("renamed", {}).get(i, word) for i, word in enumerate(words)]
-    words += [f"[PAD{i}]" for i in range(n_vocab, n_vocab + over.get("padding", 0))]
-    types += [5] * over.get("padding", 0)
+    _, types, merges, special = vocabulary(n_vocab)
+    types += [*over.get("marks", {}).values(), *[5] * over.get("padding", 0)]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("qwen2")
-    writer.add_token_list(words)
+    writer.add_token_list(tokens(n_vocab, over))
     writer.add_token_types(types)
     writer.add_token_merges(merges)
     writer.add_eos_token_id(special["<|im_end|>"])
@@ -103,8 +104,7 @@ def _contract(writer: gguf.GGUFWriter, kind: str, n_vocab: int, over: dict[str, 
         writer.add_array(keys.HEAD_HIDDEN_BIAS, [0.5] * len(over["head"]))
     writer.add_float32(keys.VALUE_SPREAD, over.get("spread", 0.5))
     writer.add_string(keys.PROMPT_TEMPLATE, over.get("template", TEMPLATE))
-    words = tokens(n_vocab) + [f"[PAD{i}]" for i in range(n_vocab, n_vocab + over.get("padding", 0))]
-    digest = keys.vocab_sha256(t.encode() for t in words)
+    digest = keys.vocab_sha256(t.encode() for t in tokens(n_vocab, {**over, "renamed": {}}))
     writer.add_string(keys.VOCAB_SHA256, over.get("sha256", digest))
 
 
@@ -125,9 +125,7 @@ def _qhead(path: Path, rng: np.random.Generator, over: dict[str, Any]) -> Path:
         level_weight=matrix(N_EMBD) if over.get("level", True) else None,
         level_bias=0.25,
     )
-    words = tokens(over.get("n_vocab", N_VOCAB))
-    words += [f"[PAD{i}]" for i in range(len(words), len(words) + over.get("padding", 0))]
-    vocab = keys.vocab_sha256(t.encode() for t in words)
+    vocab = keys.vocab_sha256(t.encode() for t in tokens(over.get("n_vocab", N_VOCAB), {**over, "renamed": {}}))
     write_qhead(path, qhead, QHeadMeta(vocab_sha256=over.get("sha256", vocab)), dtype="f32")
     return path
 
@@ -135,7 +133,8 @@ def _qhead(path: Path, rng: np.random.Generator, over: dict[str, Any]) -> Path:
 def write(path: Path, arch: str = "qwen3", kind: str = "base", seed: int = 0, **over: Any) -> Path:
     """kind: base, merged, lean, adapter, head or qhead.
 
-    over: n_vocab, padding (rows), renamed (id: token), split (tensors a file), template, bos, add_bos, add_eos,
+    over: n_vocab, marks (more tokens: their type), padding (rows), renamed (id: token), split (tensors a file),
+    template, bos, add_bos, add_eos,
     version, sha256, head, hidden, spread, nan, ascii, layout.
     ascii: the likeliest tokens are plain text, no halves of characters and no end.
     """
@@ -146,7 +145,7 @@ def write(path: Path, arch: str = "qwen3", kind: str = "base", seed: int = 0, **
     writer = gguf.GGUFWriter(str(path), arch, split_max_tensors=over.get("split", 0))
     writer.add_name(path.stem)
     layers = _layers(arch, rng)
-    n_rows = n_vocab + over.get("padding", 0)
+    n_rows = n_vocab + len(over.get("marks", {})) + over.get("padding", 0)
     embeddings = rng.standard_normal((n_rows, N_EMBD)).astype(np.float32)
     output = (rng.standard_normal((n_rows, N_EMBD)) * 2 / np.sqrt(N_EMBD)).astype(np.float32)
     if over.get("ascii"):

@@ -10,8 +10,10 @@ from sia_local.generation.decode import Job, Loop
 from sia_local.generation.writing import Desk, Run
 from sia_local.llama.engine import Engine
 from sia_local.prompts import PromptItem
+from sia_local.reasoning import ANSWER
 from sia_local.records import Messages, Prompt, Request
 from sia_local.rewards.load import FunctionReward
+from sia_local.text import Shown
 from sia_local.values.sources import text_value
 
 WORDS = ("good ", "bad ", "so ", "the ", ".")
@@ -74,8 +76,10 @@ class Values:
 
 
 class Words:
-    def push(self, token: int, last: bool) -> tuple[str, bool]:
-        return WORDS[token], False
+    part = ANSWER
+
+    def push(self, token: int, last: bool) -> Shown:
+        return Shown(WORDS[token])
 
 
 class TableSIA:

@@ -340,7 +340,7 @@ def test_help_names_every_command_and_every_command_of_the_help_exists(session: 
     named = {line.split()[0].split("[")[0] for line in run("/help").text.splitlines() if line.startswith("/")}
     assert named == {
         *("/help", "/sia", "/beta", "/threshold", "/rate", "/why", "/stats", "/report", "/system"),
-        *("/retry", "/steer", "/learn", "/undo", "/save", "/load", "/clear", "/quit"),
+        *("/reasoning", "/retry", "/steer", "/learn", "/undo", "/save", "/load", "/clear", "/quit"),
     }
     callable_by_a_line = {f"/{name[1:]}" for name in dir(Commands) if name[0] == "_" and name[1:].isalpha()}
     assert callable_by_a_line == named | {"/exit"}

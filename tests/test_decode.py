@@ -10,7 +10,9 @@ import pytest
 from sia_local.config import SamplingConfig, SiaConfig
 from sia_local.errors import NumericError
 from sia_local.generation.decode import Job, decode
+from sia_local.reasoning import ANSWER
 from sia_local.records import Prompt, Request, Stats, Step
+from sia_local.text import Shown
 
 END = 3
 
@@ -65,8 +67,10 @@ class TableValues:
 
 
 class Letters:
-    def push(self, token: int, last: bool) -> tuple[str, bool]:
-        return "abcd"[token], False
+    part = ANSWER
+
+    def push(self, token: int, last: bool) -> Shown:
+        return Shown("abcd"[token])
 
 
 def job(config: SiaConfig, n: int = 6, seed: int = 0, id: int = 0, first: int = 0, trace: bool = True) -> Job:

@@ -9,7 +9,7 @@ from sia_local.text import TextStream
 def stream(pieces: list[bytes], stop: tuple[str, ...] = ()) -> tuple[list[str], bool]:
     text, out = TextStream(lambda i: pieces[i], stop), []
     for i in range(len(pieces)):
-        shown, stopped = text.push(i, last=i == len(pieces) - 1)
+        shown, stopped, _ = text.push(i, last=i == len(pieces) - 1)
         out.append(shown)
         if stopped:
             return out, True

@@ -25,6 +25,7 @@ HELP = """\
 /rate X             steer this share of the tokens, such as 0.2
 /why [N]            where steering acted; N: every candidate of junction N
 /stats              speed, junctions and KL, of the last answer and in all
+/reasoning          what the model thought to itself before the last answer
 /report FILE.html   the last answer as a page, each junction with its candidates
 /system [TEXT|off]  show, set or remove the system prompt
 /retry              answer again, with another seed
@@ -143,6 +144,10 @@ class Commands:
         if not rest.isdecimal():
             raise ConfigError(f"/why takes the number of a junction, {rest!r} was given")
         return Reply(why.detail(steps, int(rest), config, self.text))
+
+    def _reasoning(self, rest: str) -> Reply:
+        thought = self.session.written.reasoning if self.session.written is not None else ""
+        return Reply(thought or "the last answer has no reasoning")
 
     def _stats(self, rest: str) -> Reply:
         s, t = self.session, self.session.totals

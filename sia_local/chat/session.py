@@ -126,11 +126,18 @@ class Session:
             for step in written:
                 self.steps.append(step)
                 yield step
+            if written.reasoning and not written.text:
+                yield Notice("the answer ended while the model was still reasoning; -n allows more")
             if written.finish == "context":
                 yield Notice("the answer was cut because the context is full; the oldest turns go when you go on")
         finally:
             if self.written is not None and self.steps:
-                self.turns.append({"role": "assistant", "content": Written(self.written.text, self.written.tokens)})
+                answer = Written(self.written.text, self.written.answer_tokens)
+                turn: Message = {"role": "assistant", "content": answer}
+                if self.written.reasoning:
+                    # Templates drop what was thought in earlier turns, or want it apart.
+                    turn["reasoning_content"] = self.written.reasoning
+                self.turns.append(turn)
                 self.totals.take(self.written.stats)
             else:
                 self.turns = before

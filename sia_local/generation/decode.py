@@ -13,9 +13,11 @@ from typing import Protocol
 
 import numpy as np
 
+from ..reasoning import ANSWER
 from ..records import Floats, Prompt, Request, Stats, Step, Values
 from ..steering.choice import Choice, Filter, Look, Verdict
 from ..steering.tilt import draw
+from ..text import Shown
 
 
 class Base(Protocol):
@@ -30,9 +32,11 @@ class Base(Protocol):
 
 
 class Sink(Protocol):
-    def push(self, token: int, last: bool) -> tuple[str, bool]:
-        """Text that becomes visible with this token, and whether a stop string ends the sequence."""
-        ...
+    """See text.TextStream."""
+
+    @property
+    def part(self) -> str: ...
+    def push(self, token: int, last: bool) -> Shown: ...
 
 
 @dataclass(eq=False)
@@ -82,7 +86,7 @@ class Loop:
         looked = clock()
         # 2. Candidates, entropy, gate.
         for sequence, row in zip(live, rows, strict=True):
-            sequence.look = sequence.choice.look(row)
+            sequence.look = sequence.choice.look(row, sequence.job.sink.part)
         # 3. Sure tokens are drawn without V, so that a shared decode can take them along.
         for sequence in live:
             if not sequence.look.asks:
@@ -166,8 +170,9 @@ class _Live:
             self.finish = "length"
         elif self._room <= 0:
             self.finish = "context"
-        self._text, stopped = job.sink.push(self.token, self.finish is not None)
-        if stopped and self.finish is None:
+        self._part = job.sink.part
+        self._shown = job.sink.push(self.token, self.finish is not None)
+        if self._shown.stopped and self.finish is None:
             self.finish = "stop"
         if self.finish is None:
             self.base.accept(self.slot, self.token)
@@ -182,7 +187,8 @@ class _Live:
             self.verdict,
             job=job.id,
             token=self.token,
-            text=self._text,
+            shown=self._shown,
+            part=self._part,
             logprob=self.logprob,
             finish=self.finish,
             k=job.request.config.k if job.request.trace else 0,
@@ -193,15 +199,24 @@ class _Live:
 
 
 def make_step(
-    verdict: Verdict, *, token: int, text: str, logprob: float, finish: str | None, job: int = 0, k: int = 0
+    verdict: Verdict,
+    *,
+    token: int,
+    shown: Shown,
+    logprob: float,
+    finish: str | None,
+    part: str = ANSWER,
+    job: int = 0,
+    k: int = 0,
 ) -> Step:
-    """The Step of a verdict and the token drawn from it. k: candidates to keep, 0 for none."""
+    """The Step of a verdict and the token drawn from it, in the part of the text that the gate was told. k: candidates
+    to keep, 0 for none."""
     look = verdict.look
     return Step(
         job=job,
         index=look.index,
         token=token,
-        text=text,
+        text=shown.text,
         entropy=look.entropy,
         steered=verdict.steered,
         kl=verdict.kl,
@@ -213,4 +228,6 @@ def make_step(
         kl_steering=verdict.kl_steering,
         flipped=verdict.flipped,
         values_asked=len(look.asked),
+        reasoning=shown.reasoning,
+        part=part,
     )

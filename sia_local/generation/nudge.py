@@ -119,7 +119,8 @@ class Nudged:
                 "model, or give plain text with raw=True (--raw)"
             )
         else:
-            tokens = tokenize_chat(self.small, template, prompt.messages or [{"role": "user", "content": prompt.text}])
+            messages = prompt.messages or [{"role": "user", "content": prompt.text}]
+            tokens = tokenize_chat(self.small, template, messages, prompt.told)
         if len(tokens) >= self._context.n_ctx:
             raise ContextFullError(
                 f"the prompt is {len(tokens)} tokens for {self.small.path.name}, its context holds "
@@ -177,6 +178,10 @@ class NudgedGeneration(Generation):
         return self._duet.base.ids
 
     @property
+    def answer_tokens(self) -> list[int]:
+        return self.tokens
+
+    @property
     def remark(self) -> str:  # type: ignore[override]
         stats = self.stats
         return f"{stats.junctions} words by {self._small}, {stats.value_ms_per_junction:.1f} ms a word"
@@ -203,13 +208,13 @@ class NudgedGeneration(Generation):
             if finish is None and len(duet.base.ids) >= request.max_tokens:
                 finish = "length"
             written.append(turn.data)
-            text, stopped = stream.push(len(written) - 1, finish is not None)
-            if stopped and finish is None:
+            shown = stream.push(len(written) - 1, finish is not None)
+            if shown.stopped and finish is None:
                 finish = "stop"
             step = make_step(
                 turn.verdict,
                 token=turn.token,
-                text=text,
+                shown=shown,
                 logprob=math.nan if turn.nudged else _logprob(turn.verdict, turn.token),
                 finish=finish,
                 k=request.config.k if request.trace else 0,

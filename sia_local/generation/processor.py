@@ -35,7 +35,7 @@ from ..llama.library import ProcessorList, has_gpu
 from ..llama.model import Model
 from ..records import Prompt, Stats, Step
 from ..steering.choice import Choice
-from ..text import TextStream
+from ..text import Shown, TextStream
 from ..values.sources import AnyFile, Guides, Spec, Specs, open_sources, parse_specs, read_files
 from .decode import make_step
 
@@ -158,7 +158,7 @@ class SiaLogitsProcessor:
     def _accept(self, token: int) -> None:
         if self.error is not None:
             return
-        text, _ = self._stream.push(token)
+        text = self._stream.push(token).text
         self.steps[-1] = replace(self.steps[-1], token=token, text=text, logprob=self._logprob(token))
         if self._choice.uses_value:
             self.value.accept(0, token)
@@ -175,7 +175,7 @@ class SiaLogitsProcessor:
             stats.value_ms += (clock() - t0) * 1e3
         verdict = choice.weigh(look, values)
         step = make_step(
-            verdict, token=-1, text="", logprob=math.nan, finish=None, k=self.config.k if self.trace else 0
+            verdict, token=-1, shown=Shown(""), logprob=math.nan, finish=None, k=self.config.k if self.trace else 0
         )
         if verdict.beta == 0:
             step = replace(step, kl=0.0, kl_truncation=0.0)

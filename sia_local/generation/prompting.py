@@ -34,7 +34,7 @@ def read_prompt(
         if any("role" not in message or "content" not in message for message in messages):
             raise ConfigError("a message of the chat has no role or no content; expected both in every message")
         tokens = tokenize_chat(model, template, messages, extra)
-        made = Prompt(tuple(tokens), tuple(messages), messages[-1]["content"] if messages else "")
+        made = Prompt(tuple(tokens), tuple(messages), messages[-1]["content"] if messages else "", extra or {})
     if not made.tokens:
         raise ConfigError("the prompt is empty; give at least one character")
     if len(made.tokens) >= n_ctx:

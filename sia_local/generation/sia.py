@@ -13,6 +13,8 @@ from ..errors import ConfigError, IncompatibleError, SiaError
 from ..llama.context import Context, options_for
 from ..llama.engine import Engine
 from ..llama.model import Model
+from ..llama.templates import WORKER, find_template
+from ..reasoning import Splitter, find_format
 from ..records import Completion, Messages, Prompt, Request
 from ..text import TextStream
 from ..values.sources import Source, Specs, open_sources, parse_specs, read_files, text_value
@@ -21,6 +23,9 @@ from .filters import LogitFilter
 from .overlap import SideBySide
 from .prompting import read_prompt
 from .writing import Desk, Generation, Run
+
+# Tokens at the end of a prompt in which a template may have opened, or ended, the reasoning.
+OPENING = 32
 
 
 class SIA:
@@ -33,6 +38,10 @@ class SIA:
         self, model: Model, engine: Engine, value: Source | None, setup: Setup, owned: ExitStack | None = None
     ):
         self.model, self.engine, self.value, self.setup = model, engine, value, setup
+        self.reasoning = find_format(setup.reasoning, model.chat_template, lambda mark: len(model.spelled(mark)) == 1)
+        marks = self.reasoning.marks if self.reasoning is not None else ()
+        # Marks that are control tokens have no text of their own.
+        self._marks = {token for mark in marks for token in model.spelled(mark) if not model.piece(token)}
         others = value.engines if setup.overlap_prompts and value is not None else []
         base: Base = SideBySide(engine, others) if others else engine
         self.desk = Desk(Loop(base, value, setup.slots, setup.n_ctx))
@@ -66,6 +75,10 @@ class SIA:
             if not isinstance(model, Model):
                 model = Model(model, n_gpu_layers=setup.n_gpu_layers)
                 undo.callback(model.close)
+            if setup.chat_template is not None:
+                model.template = find_template(setup.chat_template)
+            if model.chat_template is not None:
+                WORKER.start()
             context = Context(model, options_for(model, setup, branches))
             undo.callback(context.close)
             hidden = setup.hidden_states or "value-qhead" in kinds
@@ -116,8 +129,9 @@ class SIA:
         return self.setup.slots
 
     def prompt(self, prompt: str | Messages, raw: bool = False, extra: Mapping[str, Any] | None = None) -> Prompt:
-        """A prompt as both models will read it; see prompting.read_prompt."""
-        return read_prompt(self.model, self.n_ctx, prompt, raw, extra)
+        """A prompt as both models will read it; see prompting.read_prompt. extra: beside what Setup.template_arg tells."""
+        told = {**self.setup.template_args, **(extra or {})}
+        return read_prompt(self.model, self.n_ctx, prompt, raw, told)
 
     def generate(
         self, prompt: str | Messages | Prompt | Request, config: SiaConfig | None = None, **changes: Any
@@ -141,13 +155,14 @@ class SIA:
         """A text to generate, for run(); arguments as for generate()."""
         request = Request.of(prompt, config, **changes)
         made = request.prompt if isinstance(request.prompt, Prompt) else self.prompt(request.prompt, request.raw)
-        self._check(request.config)
+        split = self._split(request, made)
+        self._check(request.config, split is not None)
         sampling = request.config.sampling
         return Job(
             request=request,
             prompt=made,
             ends=self.model.is_eog,
-            sink=TextStream(self._pieces(request), request.stop, self._stop_tokens(request.stop)),
+            sink=TextStream(self._pieces(request), request.stop, self._stop_tokens(request.stop), split),
             filter=LogitFilter(self.model, sampling, list(made.tokens)) if sampling.filters else None,
             id=id,
         )
@@ -172,16 +187,32 @@ class SIA:
             return text_value(self.value, slot, prompt, tokens)
 
     def _pieces(self, request: Request) -> Callable[[int], bytes]:
-        model = self.model
-        if not request.special:
+        """The bytes of a token, those of marks among them, of any control token where the request wants to see them."""
+        model, marks = self.model, self._marks
+        if not request.special and not marks:
             return model.piece
-        return lambda token: model.piece(token) or model.token_text(token).encode()
+        return lambda token: (
+            model.piece(token) or (model.token_text(token).encode() if request.special or token in marks else b"")
+        )
+
+    def _split(self, request: Request, prompt: Prompt) -> Splitter | None:
+        """What tells reasoning from the answer; of plain text to continue nobody knows, unless a format was named."""
+        form = self.reasoning
+        if form is None or request.special or (prompt.messages is None and self.setup.reasoning == "auto"):
+            return None
+        end = [self.model.piece(token) or self.model.token_text(token).encode() for token in prompt.tokens[-OPENING:]]
+        return form.splitter(b"".join(end).decode("utf-8", "replace"))
 
     def _stop_tokens(self, stop: Sequence[str]) -> list[int]:
         """The control tokens among stop strings; they have no text to be found in."""
         return [token for text in stop if (token := self.model.control_token(text)) is not None]
 
-    def _check(self, config: SiaConfig) -> None:
+    def _check(self, config: SiaConfig, reasons: bool) -> None:
+        if config.steer == "reasoning" and not reasons:
+            raise ConfigError(
+                "only the reasoning was to be steered, but nothing says how this model marks it; name the marks "
+                "(--reasoning '<think>,</think>'), or steer the answer"
+            )
         limit = self.value.max_candidates if self.value is not None else None
         shares = bool(self.engine.branches)
         if limit is not None and config.gate != "off" and config.k > limit and not shares:

@@ -87,6 +87,16 @@ class Generation:
         return self.completion.tokens
 
     @property
+    def reasoning(self) -> str:
+        """What the model thought to itself, where it marks that; no part of `text`."""
+        return self.completion.reasoning
+
+    @property
+    def answer_tokens(self) -> list[int]:
+        """Those of `tokens` that spell the text, reasoning left out."""
+        return self.completion.answer_tokens
+
+    @property
     def finish(self) -> str | None:
         """`eog`, `stop`, `length` or `context`; None while there is more to come, or where it was stopped."""
         return self.completion.finish

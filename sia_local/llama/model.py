@@ -14,7 +14,9 @@ class Model:
     """Weights and vocabulary of one GGUF file. Close it after every context made from it."""
 
     def __init__(self, path: str | os.PathLike[str], *, n_gpu_layers: int = 0, vocab_only: bool = False):
+        """template: what stands in for the file's own chat template, if anything does."""
         self.path = check_gguf(path)
+        self.template: str | None = None
         params = C.llama_model_default_params()
         params.n_gpu_layers = gpu_layers(n_gpu_layers)
         params.vocab_only = vocab_only
@@ -89,6 +91,8 @@ class Model:
 
     @property
     def chat_template(self) -> str | None:
+        if self.template is not None:
+            return self.template
         text = C.llama_model_chat_template(self._ptr, None)
         return text.decode("utf-8", "replace") if text else None
 
@@ -114,6 +118,10 @@ class Model:
             if tokens and C.llama_vocab_get_add_eos(self._vocab) and tokens[-1] == self.eos:
                 del tokens[-1]
         return tokens
+
+    def spelled(self, mark: str) -> list[int]:
+        """The tokens that spell a mark; control tokens count as such."""
+        return self.tokenize(mark, parse_special=True)
 
     def control_token(self, text: str) -> int | None:
         """The id of the control token that `text` spells, None if it is anything else."""

@@ -14,6 +14,7 @@ import numpy as np
 
 from ..config import SiaConfig
 from ..errors import NumericError
+from ..reasoning import ANSWER
 from ..records import Candidates, Float64, Floats, IntArray
 from .entropy import entropy, log_partition, top_candidates, varentropy
 from .gates import Moment, make_gate
@@ -42,7 +43,8 @@ class Look:
 
     index: position of the token. ids, logits, base_logprobs: the candidates C, best first, int32[n] and float64[n];
     base_logprobs and log_z are over the whole row. entropy, varentropy in nats, nats². asked: the ids whose values are
-    wanted, none where the gate stays shut.
+    wanted, none where the gate stays shut. place: how many tokens of the steered part there are with this one; 0 where
+    it is of another part.
     """
 
     index: int
@@ -53,6 +55,7 @@ class Look:
     entropy: float
     moment: Moment
     asked: IntArray
+    place: int
 
     @property
     def asks(self) -> bool:
@@ -123,6 +126,7 @@ class Choice:
         self._most = source.max_candidates if source is not None else 0
         self._spread = _Spread(source.spread if source is not None else None, config.beta_unit == "spread")
         self.index = -1
+        self._inside = 0
         self.spent = 0.0
         self._filter = filter
         self._gate = make_gate(config, seed=seed ^ GATE_SEED)
@@ -130,10 +134,15 @@ class Choice:
         self._judges_values = "gain" in config.gate.split("+")
         self._previous: float | None = None
 
-    def look(self, row: Floats) -> Look:
-        """Candidates, entropy and gate of one row of logits [n_vocab]. Raises NumericError for NaN or infinity."""
+    def look(self, row: Floats, part: str = ANSWER) -> Look:
+        """Candidates, entropy and gate of one row of logits [n_vocab]; part: which of a text the token belongs to.
+
+        Raises NumericError for NaN or infinity.
+        """
         config = self.config
         self.index += 1
+        inside = config.steer in ("all", part)
+        self._inside += inside
         log_z = log_partition(row)
         if not math.isfinite(log_z):
             raise NumericError(
@@ -149,10 +158,11 @@ class Choice:
         if self._filter is not None:
             ids, logits = self._filter.narrow(ids, logits)
         varied = varentropy(logits) if self._wants_varentropy else 0.0
-        moment = Moment(self.index, surprise, self._previous, varied)
+        moment = Moment(self._inside - 1, surprise, self._previous, varied)
         self._previous = surprise
-        # Every gate sees every step; one that judges values sees it in weigh(). One candidate leaves nothing to tilt.
-        opens = self._judges_values or self._gate.opens(moment)
+        # Every gate sees every step of the part it is for; one that judges values sees it in weigh(). One candidate
+        # leaves nothing to tilt.
+        opens = inside and (self._judges_values or self._gate.opens(moment))
         asks = opens and self.uses_value and len(ids) > 1
         asked = ids[: self._worth_scoring(logits)] if asks else ids[:0]
         if config.tail:
@@ -162,7 +172,8 @@ class Choice:
             logits = row[ids].astype(np.float64)
         # Taken now: scoring may decode in the base's context, which overwrites the row.
         base_logprobs = row[ids].astype(np.float64) - log_z
-        return Look(self.index, ids, logits, base_logprobs, log_z, surprise, moment, asked)
+        place = self._inside if inside else 0
+        return Look(self.index, ids, logits, base_logprobs, log_z, surprise, moment, asked, place)
 
     def weigh(self, look: Look, values: Floats | None) -> Verdict:
         """Probabilities of the candidates, tilted by the values of the asked ones (None: not steered).
@@ -192,7 +203,7 @@ class Choice:
                 probabilities = softmax(scores, temperature)
                 changed = self._changed(look, probabilities, plain)
                 self.spent += changed
-        elif self._judges_values:
+        elif self._judges_values and look.place:
             self._gate.opens(look.moment)
         return Verdict(
             look=look,
@@ -229,7 +240,7 @@ class Choice:
         config = self.config
         budgets = []
         if config.kl_per_token is not None:
-            budgets.append(config.kl_per_token * (look.index + 1) - self.spent)
+            budgets.append(config.kl_per_token * look.place - self.spent)
         if config.kl_total is not None:
             budgets.append(config.kl_total - self.spent)
         if not budgets:

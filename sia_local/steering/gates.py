@@ -18,8 +18,8 @@ GAIN_START = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """What a gate sees of a step: position, entropy (nats), the previous token's entropy, varentropy (nats²), and what
-    steering would change (nats, tilt.gain), for a gate that judges values."""
+    """What a gate sees of a step: position in the steered part, entropy (nats), the previous token's entropy,
+    varentropy (nats²), and what steering would change (nats, tilt.gain), for a gate that judges values."""
 
     index: int
     entropy: float

@@ -96,7 +96,7 @@ class Guide:
         if self._rewording is not None:
             last = next((m for m in reversed(messages) if m["role"] == "user"), messages[-1])
             last["content"] = self._rewording.replace("{prompt}", last["content"])
-        return tokenize_chat(self.model, template, messages)
+        return tokenize_chat(self.model, template, messages, prompt.told)
 
     def begin(self, slot: int, prompt: Prompt) -> None:
         self.engine.begin(slot, self.tokens(prompt))

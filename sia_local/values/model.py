@@ -205,7 +205,7 @@ class ValueModel:
     def tokens(self, prompt: Prompt) -> Sequence[int]:
         """The prompt as this model reads it."""
         if self.file.template and prompt.messages and not self.shares_base:
-            return tokenize_chat(self._tokenizer, self.file.template, prompt.messages)
+            return tokenize_chat(self._tokenizer, self.file.template, prompt.messages, prompt.told)
         return prompt.tokens
 
     def begin(self, slot: int, prompt: Prompt) -> None:

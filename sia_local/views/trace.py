@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import IO, Any, Protocol
 
 from ..config import SiaConfig
+from ..reasoning import ANSWER
 from ..records import Stats, Step
 
 TokenText = Callable[[int], str]
@@ -47,7 +48,8 @@ def record(step: Step, text: TokenText) -> dict[str, Any]:
     return {
         "index": step.index,
         "token": step.token,
-        "text": step.text,
+        "text": step.reasoning + step.text,
+        **({"part": step.part} if step.part != ANSWER else {}),
         "entropy": step.entropy,
         "steered": step.steered,
         "kl": None if math.isnan(step.kl) else step.kl,
@@ -109,7 +111,8 @@ def closing_line(written: Written, config: SiaConfig | None = None) -> str:
 def short_line(written: Written) -> str:
     """The line under an answer in a chat, where /stats tells the rest."""
     stats = written.stats
-    parts = [f"{stats.tokens} tokens", f"{stats.tokens_per_second:.0f} tokens/s"]
+    thought = f", {stats.thought} of them reasoning" if stats.thought else ""
+    parts = [f"{stats.tokens} tokens{thought}", f"{stats.tokens_per_second:.0f} tokens/s"]
     if stats.junctions and not math.isnan(stats.kl):
         parts.insert(1, f"{stats.junctions} steered, {stats.flips} turned")
     return " · ".join([*parts, *filter(None, [written.remark.partition(";")[0]])])
@@ -150,4 +153,5 @@ def report_facts(config: SiaConfig) -> dict[str, Any]:
     for gate in config.gate.split("+"):
         facts |= {name: getattr(config, name) for name in names.get(gate, ())}
     beta = f"{config.beta:g}" + (" spreads" if config.beta_unit == "spread" else "")
+    facts |= {"steered": config.steer} if config.steer != "all" else {}
     return facts | {"beta": beta, "candidates": config.k, "temperature": config.sampling.temperature}
