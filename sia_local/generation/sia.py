@@ -129,7 +129,7 @@ class SIA:
         return self.setup.slots
 
     def prompt(self, prompt: str | Messages, raw: bool = False, extra: Mapping[str, Any] | None = None) -> Prompt:
-        """A prompt as both models will read it; see prompting.read_prompt. extra: beside what Setup.template_arg tells."""
+        """A prompt as both models will read it; see prompting.read_prompt. extra: beside Setup.template_arg."""
         told = {**self.setup.template_args, **(extra or {})}
         return read_prompt(self.model, self.n_ctx, prompt, raw, told)
 
