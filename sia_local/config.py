@@ -227,7 +227,8 @@ class Setup:
         metavar="FILE|NAME", show="the base's own",
     )  # fmt: skip
     template_arg: tuple[str, ...] = setting(
-        (), "What the chat template is told, such as enable_thinking=false; repeatable.", metavar="NAME=JSON", multiple=True
+        (), "What the chat template is told, such as enable_thinking=false; repeatable.", metavar="NAME=JSON",
+        multiple=True,
     )  # fmt: skip
     reasoning: str = setting(
         "auto", f"How the model marks what it thinks to itself: none, {', '.join(FORMATS)}, or two marks as in "

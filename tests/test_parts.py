@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from loading import EXACT
 
-from sia_local import SIA, Setup, SiaConfig
+from sia_local import SIA, Request, Setup, SiaConfig
 from sia_local.chat.commands import Commands
 from sia_local.chat.session import Notice, Session
 from sia_local.config import SamplingConfig
@@ -139,7 +139,7 @@ def test_a_template_and_what_it_is_told_may_be_given(make_gguf: Make, tmp_path: 
 
 def test_a_chat_keeps_the_answer_and_hands_the_reasoning_to_the_template(make_gguf: Make) -> None:
     with SIA.load(make_gguf("base", template=TEMPLATE, marks=MARKS["control"]), setup=LOAD) as sia:
-        session = Session(sia, forced(THINKS, gate="off"))
+        session = Session(sia, Request("", forced(THINKS, gate="off")))
         said = Commands(session, token_text(sia.model))
         assert said.run("/reasoning").text == "the last answer has no reasoning"
         shown = "".join(e.text for e in session.ask("hi") if not isinstance(e, Notice))
@@ -151,6 +151,6 @@ def test_a_chat_keeps_the_answer_and_hands_the_reasoning_to_the_template(make_gg
         ids = sia.prompt([*session.messages, {"role": "user", "content": "again"}]).tokens
         spelled = "".join(sia.model.piece(t).decode() or sia.model.token_text(t) for t in ids)
         assert spelled.count("<think>") == 0 and "assistant\ncd ef<|im_end|>" in spelled
-        cut = Session(sia, forced(THINKS, gate="off"), max_tokens=3)
+        cut = Session(sia, Request("", forced(THINKS, gate="off"), max_tokens=3))
         notices = [e.text for e in cut.ask("hi") if isinstance(e, Notice)]
         assert notices == ["the answer ended while the model was still reasoning; -n allows more"]
