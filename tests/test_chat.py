@@ -17,6 +17,7 @@ from sia_local.chat.commands import Commands
 from sia_local.chat.session import Notice, Session
 from sia_local.errors import ConfigError, ContextFullError, DataError, NumericError
 from sia_local.generation.writing import Generation
+from sia_local.llama.context import Context
 from sia_local.llama.model import Model
 from sia_local.records import Candidates, Message, Messages, Prompt, Request, Stats, Step
 from sia_local.text import Written
@@ -433,7 +434,15 @@ def test_a_saved_chat_is_plain_json(session: Session, tmp_path: Path) -> None:
     }
 
 
-def test_steering_by_words_and_back(base_gguf: Path, value_gguf: Path) -> None:
+def test_steering_by_words_and_back(base_gguf: Path, value_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[Context] = []
+    close = Context.close
+
+    def closing(self: Context) -> None:
+        closed.append(self)
+        close(self)
+
+    monkeypatch.setattr(Context, "close", closing)
     with SIA.load(base_gguf, value_gguf, setup=LOAD) as sia:
         session = Session(sia, Request("", SiaConfig(beta=1.5), max_tokens=6))
         said = commands(session)
@@ -444,9 +453,9 @@ def test_steering_by_words_and_back(base_gguf: Path, value_gguf: Path) -> None:
         read(session.ask("hello"))
         assert sia.value is not before and session.steps and session.answered.rate == 0.3
         guide = source(sia, GuidePair).plus
-        assert guide.model is sia.model
+        assert guide.model is sia.model and not closed
         said.run("/steer kindly")
-        assert guide.engine.context._ptr is None and source(sia, GuidePair).plus.engine.context._ptr
+        assert guide.engine.context in closed and source(sia, GuidePair).plus.engine.context not in closed
         said.run("/steer in very simple words")
         assert "sia-local learn 'In very simple words.' -m" in said.run("/learn").text
         assert "beta 1.5" in said.run("/steer off").text

@@ -109,8 +109,9 @@ def test_beta_zero_a_high_threshold_and_off_give_the_same_tokens(config: SiaConf
 def test_the_random_gate_does_not_disturb_the_sampling() -> None:
     off = [s.token for s in decode(TableBase(TABLE), None, [job(SiaConfig(k=3, gate="off"), n=60, seed=2)])]
     config = SiaConfig(k=3, gate="random", rate=0.5, beta=0.0)
-    steered = [s.token for s in decode(TableBase(TABLE), TableValues([1, 2, 3, 4]), [job(config, n=60, seed=2)])]
-    assert steered == off
+    values = TableValues([1, 2, 3, 4])
+    steered = [s.token for s in decode(TableBase(TABLE), values, [job(config, n=60, seed=2)])]
+    assert steered == off and 20 < len(values.calls) < 40
 
 
 def test_a_seed_repeats_and_another_differs() -> None:

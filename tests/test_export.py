@@ -182,7 +182,13 @@ def test_one_pass_serves_spread_and_verify_and_rewrites_nothing(
     config, machine = JunctionConfig(threshold=0.0, limit=3, per_trajectory=4, n_ctx=256), Machine(threads=1)
     seen = walk(checkpoint, chain["base"], [chain["data"]], config, machine)
     spread = store_spread(checkpoint, seen)
-    monkeypatch.setattr("sia_convert.proof.walk.find_cases", None)  # whoever walks again fails
+
+    class WalkedAgain(Exception): ...
+
+    def find_cases(*_: Any) -> None:
+        raise WalkedAgain
+
+    monkeypatch.setattr("sia_convert.proof.walk.find_cases", find_cases)
     again = walk(checkpoint, chain["base"], [chain["data"]], config, machine)
     for a, b in zip(seen.cases, again.cases, strict=True):
         assert (a.trajectory, a.prompt_ids, a.positions) == (b.trajectory, b.prompt_ids, b.positions)
@@ -196,11 +202,11 @@ def test_one_pass_serves_spread_and_verify_and_rewrites_nothing(
     other = replace(checkpoint, head=replace(checkpoint.head, bias=checkpoint.head.bias + 1.0))
     assert other.spread() is None
     for model, how in ((other, config), (checkpoint, replace(config, k=5))):
-        with pytest.raises(TypeError):
+        with pytest.raises(WalkedAgain):
             walk(model, chain["base"], [chain["data"]], how, machine)
     kept = checkpoint.folder / "junctions.npz"
     kept.write_bytes(kept.read_bytes()[:-40])
-    with pytest.raises(TypeError):
+    with pytest.raises(WalkedAgain):
         walk(checkpoint, chain["base"], [chain["data"]], config, machine)
 
 

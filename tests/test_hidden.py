@@ -77,13 +77,20 @@ def test_many_texts_are_what_each_is_alone_and_beta_zero_is_off(make_gguf: Make,
 
 def test_a_prompt_computes_one_output_row(make_gguf: Make, qhead_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     outputs: list[int] = []
-    decode = Context.decode
+    everywhere = False
+    decode, set_embeddings = Context.decode, Context.set_embeddings
+
+    def switched(self: Context, on: bool) -> None:
+        nonlocal everywhere
+        everywhere = on
+        set_embeddings(self, on)
 
     def counted(self: Context) -> None:
         n = self.batch.n
-        outputs.append(n if self._embeddings else int(self.batch.output[:n].sum()))
+        outputs.append(n if everywhere else int(self.batch.output[:n].sum()))
         decode(self)
 
+    monkeypatch.setattr(Context, "set_embeddings", switched)
     monkeypatch.setattr(Context, "decode", counted)
     with SIA.load(make_gguf("base"), qhead_gguf, setup=LOAD) as sia:
         next(sia.generate("many words " * 12, DENSE, max_tokens=3))

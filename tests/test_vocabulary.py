@@ -11,7 +11,7 @@ from sia_local import SIA, Request, Setup
 from sia_local.errors import ConfigError
 from sia_local.llama.library import default_threads, has_gpu
 from sia_local.llama.model import Model
-from sia_local.text import Shown, TextStream
+from sia_local.text import Shown
 
 LOAD = Setup(n_ctx=128, n_threads=1)
 
@@ -36,9 +36,9 @@ def test_a_control_token_stops_by_its_id_and_can_be_seen(base_gguf: Path) -> Non
         name = "<|im_start|>"
         token = sia.model.control_token(name)
         assert token is not None and sia.model.control_token("hello") is None
-        stream = TextStream(sia.model.piece, [name], sia._stop_tokens([name]))
-        assert stream.push(sia.model.tokenize("h")[0]) == Shown("h")
-        assert stream.push(token) == Shown("", True)
+        stops = sia.job(Request("hello", stop=name)).sink
+        assert stops.push(sia.model.tokenize("h")[0], False) == Shown("h")
+        assert stops.push(token, False) == Shown("", True)
         job = sia.job(Request("hello", special=True))
         assert job.sink.push(token, True)[0] == name
 
