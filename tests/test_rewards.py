@@ -47,7 +47,7 @@ def test_function_from_the_working_folder(tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("spec", ["joy", "", ":f", "vader2"])
 def test_unknown_reward_lists_the_known_ones(spec: str) -> None:
-    with pytest.raises(ConfigError, match="expected vader, plain, common, polarity, data"):
+    with pytest.raises(ConfigError, match="expected vader, plain, common, refusal, polarity, data"):
         load_reward(spec)
 
 
@@ -138,3 +138,9 @@ def test_no_heavy_import() -> None:
     code = f"import sys; {load}; print({{'torch', 'sklearn'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+def test_refusal_is_one_of_the_published_phrases_in_its_spelling() -> None:
+    reward = load_reward("refusal")
+    texts = ["I’m sorry, but no.", "Sure, here it is.", "i cannot", "Well, I cannot.", "It is sorry work."]
+    assert reward([""] * 5, texts) == [1.0, 0.0, 0.0, 1.0, 0.0]

@@ -72,7 +72,7 @@ class FunctionReward:
 def load_reward(spec: str) -> Reward:
     """The reward that `spec` names.
 
-    `vader`, `plain`, `common`, `polarity[:FILE.npz]`, `data`, `pkg.module:name`, `url:ADDRESS`, `hf:MODEL`.
+    `vader`, `plain`, `common`, `refusal`, `polarity[:FILE.npz]`, `data`, `pkg.module:name`, `url:ADDRESS`, `hf:MODEL`.
 
     Raises ConfigError when nothing answers to the name or what answers cannot be imported; the sentence
     names the extra that brings it.
@@ -84,6 +84,10 @@ def load_reward(spec: str) -> Reward:
         from . import plain
 
         return plain.load_plain() if spec == "plain" else plain.load_common()
+    if spec == "refusal":
+        from .refusal import load_refusal
+
+        return load_refusal()
     if prefix == "polarity":
         from .judge import PolarityJudge
 
@@ -102,7 +106,8 @@ def load_reward(spec: str) -> Reward:
             return _from_module(prefix, argument, spec)
     known = sorted({entry.name for entry in metadata.entry_points(group=ENTRY_POINT_GROUP)})
     raise ConfigError(
-        f"reward '{spec}' is not known; expected vader, plain, common, polarity, data, url:ADDRESS, package.module:name"
+        f"reward '{spec}' is not known; expected vader, plain, common, refusal, polarity, data, "
+        "url:ADDRESS, package.module:name"
         + "".join(f" or {name}:ARGUMENT" for name in known)
     )
 

@@ -1,0 +1,107 @@
+"""What a model knows, before and after steering: multiple-choice questions answered by log-likelihood.
+
+A question is asked in the model's chat template, its answer begins with a stem, and every choice is scored by the sum
+of the log-probabilities of its tokens behind the stem, as language-model evaluation harnesses score multiple choice.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..config import SiaConfig
+from ..errors import DataError
+from ..generation.likelihood import log_likelihoods
+from ..generation.sia import SIA
+from ..records import Float64
+from .metrics import bootstrap_mean, paired_difference
+
+
+@dataclass(frozen=True)
+class Question:
+    """choices: continuations of `stem`, the first of them the right one. topic: for tables."""
+
+    question: str
+    stem: str
+    choices: tuple[str, ...]
+    topic: str = ""
+
+    def __post_init__(self) -> None:
+        if len(set(self.choices)) != len(self.choices) or len(self.choices) < 2:
+            raise DataError(f"the question {self.question!r} has the choices {self.choices}; expected two or more")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A way of steering to answer under, and its name."""
+
+    name: str
+    config: SiaConfig
+
+
+def read_questions(path: str | os.PathLike[str]) -> list[Question]:
+    """JSONL: `question`, `choices` with the right one first, and, if any, `stem` and `topic`. Raises DataError."""
+    questions = []
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            choices = tuple(str(choice) for choice in row["choices"])
+            questions.append(Question(row["question"], row.get("stem", ""), choices, row.get("topic", "")))
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"line {number} of '{path}' is no question ({type(error).__name__}: {error}); expected JSON with "
+                "question and choices, the right one first"
+            ) from error
+    if not questions:
+        raise DataError(f"'{path}' holds no questions; expected one a line, as JSON")
+    return questions
+
+
+def answer(sia: SIA, question: Question, configs: Sequence[SiaConfig]) -> Float64:
+    """float64[configs, choices]: log P of every choice behind the stem, nats, under every configuration."""
+    prompt = sia.prompt(question.question)
+    stem = sia.model.tokenize(question.stem, add_special=False, parse_special=False)
+    out = np.empty((len(configs), len(question.choices)))
+    for j, choice in enumerate(question.choices):
+        text = f"{question.stem} {choice}" if question.stem else choice
+        tokens = sia.model.tokenize(text, add_special=False, parse_special=False)
+        known = next((i for i, (a, b) in enumerate(zip(stem, tokens, strict=False)) if a != b), len(stem))
+        for i, config in enumerate(configs):
+            out[i, j] = log_likelihoods(sia, prompt, tokens, config, known).sum()
+    return out
+
+
+def run_quiz(
+    sia: SIA, questions: Sequence[Question], arms: Sequence[Arm], report: Callable[[int], None] = lambda done: None
+) -> dict[str, Any]:
+    """Accuracy of every arm with its interval, against the first arm prompt by prompt, and by topic. As JSON data.
+
+    right: share of questions whose first choice is the likeliest; p: mean probability of the first among the choices.
+    """
+    scores = np.empty((len(questions), len(arms)), dtype=object)
+    for i, question in enumerate(questions):
+        for j, row in enumerate(answer(sia, question, [arm.config for arm in arms])):
+            scores[i, j] = row
+        report(i + 1)
+    right = np.array([[float(np.argmax(row) == 0) for row in rows] for rows in scores])
+    shares = np.array([[float(1 / np.exp(row - row[0]).sum()) for row in rows] for rows in scores])
+    topics = list(dict.fromkeys(q.topic for q in questions))
+    rows = []
+    for j, arm in enumerate(arms):
+        row: dict[str, Any] = {"arm": arm.name, "right": asdict(bootstrap_mean(right[:, j]))}
+        row["p"] = asdict(bootstrap_mean(shares[:, j]))
+        if j:
+            row["difference"] = asdict(paired_difference(right[:, j], right[:, 0]))
+            row["changed"] = float((right[:, j] != right[:, 0]).mean())
+        row["topics"] = {t: float(right[[q.topic == t for q in questions], j].mean()) for t in topics}
+        rows.append(row)
+    chance = float(np.mean([1 / len(q.choices) for q in questions]))
+    return {"questions": len(questions), "chance": chance, "rows": rows}

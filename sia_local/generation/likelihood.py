@@ -1,0 +1,44 @@
+"""How likely a given text is: the base's log-probabilities of its tokens, or those of the base as it is steered."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from ..config import SiaConfig
+from ..records import Float64, Prompt
+from ..steering.choice import Choice
+from .sia import SIA
+
+
+def log_likelihoods(sia: SIA, prompt: Prompt, tokens: Sequence[int], config: SiaConfig, known: int = 0) -> Float64:
+    """log P of every token after the first `known`, each given the prompt and the tokens before it.
+
+    float64[len(tokens) - known], nats. What config says of candidates, gate and beta decides where and how far
+    steering moves them. The tail is kept and the temperature is 1, so that every token has a probability: with the gate
+    `off` they are the base's own. A gate's memory begins at the first counted token. Raises ConfigError for filters
+    (penalties, top_p, a grammar), which would forbid tokens.
+    """
+    config = replace(config.with_sampling(temperature=1.0), tail=True)
+    sia.check(config)
+    base, value = sia.engine, sia.value
+    choice = Choice(config, 0, value, None)
+    out = np.empty(len(tokens) - known)
+    with sia.desk.slot() as slot:
+        base.begin(slot, prompt.tokens)
+        steers = value is not None and choice.uses_value
+        if value is not None and steers:
+            value.begin(slot, prompt)
+        for i, token in enumerate(tokens):
+            if i >= known:
+                look = choice.look(base.logits([slot])[0])
+                scored = value.score([(slot, look.asked)])[0] if value is not None and look.asks else None
+                verdict = choice.weigh(look, scored)
+                at = int(np.flatnonzero(look.ids == token)[0])
+                out[i - known] = np.log(verdict.probabilities[at])
+            base.accept(slot, token)
+            if value is not None and steers:
+                value.accept(slot, token)
+    return out

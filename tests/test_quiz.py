@@ -1,0 +1,76 @@
+"""How likely a given text is under steering, and questions answered by it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sia_local import SIA, SiaConfig
+from sia_local.errors import DataError
+from sia_local.evaluation.quiz import Arm, Question, answer, read_questions, run_quiz
+from sia_local.generation.likelihood import log_likelihoods
+from sia_local.shipped import find_file
+
+STEERED = SiaConfig(k=4, gate="dense", beta=2.0, tail=True)
+
+
+@pytest.fixture
+def sia(base_gguf: Path, value_gguf: Path) -> SIA:
+    return SIA.load(base_gguf, value_gguf, n_ctx=128, n_threads=1, type_k="f32", type_v="f32")
+
+
+@pytest.mark.parametrize("config", [SiaConfig(gate="off", tail=True), STEERED])
+def test_what_was_written_is_as_likely_as_the_writing_says(sia: SIA, config: SiaConfig) -> None:
+    steps = list(sia.generate("ab", config, max_tokens=12, seed=3, raw=True, trace=True))
+    found = log_likelihoods(sia, sia.prompt("ab", raw=True), [step.token for step in steps], config)
+    for step, logp in zip(steps, found, strict=True):
+        assert step.candidates is not None
+        at = np.flatnonzero(step.candidates.ids == step.token)
+        if len(at):  # a token of the tail is in no trace
+            assert logp == pytest.approx(float(np.log(step.candidates.p_steered[at[0]])), abs=1e-6)
+        if not step.steered:
+            assert logp == pytest.approx(step.logprob, abs=1e-6)
+
+
+def test_every_token_has_a_probability(sia: SIA) -> None:
+    prompt = sia.prompt("ab", raw=True)
+    p = [np.exp(log_likelihoods(sia, prompt, [5, token], STEERED, known=1)[0]) for token in range(sia.model.n_vocab)]
+    assert sum(p) == pytest.approx(1.0, abs=1e-6)
+    assert min(p) > 0
+
+
+def test_choices_are_scored_behind_the_stem(sia: SIA) -> None:
+    question = Question("ab", "a", ("b", "c"))
+    off = SiaConfig(gate="off")
+    scored = answer(sia, question, [off])[0]
+    tokens = [sia.model.tokenize(f"a {choice}") for choice in question.choices]
+    whole = [log_likelihoods(sia, sia.prompt("ab"), ids, off).sum() for ids in tokens]
+    assert scored[0] - scored[1] == pytest.approx(whole[0] - whole[1], abs=1e-6)
+
+
+def test_quiz_counts_and_pairs(sia: SIA) -> None:
+    questions = [Question(f"{a}?", "", ("a", "b", "c"), topic) for a, topic in (("a", "x"), ("b", "x"), ("c", "y"))]
+    arms = [Arm("off", SiaConfig(gate="off")), Arm("same", SiaConfig(gate="dense", beta=0.0))]
+    result = run_quiz(sia, questions, arms)
+    off, same = result["rows"]
+    assert result["questions"] == 3 and result["chance"] == pytest.approx(1 / 3)
+    assert same["right"] == off["right"] and same["changed"] == 0.0 and same["difference"]["mean"] == 0.0
+    expected = [float(np.argmax(answer(sia, q, [arms[0].config])[0]) == 0) for q in questions]
+    assert off["right"]["mean"] == pytest.approx(np.mean(expected))
+    assert off["topics"] == {"x": np.mean(expected[:2]), "y": expected[2]}
+
+
+def test_questions_come_with_the_program_and_others_are_refused(tmp_path: Path) -> None:
+    path = find_file("examples/knowledge.jsonl")
+    assert path is not None
+    questions = read_questions(path)
+    assert len(questions) == 309
+    assert {len(question.choices) for question in questions} == {4}
+    bad = tmp_path / "bad.jsonl"
+    for row in ({"question": "a"}, {"question": "a", "choices": ["b"]}, {"question": "a", "choices": ["b", "b"]}):
+        bad.write_text(json.dumps(row))
+        with pytest.raises(DataError):
+            read_questions(bad)
