@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from sia_local.config import SiaConfig
 from sia_local.generation.decode import Job, Loop
 from sia_local.generation.writing import Desk, Run
 from sia_local.llama.engine import Engine
@@ -100,5 +101,8 @@ class TableSIA:
 
     def value_of(self, prompt: Prompt, tokens: Sequence[int]) -> float:
         return text_value(self.value, 0, prompt, tokens)
+
+    def log_likelihoods(self, prompt: Prompt, tokens: Sequence[int], config: SiaConfig) -> np.ndarray:
+        raise NotImplementedError
 
     def close(self) -> None: ...

@@ -21,6 +21,7 @@ from sia_local.errors import ConfigError, IncompatibleError
 from sia_local.evaluation.arms import Arm, Comparison
 from sia_local.evaluation.cost import equal_compute, value_rows
 from sia_local.evaluation.plan import Plan
+from sia_local.evaluation.remarks import remarks
 from sia_local.evaluation.run import Outcome, Progress, evaluate
 from sia_local.evaluation.samples import Sample, SampleFile
 from sia_local.evaluation.summary import summarise
@@ -183,12 +184,73 @@ def test_the_summary_of_known_samples() -> None:
     assert "best of N" not in level["series"]
     assert summary["entropy"]["quantiles"]["0.5"] == 1.0
     assert summary["warnings"] == ["Only 2 prompts: the intervals say little; use at least 30, better 200 or more."]
+    # Only the sparse texts differ in length, 0.06 a token; all texts have 12 tokens in the mean.
+    at_length = {key: row["reward_at_length"] for key, row in rows.items()}
+    assert (at_length["off"], at_length["sparse-r0.2-b2"]) == (pytest.approx(0.62), pytest.approx(0.32))
     table = markdown(arm_cells(summary))
     assert "| dense | 2 | 1.250 ± 0.500 | 0.750 ± 0.000 |" in table and "| best of N (N = 2) | – |" in table
     assert "| 10 + 100 | 20 |" in table and "flips" not in table and "flips" in arm_cells(summary, full=True)[0]
     assert "| sparse 20 % | 0.800 (48 %" in markdown(equal_kl_cells(summary))
     said = "At the same KL of 4.0 nats a text, of dense steering's lift sparse keeps 48 % ["
     assert findings(summary)[0].startswith(said) and findings(summary)[0].endswith("] at rate 0.2.")
+
+
+def test_a_reader_is_told_of_short_arms_strengths_too_high_and_speeds_of_another_run() -> None:
+    def texts(arm: Arm, reward: float, kl: float) -> list[Sample]:
+        return [sample(arm.key, i, reward=reward, kl_steering=kl, judge=1.0) for i in (1, 2)]
+
+    one, two, four = (Arm("dense", beta=beta) for beta in (1.0, 2.0, 4.0))
+    short = Arm("random", rate=0.2, beta=4.0)
+    samples = [*texts(Arm("off"), 0.0, 0.0), *texts(one, 0.5, 1.0), *texts(two, 0.75, 4.0), *texts(four, 0.625, 9.0)]
+    samples += texts(short, 0.25, 2.0)
+    prompts = [PromptItem("p1", "prompt 1"), PromptItem("p2", "prompt 2")]
+    arms = [Arm("off"), one, two, four, short]
+    summary = summarise(arms, prompts, samples, {}, at_kl=[1.0, 4.0], reused={short.key})
+    assert remarks(summary) == [
+        "Without an entry where they are compared at more nats than their strongest arm spends: random 20 % (2.0).",
+        "dense: the reward turns after beta 2 (0.750; 0.625 at beta 4).",
+        "tokens/s marked * are of an earlier run: random-r0.2-b4.",
+    ]
+    assert "| random 20 % | 4 |" in markdown(arm_cells(summary)) and " 20* |" in markdown(arm_cells(summary))
+    assert "reward_at_length" not in summary["rows"][0]  # all of one length
+
+
+def test_an_instruction_is_an_arm_whose_kl_is_what_it_changes(base_gguf: Path, tmp_path: Path) -> None:
+    arm = Arm("instruction", instruction="say zz")
+    what = Plan(PROMPTS[:2], [Arm("off"), arm], Request("", SiaConfig(k=5), max_tokens=8))
+    store = SampleFile(tmp_path / "samples.jsonl", {})
+    outcome = evaluate(what, lambda source: SIA.load(base_gguf, n_ctx=256, n_threads=1), store, GOOD)
+    store.close()
+    assert not outcome.failed
+    with SIA.load(base_gguf, n_ctx=256, n_threads=1) as sia:
+        for item in what.prompts:
+            text = store.samples[arm.key, item.id, 0]
+            told = sia.prompt([{"role": "system", "content": "say zz"}, {"role": "user", "content": item.text}])
+            both = [
+                sia.log_likelihoods(prompt, text.all_tokens, SiaConfig(gate="off")).sum()
+                for prompt in (told, sia.prompt(item.text))
+            ]
+            assert text.kl_steering == pytest.approx(both[0] - both[1], abs=1e-3)
+            assert text.nll == pytest.approx(-both[1], abs=1e-3)
+    with pytest.raises(ConfigError, match="give one with --instruction"):
+        Comparison(("instruction",))
+
+
+def test_value_files_apart_have_arms_of_their_own(make_gguf: Make, tmp_path: Path) -> None:
+    base, values = make_gguf("base"), [make_gguf("merged", seed=1), make_gguf("qhead", seed=1)]
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("ab\ncd\n")
+    words = [word for value in values for word in ("-v", str(value))]
+    command = ["eval", "-m", str(base), *words, "--apart", "--prompts", str(prompts), "--arms", "off,dense"]
+    command += ["--betas", "1", "--beta-unit", "raw", "-n", "4", "--ctx", "128", "--threads", "1", "--judge", "none"]
+    result = CliRunner().invoke(main, [*command, "--out", str(tmp_path / "out"), "--no-report"])
+    assert result.exit_code == 0, result.output
+    rows = json.loads((tmp_path / "out" / "summary.json").read_text())["rows"]
+    assert [row["series"] for row in rows] == ["off", *(f"dense, {value.stem}" for value in values)]
+    merged, qhead = rows[1:]
+    assert merged["value_rows"] == 40 and qhead["value_rows"] == 0
+    alone = CliRunner().invoke(main, [*command[:5], *command[7:], "--out", str(tmp_path / "one")])
+    assert alone.exit_code == 2 and "needs two or more" in alone.output
 
 
 def test_the_best_by_value_and_a_kl_budget(tmp_path: Path) -> None:
@@ -320,7 +382,11 @@ def test_one_command_leaves_samples_tables_and_pictures(
     ]  # fmt: skip
     before = (out / "samples.jsonl").read_bytes()
     again = cli(*args)
-    assert again.stdout == result.stdout and (out / "samples.jsonl").read_bytes() == before
+    marked = [line for line in again.stdout.replace("*", "").splitlines() if not line.startswith("tokens/s marked ")]
+    assert "* |" in again.stdout and [line for line in marked if line] == [
+        line for line in result.stdout.splitlines() if line
+    ]
+    assert (out / "samples.jsonl").read_bytes() == before
     for changed, said in (
         (["-k", 4], "made with config k = 10, now it is 4"),
         (["-n", 7], "made with max_tokens = 6, now it is 7"),

@@ -11,7 +11,6 @@ import pytest
 from sia_local import SIA, SiaConfig
 from sia_local.errors import DataError
 from sia_local.evaluation.quiz import Arm, Question, answer, read_questions, run_quiz
-from sia_local.generation.likelihood import log_likelihoods
 from sia_local.shipped import find_file
 
 STEERED = SiaConfig(k=4, gate="dense", beta=2.0, tail=True)
@@ -25,7 +24,7 @@ def sia(base_gguf: Path, value_gguf: Path) -> SIA:
 @pytest.mark.parametrize("config", [SiaConfig(gate="off", tail=True), STEERED])
 def test_what_was_written_is_as_likely_as_the_writing_says(sia: SIA, config: SiaConfig) -> None:
     steps = list(sia.generate("ab", config, max_tokens=12, seed=3, raw=True, trace=True))
-    found = log_likelihoods(sia, sia.prompt("ab", raw=True), [step.token for step in steps], config)
+    found = sia.log_likelihoods(sia.prompt("ab", raw=True), [step.token for step in steps], config)
     for step, logp in zip(steps, found, strict=True):
         assert step.candidates is not None
         at = np.flatnonzero(step.candidates.ids == step.token)
@@ -37,7 +36,7 @@ def test_what_was_written_is_as_likely_as_the_writing_says(sia: SIA, config: Sia
 
 def test_every_token_has_a_probability(sia: SIA) -> None:
     prompt = sia.prompt("ab", raw=True)
-    p = [np.exp(log_likelihoods(sia, prompt, [5, token], STEERED, known=1)[0]) for token in range(sia.model.n_vocab)]
+    p = [np.exp(sia.log_likelihoods(prompt, [5, token], STEERED, known=1)[0]) for token in range(sia.model.n_vocab)]
     assert sum(p) == pytest.approx(1.0, abs=1e-6)
     assert min(p) > 0
 
@@ -47,7 +46,7 @@ def test_choices_are_scored_behind_the_stem(sia: SIA) -> None:
     off = SiaConfig(gate="off")
     scored = answer(sia, question, [off])[0]
     tokens = [sia.model.tokenize(f"a {choice}") for choice in question.choices]
-    whole = [log_likelihoods(sia, sia.prompt("ab"), ids, off).sum() for ids in tokens]
+    whole = [sia.log_likelihoods(sia.prompt("ab"), ids, off).sum() for ids in tokens]
     assert scored[0] - scored[1] == pytest.approx(whole[0] - whole[1], abs=1e-6)
 
 

@@ -14,6 +14,7 @@ COMMANDS = {
     "models": "List the models known by name, and what steers them.",
     "fetch": "Download a model by name, or from a hub.",
     "eval": "Compare steering arms on many prompts: reward, KL, intervals.",
+    "quiz": "Ask questions of knowledge before and after steering.",
     "calibrate": "Choose threshold and beta for a base and a value model.",
     "serve": "Serve steered models to OpenAI clients, with a page to chat at.",
     "bench": "Measure speed and memory, steered and unsteered.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,11 +12,11 @@ import click
 
 from ..config import Setup, SiaConfig
 from ..errors import ConfigError
-from ..evaluation.arms import USUAL_RATE, Arm, Comparison
+from ..evaluation.arms import ONE_OF, USUAL_RATE, Arm, Comparison
 from ..evaluation.plan import USUAL, Plan
 from ..records import Request
 from ..shipped import STORY
-from .eval_sources import NO_GUIDES, check_spreads, fix_files, kinds_of, only
+from .eval_sources import NO_GUIDES, check_spreads, fix_files, kinds_of, named_values, only
 from .from_dataclass import build, list_of, options_for
 from .many import SETUP, SIZED, ProgressLine, command_line, read_items, sized_context
 from .options import STEERING, model_options, profile_option
@@ -36,6 +37,7 @@ BETA_UNIT = {"beta_unit": {"help": "Count betas in spreads of the value model, o
 @model_options(SETUP, SIZED)
 @click.option("--prompts", type=click.Path(), help="JSON, JSONL, CSV or text.  [default: the model's own]")
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first so many prompts.")
+@click.option("--apart", is_flag=True, help="Compare the value files, each with arms of its own; do not weigh them.")
 @options_for(Comparison)
 @click.option("--reward", help="vader, plain, package.module:name, …  [default: the model's own, or vader]")
 @click.option("--judge", help="Second judge, a reward or .npz, or `none`.  [default: the model's own, or polarity]")
@@ -99,7 +101,7 @@ def eval(**options: Any) -> None:
         raise SystemExit(130)
     samples = plan.texts_of(store.samples.values())
     meta, kinds = _meta(options, plan, reward, judge, outcome), kinds_of(options, arms)
-    summary = summarise(arms, items, samples, meta, outcome.failed, options["at_kl"] or (), kinds)
+    summary = summarise(arms, items, samples, meta, outcome.failed, options["at_kl"] or (), kinds, store.earlier)
     if summary["rows"]:
         click.echo(tables(summary))
     written = write_outputs(folder, summary, samples, not options["no_report"])
@@ -124,15 +126,23 @@ def _arms(options: dict[str, Any], profile: SiaConfig | None) -> list[Arm]:
     elif "guide" in compared.families and not guided:
         raise ConfigError("the arm 'guide' has no model; give one with --guide-plus")
     arms = compared.arms()
+    if options["apart"]:
+        arms = [one for arm in arms for one in _each(arm, named_values(options))]
     if profile is not None:
         arms.append(Arm("profile", beta=profile.beta, config=profile))
-    if steered := [arm.family for arm in arms if arm.steers and arm.source == "value" and not valued]:
+    if steered := [arm.family for arm in arms if arm.steers and arm.source != "guide" and not valued]:
         raise ConfigError(f"the arm '{steered[0]}' has no value model; give one with -v value.gguf, or --arms off,bon")
     if not valued and any(arm.by_value for arm in arms):
         raise ConfigError(
             "--best-of-by value was given without a value model; give one with -v value.gguf, or pick by reward"
         )
     return arms
+
+
+def _each(arm: Arm, names: Iterable[str]) -> list[Arm]:
+    """The arm under each value file, where one steers it."""
+    steered = arm.source == "value" and arm.uses_values
+    return [replace(arm, source=f"{ONE_OF}{name}") for name in names] if steered else [arm]
 
 
 def _alpaca_arm(options: dict[str, Any], arms: list[Arm]) -> Arm | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, SiaError
-from ..evaluation.arms import Arm
+from ..evaluation.arms import ONE_OF, Arm
 from .resolve import GUIDES, model_paths
 
 if TYPE_CHECKING:
@@ -16,18 +16,34 @@ NO_GUIDES = dict.fromkeys(GUIDES)
 
 def only(options: dict[str, Any], source: str) -> dict[str, Any]:
     """Options that load only this source of values."""
-    return {**options, "value": ("none",)} if source == "guide" else {**options, **NO_GUIDES}
+    if source == "guide":
+        return {**options, "value": ("none",)}
+    if source.startswith(ONE_OF):
+        return {**options, **NO_GUIDES, "value": (named_values(options)[source.removeprefix(ONE_OF)],)}
+    # Arms that no value steers read none.
+    first = {"value": options["value"][:1]} if options.get("apart") else {}
+    return {**options, **NO_GUIDES, **first}
+
+
+def named_values(options: dict[str, Any]) -> dict[str, str]:
+    """The value files of -v, each by the name that tells it from the others. Raises ConfigError for one given twice."""
+    from ..values.sources import names_of, parse_specs
+
+    given = [str(value) for value in options["value"]]
+    names = names_of(parse_specs(model_paths({**options, **NO_GUIDES})[1]))
+    if len(given) < 2:
+        raise ConfigError("--apart compares value files and needs two or more; give each with -v")
+    return dict(zip(names, given, strict=True))
 
 
 def check_spreads(options: dict[str, Any], arms: list[Arm]) -> None:
     """Refuses betas in spreads where none is known, before any text is made."""
-    if options["beta_unit"] != "spread" or not any(arm.steers and arm.source == "value" for arm in arms):
-        return
     from ..values.sources import parse_specs, read_files
 
-    specs = parse_specs(model_paths(only(options, "value"))[1])
-    if len(specs) == 1 and specs[0].weight is None:
-        file = read_files(specs)[0]
+    wanted = {arm.source for arm in arms if arm.steers and arm.source != "guide"}
+    for source in wanted if options["beta_unit"] == "spread" else ():
+        specs = parse_specs(model_paths(only(options, source))[1])
+        file = read_files(specs)[0] if len(specs) == 1 and specs[0].weight is None else None
         if file is not None and file.spread is None:
             raise ConfigError(
                 f"{file.path}: stores no spread, so betas cannot be counted in it; give --beta-unit raw, and find "

@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 from ..config import SiaConfig, setting
 from ..errors import ConfigError
 
-FAMILIES = ("off", "sparse", "dense", "random", "gain", "bon", "kl-budget", "guide", "profile")
+FAMILIES = ("off", "sparse", "dense", "random", "gain", "bon", "kl-budget", "guide", "instruction", "profile")
+# What begins the source of an arm that one of several value files steers.
+ONE_OF = "value "
 PICKS = ("reward", "value")
 USUAL_RATE = 0.2
 _BY_ENTROPY = ("sparse", "kl-budget", "guide")
@@ -22,8 +24,9 @@ class Arm:
     `kl_per_token` nats a token; `guide` = the same as sparse with values from guides; `random` = the same rate
     regardless of entropy; `gain` = the same rate, held online, where steering changes most). best_of: N samples a
     prompt, of which one is kept, the best by `pick` (one of PICKS).
-    source: which value source to load (`value` is the value model). config: overrides everything else, for arms that
-    a user describes himself.
+    source: which value source to load: `value` is the value model, or `value NAME` one of several that are compared.
+    instruction: a sentence in the system prompt, for the family of that name, which steers nothing. config: overrides
+    everything else, for arms that a user describes himself.
     """
 
     family: str
@@ -35,6 +38,7 @@ class Arm:
     name: str | None = None
     kl_per_token: float | None = None
     pick: str = "reward"
+    instruction: str | None = None
 
     def __post_init__(self) -> None:
         if self.family in (*_BY_ENTROPY, "random", "gain") and (self.rate is None or not 0 < self.rate < 1):
@@ -48,7 +52,7 @@ class Arm:
 
     @property
     def steers(self) -> bool:
-        return self.family not in ("off", "bon")
+        return self.family not in ("off", "bon", "instruction")
 
     @property
     def by_value(self) -> bool:
@@ -73,6 +77,8 @@ class Arm:
             label += f" {100 * self.rate:g} %"
         if self.best_of > 1 and self.steers:
             label += f", best of {self.best_of}"
+        if self.source.startswith(ONE_OF):
+            label += f", {self.source.removeprefix(ONE_OF)}"
         return f"{label} by value" if self.by_value else label
 
     @property
@@ -135,6 +141,9 @@ class Comparison:
     )  # fmt: skip
     rates: tuple[float, ...] = setting((0.1, 0.2, 0.4, 0.8), "Shares of tokens.")
     betas: tuple[float, ...] = setting((0.25, 0.5, 1.0, 2.0), "Strengths.")
+    instruction: str | None = setting(
+        None, "For the arm instruction: a sentence that the system prompt says, without steering.", metavar="SENTENCE"
+    )
     guide_betas: tuple[float, ...] = setting((), "Strengths of guides, raw.", show="those of --betas")
     kl_budgets: tuple[float, ...] = setting(
         (0.02, 0.05, 0.1),
@@ -152,8 +161,10 @@ class Comparison:
                 raise ConfigError(f"unknown arm '{family}'; expected some of {', '.join(FAMILIES[:-1])}")
         if not self.rates and {*_BY_ENTROPY, "random", "gain"} & set(self.families):
             raise ConfigError("no rate was given for the arms that need one; expected shares such as 0.1,0.2,0.4")
-        if not self.betas and set(self.families) - {"off", "bon"}:
+        if not self.betas and set(self.families) - {"off", "bon", "instruction"}:
             raise ConfigError("no beta was given for the arms that steer; expected strengths such as 0.5,1,2")
+        if "instruction" in self.families and not self.instruction:
+            raise ConfigError("the arm 'instruction' has no sentence; give one with --instruction")
 
     def arms(self) -> list[Arm]:
         """The unsteered arm comes first, since the others are measured against it."""
@@ -169,6 +180,8 @@ class Comparison:
                 arms += [Arm("kl-budget", rate=usual, beta=max(betas), kl_per_token=kl) for kl in self.kl_budgets]
             elif family == "guide":
                 arms += [Arm("guide", rate=usual, beta=beta, source="guide") for beta in self.guide_betas or betas]
+            elif family == "instruction":
+                arms.append(Arm("instruction", instruction=self.instruction))
             elif family == "bon":
                 for pick in self.picks:
                     arms += [Arm("bon", best_of=n, pick=pick) for n in best_of]

@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..llama.keys import QHEAD_KIND
 from .arms import Arm
 from .samples import Sample
 
@@ -28,12 +29,14 @@ def value_rows(sample: Sample, kinds: Sequence[str], picked: bool = False) -> in
     A value model decodes the candidates of every junction and, on its way to the last one, the tokens in between
     (the winner of a junction is already decoded); what it leaves unread behind the last junction is counted, too,
     since a sample does not say where that was. A value-head's candidates run in the base's decode, where the winner
-    saves the base its next row. A guide reads the text along, whatever the candidates. picked: the whole text is
-    read once more for the value by which the best of N is chosen.
+    saves the base its next row. A Q-head decodes nothing. A guide reads the text along, whatever the candidates.
+    picked: the whole text is read once more for the value by which the best of N is chosen.
     """
     rows = 0
     for kind in kinds:
-        if sample.junctions and kind == "guide":
+        if sample.junctions and kind == QHEAD_KIND:
+            pass
+        elif sample.junctions and kind == "guide":
             rows += sample.steps
         elif sample.junctions:
             read = 0 if kind == "value-head" else sample.steps

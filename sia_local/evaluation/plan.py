@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ..config import SiaConfig, setting
 from ..errors import ConfigError
 from ..prompts import PromptItem
-from ..records import Request
+from ..records import Message, Request
 from ..seeds import text_seed
 from .arms import Arm
 
@@ -22,9 +22,14 @@ DEFAULT_KL_PER_TOKEN = 0.05
 USUAL = Request("", max_tokens=80)
 
 
-def text_of(request: Request, item: PromptItem, sample: int, config: SiaConfig) -> Request:
-    """`request` for a prompt's n-th text, with the seed that it has in every arm."""
-    return replace(request, prompt=item.text, config=config, seed=text_seed(request.seed, item.id, sample))
+def text_of(
+    request: Request, item: PromptItem, sample: int, config: SiaConfig, instruction: str | None = None
+) -> Request:
+    """`request` for a prompt's n-th text, with the seed that it has in every arm. instruction: of a system turn."""
+    prompt: str | list[Message] = item.text
+    if instruction is not None:
+        prompt = [{"role": "system", "content": instruction}, {"role": "user", "content": item.text}]
+    return replace(request, prompt=prompt, config=config, seed=text_seed(request.seed, item.id, sample))
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,6 @@ import numpy as np
 
 from ..config import SiaConfig
 from ..errors import DataError
-from ..generation.likelihood import log_likelihoods
 from ..generation.sia import SIA
 from ..records import Float64
 from .metrics import bootstrap_mean, paired_difference
@@ -75,7 +74,7 @@ def answer(sia: SIA, question: Question, configs: Sequence[SiaConfig]) -> Float6
         tokens = sia.model.tokenize(text, add_special=False, parse_special=False)
         known = next((i for i, (a, b) in enumerate(zip(stem, tokens, strict=False)) if a != b), len(stem))
         for i, config in enumerate(configs):
-            out[i, j] = log_likelihoods(sia, prompt, tokens, config, known).sum()
+            out[i, j] = sia.log_likelihoods(prompt, tokens, config, known).sum()
     return out
 
 
@@ -88,11 +87,11 @@ def run_quiz(
     """
     scores = np.empty((len(questions), len(arms)), dtype=object)
     for i, question in enumerate(questions):
-        for j, row in enumerate(answer(sia, question, [arm.config for arm in arms])):
-            scores[i, j] = row
+        for j, logps in enumerate(answer(sia, question, [arm.config for arm in arms])):
+            scores[i, j] = logps
         report(i + 1)
-    right = np.array([[float(np.argmax(row) == 0) for row in rows] for rows in scores])
-    shares = np.array([[float(1 / np.exp(row - row[0]).sum()) for row in rows] for rows in scores])
+    right = np.array([[float(np.argmax(logps) == 0) for logps in one] for one in scores])
+    shares = np.array([[float(1 / np.exp(logps - logps[0]).sum()) for logps in one] for one in scores])
     topics = list(dict.fromkeys(q.topic for q in questions))
     rows = []
     for j, arm in enumerate(arms):

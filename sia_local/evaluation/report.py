@@ -7,10 +7,14 @@ from typing import Any
 
 from ..views import svg
 from ..views.answer import markup, render
+from .remarks import remarks
 from .samples import Sample
 from .tables import arm_cells, equal_compute_cells, equal_kl_cells, findings, picking
 
-GROUPS = {"off": 0, "sparse": 2, "dense": 1, "random": 3, "bon": 4, "kl-budget": 5, "guide": 5, "profile": 5}
+GROUPS = {
+    "off": 0, "sparse": 2, "dense": 1, "random": 3, "bon": 4, "kl-budget": 5, "guide": 5, "gain": 2, "instruction": 5,
+    "profile": 5,
+}  # fmt: skip
 DASHES = ("none", "9 4", "5 4", "2 4")
 SHOWN_PROMPTS = 8
 FACTS = (
@@ -33,7 +37,11 @@ def eval_report(summary: Mapping[str, Any], samples: Sequence[Sample]) -> str:
         chart_css=markup(svg.STYLE),
         findings=findings(summary),
         facts=[(name.replace("_name", ""), summary[name]) for name in FACTS if summary.get(name) is not None],
-        warnings=[*summary["warnings"], *(f"The arm {key} failed: {why}" for key, why in summary["failed"].items())],
+        warnings=[
+            *remarks(summary),
+            *summary["warnings"],
+            *(f"The arm {key} failed: {why}" for key, why in summary["failed"].items()),
+        ],
         kl_chart=markup(kl_chart(summary)),
         rate_chart=markup(rate_chart),
         rate_note=rate_note,
@@ -86,7 +94,7 @@ def _rate_chart(summary: Mapping[str, Any], level: Mapping[str, Any] | None) -> 
     rows = summary["rows"]
     off = next((row for row in rows if row["family"] == "off"), None)
     groups: dict[str, list[tuple[float, float, float, float]]] = {}
-    for name in dict.fromkeys(r["series"] for r in rows if r["family"] in ("sparse", "random", "dense")):
+    for name in dict.fromkeys(r["series"] for r in rows if r["family"] in ("sparse", "gain", "random", "dense")):
         mine = [r for r in rows if r["series"] == name and r["best_of"] == 1]
         if not mine:
             continue

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
     from ..generation.writing import Runner
 
 SCORE_BATCH = 16
-# Whole texts are valued where no text is being written; waiting for that leaves slots idle, so not too often.
-VALUE_BATCH = 64
+# Whole texts are read again where no text is being written; waiting for that leaves slots idle, so not too often.
+READ_BATCH = 64
 # What an arm decides; everything else is the same in all arms.
 _OF_ARM = ("gate", "threshold", "rate", "beta")
 
@@ -81,7 +82,8 @@ def evaluate(
                         opened = None
                     opened = arm.source, load(arm.source)
                 at = Progress(arm.label, index + 1, len(plan.arms), 0, len(todo), 0.0, None)
-                run = _run_and_value if arm.by_value else _run
+                read = _valued if arm.by_value else _told_apart if arm.instruction else None
+                run = _run if read is None else partial(_run_and_read, read=read)
                 finished = run(opened[1], plan, arm, todo, config)
                 _collect(finished, store, reward, judge, lambda s, at=at: report(clock.tick(at, s)))  # type: ignore[misc]
             except Exception as error:  # whatever broke this arm, the others are still worth having
@@ -120,7 +122,7 @@ def _fixed_config(arm: Arm, plan: Plan, store: SampleFile, outcome: Outcome) -> 
     own = _OF_ARM if arm.kl_per_token is None else (*_OF_ARM, "kl_per_token")
     made = {name: value for name, value in config_dict(config).items() if arm.config is not None or name in own}
     if not arm.steers:
-        made = {"gate": config.gate}
+        made = {"gate": config.gate, **({"instruction": arm.instruction} if arm.instruction else {})}
     if store.fix(arm.key, made) != json.loads(json.dumps(made)):
         raise ConfigError(
             f"the arm {arm.key} has texts made with other settings in '{store.path}'; choose another --out folder, "
@@ -138,7 +140,7 @@ def _run(
     def jobs() -> Iterator[Job]:
         for number, (item, sample) in enumerate(todo):
             open_texts[number] = Sample(arm=arm.key, prompt_id=item.id, sample=sample, prompt=item.text)
-            yield sia.job(text_of(plan.request, item, sample, config), id=number)
+            yield sia.job(text_of(plan.request, item, sample, config, arm.instruction), id=number)
 
     keep_entropies = arm.family == "off"
     since = time.perf_counter()
@@ -155,16 +157,37 @@ def _run(
             yield open_texts.pop(step.job)
 
 
-def _run_and_value(
-    sia: Runner, plan: Plan, arm: Arm, todo: Sequence[tuple[PromptItem, int]], config: SiaConfig
+def _run_and_read(
+    sia: Runner,
+    plan: Plan,
+    arm: Arm,
+    todo: Sequence[tuple[PromptItem, int]],
+    config: SiaConfig,
+    read: Callable[[Runner, Plan, Sample], None],
 ) -> Iterator[Sample]:
-    """As `_run`, each text with its value as the source of values means it."""
-    for at in range(0, len(todo), VALUE_BATCH):
-        for text in list(_run(sia, plan, arm, todo[at : at + VALUE_BATCH], config)):
+    """As `_run`, each text read once more."""
+    for at in range(0, len(todo), READ_BATCH):
+        for text in list(_run(sia, plan, arm, todo[at : at + READ_BATCH], config)):
             started = time.perf_counter()
-            text.value = sia.value_of(sia.prompt(text.prompt, plan.request.raw), text.all_tokens)
+            read(sia, plan, text)
             text.seconds += time.perf_counter() - started
             yield text
+
+
+def _valued(sia: Runner, plan: Plan, text: Sample) -> None:
+    """Notes the text's value as the source of values means it."""
+    text.value = sia.value_of(sia.prompt(text.prompt, plan.request.raw), text.all_tokens)
+
+
+def _told_apart(sia: Runner, plan: Plan, text: Sample) -> None:
+    """Notes how far an instruction moved the text from the base that was not told it.
+
+    log P(text | with it) - log P(text | without): its mean over texts is the KL of the one from the other.
+    """
+    told = text.nll
+    logp = sia.log_likelihoods(sia.prompt(text.prompt), text.all_tokens, SiaConfig(gate="off"))
+    text.nll = -float(logp.sum())
+    text.kl_steering = text.nll - told
 
 
 def _collect(

@@ -62,6 +62,7 @@ class SampleFile:
         self.path = path
         self.samples: dict[tuple[str, str, int], Sample] = {}
         self.fixed: dict[str, Any] = {}
+        self.earlier: set[str] = set()  # arms with texts of an earlier run
         path.parent.mkdir(parents=True, exist_ok=True)
         if fresh or not path.exists() or b"\n" not in path.read_bytes():
             path.write_text(json.dumps({"settings": dict(settings)}) + "\n", encoding="utf-8")
@@ -83,6 +84,7 @@ class SampleFile:
         if len(whole) < len(raw):
             os.truncate(self.path, len(whole))  # the line that an interruption cut
         self.samples = {sample.place: sample for sample in samples}
+        self.earlier = {sample.arm for sample in samples}
 
     def fix(self, name: str, value: Any) -> Any:
         """The value decided for `name` when the first samples that depend on it were made; else decides it now."""

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -27,6 +27,7 @@ from .metrics import (
     repetition,
     reward_at_kl,
 )
+from .remarks import at_equal_length
 from .samples import Sample
 
 FEW_PROMPTS = 30
@@ -42,13 +43,14 @@ def summarise(
     failed: Mapping[str, str] | None = None,
     at_kl: Sequence[float] = (),
     kinds: Mapping[str, Sequence[str]] = USUAL_KINDS,
+    reused: Collection[str] = (),
 ) -> dict[str, Any]:
     """The summary as JSON data. Rows keep the arms' order; arms without samples appear under `failed` only.
 
     Intervals are over prompts; a prompt's samples are averaged first. Arms are compared on the prompts that
     all of them finished. KL of a text: what steering spent (without truncation to the candidates), plus the
     bound log N − (N − 1)/N where the best of N was kept. kinds: the models behind a source of values, see
-    cost.value_rows.
+    cost.value_rows. reused: keys of arms with texts of an earlier run.
     """
     failed = dict(failed or {})
     ids = [item.id for item in prompts]
@@ -69,9 +71,12 @@ def summarise(
         texts = {i: kept[arm.key][i] for i in common}
         bound = bon_kl_bound(arm.best_of) if arm.best_of > 1 else 0.0
         made = [s for s in everything[arm.key] if s.prompt_id in texts]
-        rows.append(_row(arm, texts, made, reference, bound) | rows_of(arm, made, kinds))
+        told = {"reused": True} if arm.key in reused else {}
+        rows.append(_row(arm, texts, made, reference, bound) | rows_of(arm, made, kinds) | told)
         kl, reward = _means(texts, "kl_steering") + bound, _means(texts, "reward")
         frontiers.setdefault(arm.series, []).append((float(kl.mean()), kl, reward))
+    lengths = at_equal_length({row["key"]: [s for i in common for s in kept[row["key"]][i]] for row in rows})
+    rows = [row | ({"reward_at_length": lengths[row["key"]]} if lengths else {}) for row in rows]
     start = frontiers.pop("off", [])
     curves = {
         name: Frontier(*(np.stack([p[i] for p in start + points]) for i in (1, 2)))
@@ -162,10 +167,12 @@ def _equal_kl(curves: Mapping[str, Frontier], at_kl: Sequence[float]) -> list[di
 
     The levels are dense's own measured points that others reach, else the points of others; unless given.
     """
-    dense = curves.get("dense")
+    # Where several value files are compared, the first is the reference.
+    reference = next((name for name in curves if name.split(",")[0] == "dense"), None)
+    dense = curves[reference] if reference is not None else None
     levels = list(at_kl)
     if not levels and dense is not None:
-        reach = max((c.max_kl for name, c in curves.items() if name != "dense"), default=dense.max_kl)
+        reach = max((c.max_kl for name, c in curves.items() if name != reference), default=dense.max_kl)
         levels = _levels([dense], reach) or _levels([c for c in curves.values() if c is not dense], dense.max_kl)
     out = []
     for level in levels:
@@ -175,7 +182,7 @@ def _equal_kl(curves: Mapping[str, Frontier], at_kl: Sequence[float]) -> list[di
             if reward is None:
                 continue
             share: Interval | None = None
-            if dense is not None and name != "dense":
+            if dense is not None and name != reference:
                 share = lift_share(curve, dense, level)
             entries[name] = {"reward": asdict(reward), "share": asdict(share) if share else None}
         out.append({"kl": level, "series": entries})

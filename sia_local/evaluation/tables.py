@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from .cost import row_count
+from .remarks import remarks
 
 Row = Mapping[str, Any]
 Cells = list[list[str]]
@@ -24,6 +25,7 @@ def arm_cells(summary: Mapping[str, Any], full: bool = False) -> Cells:
         "beta (spreads)" if summary.get("beta_unit") == "spread" else "beta": lambda row: _beta(row) or "–",
         "reward": lambda row: _plus_minus(row["reward"]),
         "Δ to off": lambda row: _plus_minus(row.get("difference")),
+        "at equal length": lambda row: f"{row['reward_at_length']:.3f}",
         "judge": lambda row: _plus_minus(row.get("judge")),
         "steered": lambda row: _percent(row["junction_rate"]),
         "flips": lambda row: _percent(row["flips"]),
@@ -34,10 +36,11 @@ def arm_cells(summary: Mapping[str, Any], full: bool = False) -> Cells:
         "tokens": lambda row: f"{row['tokens']:.0f}",
         "values/token": lambda row: f"{row['values_per_token']:.2f}",
         "rows/text": _rows,
-        "tokens/s": lambda row: f"{row['tokens_per_second'] or 0:.0f}",
+        "tokens/s": lambda row: f"{row['tokens_per_second'] or 0:.0f}{'*' if row.get('reused') else ''}",
     }
     left_out = set() if full else {"flips", "values/token"}
     left_out |= set() if any("judge" in row for row in rows) else {"judge"}
+    left_out |= set() if all("reward_at_length" in row for row in rows) else {"at equal length"}
     shown = {name: cell for name, cell in columns.items() if name not in left_out}
     return [list(shown), *([cell(row) for cell in shown.values()] for row in rows)]
 
@@ -97,11 +100,14 @@ def findings(summary: Mapping[str, Any]) -> list[str]:
     for row in summary["rows"]:
         share = level["series"].get(row["series"], {}).get("share")
         if share and row["rate"] and row["best_of"] == 1:
-            kept.setdefault(row["family"], {})[row["rate"]] = _interval(share)
+            by = row["series"].partition(", ")[2]
+            kept.setdefault(f"{row['family']} ({by})" if by else row["family"], {})[row["rate"]] = _interval(share)
     parts = [
         f"{family} keeps " + ", ".join(f"{share} at rate {rate:g}" for rate, share in shares.items())
         for family, shares in kept.items()
     ]
+    if not parts:
+        return []
     return [f"At the same KL of {level['kl']:.1f} nats a text, of dense steering's lift {'; '.join(parts)}."]
 
 
@@ -123,7 +129,7 @@ def row_name(row: Row) -> str:
 def tables(summary: Mapping[str, Any]) -> str:
     """All tables as Markdown, with what was found and how it was measured."""
     about = [summary.get(name) for name in ("machine", "date", "command")]
-    sentences: Sequence[str] = [*findings(summary), *summary["warnings"]]
+    sentences: Sequence[str] = [*findings(summary), *remarks(summary), *summary["warnings"]]
     parts = [markdown(arm_cells(summary)), NOTE if summary["rows"] else ""]
     parts += [markdown(equal_kl_cells(summary)), markdown(equal_compute_cells(summary)), picking(summary)]
     parts.append("\n\n".join(sentences))

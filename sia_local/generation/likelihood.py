@@ -8,37 +8,41 @@ from dataclasses import replace
 import numpy as np
 
 from ..config import SiaConfig
-from ..records import Float64, Prompt
+from ..records import Float64, Prompt, Values
 from ..steering.choice import Choice
-from .sia import SIA
+from .decode import Base
 
 
-def log_likelihoods(sia: SIA, prompt: Prompt, tokens: Sequence[int], config: SiaConfig, known: int = 0) -> Float64:
+def log_likelihoods(
+    base: Base,
+    value: Values | None,
+    slot: int,
+    prompt: Prompt,
+    tokens: Sequence[int],
+    config: SiaConfig,
+    known: int = 0,
+) -> Float64:
     """log P of every token after the first `known`, each given the prompt and the tokens before it.
 
     float64[len(tokens) - known], nats. What config says of candidates, gate and beta decides where and how far
     steering moves them. The tail is kept and the temperature is 1, so that every token has a probability: with the gate
-    `off` they are the base's own. A gate's memory begins at the first counted token. Raises ConfigError for filters
-    (penalties, top_p, a grammar), which would forbid tokens.
+    `off` they are the base's own. A gate's memory begins at the first counted token. The slot's content is replaced.
+    Raises ConfigError for filters (penalties, top_p, a grammar), which would forbid tokens.
     """
     config = replace(config.with_sampling(temperature=1.0), tail=True)
-    sia.check(config)
-    base, value = sia.engine, sia.value
     choice = Choice(config, 0, value, None)
+    source = value if choice.uses_value else None
     out = np.empty(len(tokens) - known)
-    with sia.desk.slot() as slot:
-        base.begin(slot, prompt.tokens)
-        steers = value is not None and choice.uses_value
-        if value is not None and steers:
-            value.begin(slot, prompt)
-        for i, token in enumerate(tokens):
-            if i >= known:
-                look = choice.look(base.logits([slot])[0])
-                scored = value.score([(slot, look.asked)])[0] if value is not None and look.asks else None
-                verdict = choice.weigh(look, scored)
-                at = int(np.flatnonzero(look.ids == token)[0])
-                out[i - known] = np.log(verdict.probabilities[at])
-            base.accept(slot, token)
-            if value is not None and steers:
-                value.accept(slot, token)
+    base.begin(slot, prompt.tokens)
+    if source is not None:
+        source.begin(slot, prompt)
+    for i, token in enumerate(tokens):
+        if i >= known:
+            look = choice.look(base.logits([slot])[0])
+            scored = source.score([(slot, look.asked)], ())[0] if source is not None and look.asks else None
+            verdict = choice.weigh(look, scored)
+            out[i - known] = np.log(verdict.probabilities[np.flatnonzero(look.ids == token)[0]])
+        base.accept(slot, token)
+        if source is not None:
+            source.accept(slot, token)
     return out

@@ -15,11 +15,12 @@ from ..llama.engine import Engine
 from ..llama.model import Model
 from ..llama.templates import WORKER, find_template
 from ..reasoning import Splitter, find_format
-from ..records import Completion, Messages, Prompt, Request
+from ..records import Completion, Float64, Messages, Prompt, Request
 from ..text import TextStream
 from ..values.sources import Source, Specs, open_sources, parse_specs, read_files, text_value
 from .decode import Base, Job, Loop
 from .filters import LogitFilter
+from .likelihood import log_likelihoods
 from .overlap import SideBySide
 from .prompting import read_prompt
 from .writing import Desk, Generation, Run
@@ -185,6 +186,16 @@ class SIA:
         assert self.value is not None
         with self.desk.slot() as slot:
             return text_value(self.value, slot, prompt, tokens)
+
+    def log_likelihoods(
+        self, prompt: Prompt, tokens: Sequence[int], config: SiaConfig | None = None, known: int = 0
+    ) -> Float64:
+        """log P of every token of a given text after the first `known`, float64, nats: the base's, or under config that
+        of the base as it is steered; see likelihood.log_likelihoods."""
+        config = config or SiaConfig(gate="off")
+        self._check(config, True)
+        with self.desk.slot() as slot:
+            return log_likelihoods(self.engine, self.value, slot, prompt, tokens, config, known)
 
     def _pieces(self, request: Request) -> Callable[[int], bytes]:
         """The bytes of a token, those of marks among them, of any control token where the request wants to see them."""

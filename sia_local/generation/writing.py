@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+from ..config import SiaConfig
 from ..errors import SiaError
 from ..llama.model import Model
-from ..records import Completion, Messages, Prompt, Request, Stats, Step
+from ..records import Completion, Float64, Messages, Prompt, Request, Stats, Step
 from ..values.sources import Source
 from .decode import Job, Loop
 
@@ -40,6 +41,7 @@ class Runner(Protocol):
     def job(self, prompt: Request, *, id: int = 0) -> Job: ...
     def run(self, jobs: Iterable[Job]) -> Run: ...
     def value_of(self, prompt: Prompt, tokens: Sequence[int]) -> float: ...
+    def log_likelihoods(self, prompt: Prompt, tokens: Sequence[int], config: SiaConfig) -> Float64: ...
     def close(self) -> None: ...
 
 

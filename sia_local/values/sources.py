@@ -212,12 +212,12 @@ def open_sources(
             made: Source = opened[0]
         else:
             weights = [1.0 if spec.weight is None else spec.weight for spec in specs]
-            made = MixedValues(opened, weights, _names(specs))
+            made = MixedValues(opened, weights, names_of(specs))
         undo.pop_all()
         return made
 
 
-def _names(specs: Sequence[Spec]) -> list[str]:
+def names_of(specs: Sequence[Spec]) -> list[str]:
     """Names given, or file stems; a second one of the same stem becomes stem-2."""
     names: list[str] = []
     for spec in specs:
