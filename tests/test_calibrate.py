@@ -59,6 +59,17 @@ def test_threshold_spread_and_kl_are_what_an_evaluation_finds(tmp_path: Path) ->
     assert profile.chose is not None and "0.08 nats a token were wanted" in profile.chose
 
 
+def test_the_gate_on_gain_is_calibrated_as_it_will_be_used(tmp_path: Path) -> None:
+    profile = run(task(kl_per_token=0.08, by="gain"))
+    assert (profile.steering["gate"], profile.steering["rate"]) == ("gain", 0.6)
+    assert "threshold" not in profile.steering and "where it changes most" in str(profile.chose)
+    texts = texts_of(tmp_path, Arm("profile", config=SiaConfig(**profile.steering)))
+    spent = sum(s.kl_steering for s in texts) / sum(s.steps for s in texts)
+    assert spent == pytest.approx(0.08, rel=0.03)
+    with pytest.raises(ConfigError, match="expected one of entropy, gain"):
+        task(by="dense")
+
+
 def test_a_dearer_nat_gives_a_smaller_beta() -> None:
     dear, cheap = (run(task(reward_per_kl=price), reward=GOOD) for price in (1.0, 0.1))
     assert 0 < dear.steering["beta"] < cheap.steering["beta"]

@@ -70,11 +70,12 @@ class _Search:
         self.thresholds = {rate: _short(float(np.quantile(entropies, 1 - rate))) for rate in RATES}
         self.threshold = _short(float(np.quantile(entropies, 1 - task.rate)))
         say(f"{len(entropies)} unsteered tokens: {100 * task.rate:g} % have {self.threshold:g} nats or more")
-        self.config = replace(
+        config = replace(
             task.request.config, gate="entropy", threshold=self.threshold, rate=task.rate, beta=0.0, beta_unit="raw"
         )
         deviations: list[float] = []
-        self._measure(self.config, lambda step: deviations.extend(_deviation(step)), trace=True)
+        self._measure(config, lambda step: deviations.extend(_deviation(step)), trace=True)
+        self.config = config if task.by == "entropy" else replace(config, gate="gain", gain_threshold=None)
         self.junctions, self.spread = len(deviations), _short(float(np.mean(deviations or [0.0])))
         say(f"{self.junctions} junctions: values spread by {self.spread:g}")
         if not self.spread > 0:
@@ -142,8 +143,10 @@ class _Search:
 
     def profile(self, chosen: Point, goal: str) -> Profile:
         task, reward = self.task, self.reward_name
+        by_entropy = task.by == "entropy"
+        where = f"entropy of {self.threshold:.3g} nats or more" if by_entropy else "where it changes most"
         sentence = (
-            f"At {100 * task.rate:g} % of the tokens (entropy of {self.threshold:.3g} nats or more) beta "
+            f"At {100 * task.rate:g} % of the tokens ({where}) beta "
             f"{chosen.beta:g} ({chosen.beta * self.spread:.2g} spreads) spends {chosen.kl_per_token:.3g} nats a token, "
             f"{chosen.kl_per_text:.3g} a text; {goal}."
         )
@@ -156,8 +159,8 @@ class _Search:
         usual = asdict(SamplingConfig())
         return Profile(
             steering={
-                "gate": "entropy",
-                "threshold": self.threshold,
+                "gate": task.by,
+                **({"threshold": self.threshold} if by_entropy else {}),
                 "rate": task.rate,
                 "k": self.config.k,
                 "beta": chosen.beta,

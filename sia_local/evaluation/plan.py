@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .samples import Sample
 
 DEFAULT_KL_PER_TOKEN = 0.05
+BY = ("entropy", "gain")
 # Many texts are compared, so they are shorter than one that is read.
 USUAL = Request("", max_tokens=80)
 
@@ -56,17 +57,23 @@ class Plan:
 @dataclass(frozen=True)
 class Task:
     """What to calibrate on and for. Give one goal: kl_per_token (nats), or reward_per_kl, below which another nat
-    of KL a text is not worth its reward. request: what every text asks for; its gate and beta are ignored."""
+    of KL a text is not worth its reward. by: the gate, one of BY. request: what every text asks for; its gate and beta
+    are ignored."""
 
     prompts: Sequence[PromptItem]
     request: Request = setting(cli=False)
     rate: float = setting(0.2, "Share of tokens to steer.")
+    by: str = setting(
+        "entropy", "Steer the least sure tokens, or those where it changes most.", option="--gate", choices=BY
+    )
     kl_per_token: float | None = setting(
         None, "Nats a token that steering may spend on average.", show=f"{DEFAULT_KL_PER_TOKEN}"
     )
     reward_per_kl: float | None = setting(None, "Stop where another nat a text buys less than this; needs --reward.")
 
     def __post_init__(self) -> None:
+        if self.by not in BY:
+            raise ConfigError(f"the gate to calibrate is {self.by!r}; expected one of {', '.join(BY)}")
         if not 0 < self.rate < 1:
             raise ConfigError(f"rate is {self.rate}; expected a share between 0 and 1, such as 0.2")
         if self.kl_per_token is not None and self.reward_per_kl is not None:
