@@ -10,7 +10,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..llama.keys import QHEAD_KIND
 from .arms import Arm
 from .samples import Sample
 
@@ -34,7 +33,7 @@ def value_rows(sample: Sample, kinds: Sequence[str], picked: bool = False) -> in
     """
     rows = 0
     for kind in kinds:
-        if sample.junctions and kind == QHEAD_KIND:
+        if sample.junctions and kind == "value-qhead":
             pass
         elif sample.junctions and kind == "guide":
             rows += sample.steps
