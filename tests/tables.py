@@ -68,6 +68,8 @@ class Values:
     def score(self, requests: Sequence[tuple[int, np.ndarray]], also: Sequence[int]) -> list[np.ndarray]:
         return [self.values[ids] for _, ids in requests]
 
+    def levels(self, hidden: np.ndarray) -> None: ...
+
     def trajectory(self, slot: int, prompt: Prompt, tokens: Sequence[int]) -> np.ndarray:
         return np.cumsum(self.values[list(tokens)])
 

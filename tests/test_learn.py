@@ -15,7 +15,8 @@ from sia_local import SIA, Guides, SiaConfig
 from sia_local.cli import main
 from sia_local.errors import ConfigError
 from sia_local.learning.collect import CollectConfig, Progress, collect
-from sia_local.learning.junctions import read_junctions
+from sia_local.learning.junctions import read_junctions, read_transitions
+from sia_local.seeds import text_seed
 from sia_local.values.guides import GuidePair, instruction
 from sia_local.values.qhead import QHeadFile
 
@@ -33,18 +34,46 @@ def test_what_is_collected_is_what_the_teacher_said(make_gguf: Callable[..., Pat
         assert settings["k"] == 6 and set(junctions.prompts.tolist()) == {0, 1, 2, 3}
         seen = []
         for text in range(CONFIG.texts):
-            from sia_local.seeds import text_seed
-
             asked = {"max_tokens": 10, "seed": text_seed(0, str(text), 0), "trace": True}
             written = sia.generate(PROMPTS[text % 4], CONFIG.steering(text), **asked)
             seen += [step.candidates for step in written if step.candidates is not None]
         order = np.lexsort(junctions.values.T)
         expected = np.stack([c.values for c in seen]).astype(np.float32)
-        np.testing.assert_allclose(junctions.values[order], expected[np.lexsort(expected.T)], atol=1e-5)
+        np.testing.assert_allclose(junctions.values[order], expected[np.lexsort(expected.T)], atol=1e-5, rtol=1e-5)
         at = int(np.argmin(np.abs(junctions.values - expected[0]).sum(axis=1)))
         prefix = list(sia.prompt(PROMPTS[0]).tokens)
         *_, rows = sia.engine.trail(1, [], prefix, hidden=True)
         np.testing.assert_allclose(junctions.hidden[at].astype(np.float32), rows[-1], atol=5e-3)
+
+
+@pytest.mark.parametrize("kind", ["merged", "head"])
+def test_what_is_taken_between_junctions_gains_what_the_teacher_says(
+    make_gguf: Callable[..., Path], tmp_path: Path, kind: str
+) -> None:
+    """V after the token less V before it, of whole prefixes scored afresh."""
+    base, teacher = make_gguf("base"), make_gguf(kind, seed=0)
+    config = replace(CONFIG, threshold=1.55)
+    with SIA.load(base, teacher, slots=2, hidden_states=True, max_candidates=6, setup=EXACT) as sia:
+        collect(sia, PROMPTS, tmp_path / "j", config, {})
+        taken, junctions = read_transitions(tmp_path / "j"), read_junctions(tmp_path / "j")[0]
+        assert taken is not None and len(taken) > 6 and len(taken) + len(junctions) <= 60
+        expected = []
+        for text in range(config.texts):
+            prompt = sia.prompt(PROMPTS[text % 4])
+            seed = text_seed(0, str(text), 0)
+            steps = list(sia.generate(prompt, config.steering(text), max_tokens=10, seed=seed))
+            tokens = [step.token for step in steps]
+            assert sia.value is not None
+            values = sia.value.trajectory(0, prompt, tokens)
+            for at in range(1, len(tokens)):
+                if not steps[at].values_asked:
+                    expected.append((text % 4, tokens[at], values[at] - values[at - 1]))
+        found = zip(taken.prompts.tolist(), taken.ids.tolist(), taken.gains.tolist(), strict=True)
+        by_token = sorted((p, t, g) for p, t, g in found)
+        # A head knows V before the first token, too, and not after the last.
+        missing = [e for e in expected if not any(e[:2] == f[:2] and abs(e[2] - f[2]) < 1e-4 for f in by_token)]
+        assert len(missing) <= (config.texts if kind == "head" else 0)
+        assert kind == "head" or len(by_token) == len(expected)
 
 
 def test_an_interrupted_collection_goes_on(base_gguf: Path, value_gguf: Path, tmp_path: Path) -> None:

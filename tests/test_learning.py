@@ -17,8 +17,22 @@ from hypothesis import strategies as st
 from sia_local.errors import ConfigError, DataError, NumericError
 from sia_local.learning.baseline import predict_table
 from sia_local.learning.fit import Epoch, FitConfig, candidate_weights, fit, predict
-from sia_local.learning.junctions import Junctions, JunctionWriter, read_junctions, split
-from sia_local.learning.network import Adam, centred, forward, initial, loss_and_gradients
+from sia_local.learning.junctions import (
+    Junctions,
+    JunctionWriter,
+    Transitions,
+    read_junctions,
+    read_transitions,
+    split,
+)
+from sia_local.learning.network import (
+    Adam,
+    centred,
+    forward,
+    initial,
+    loss_and_gradients,
+    taken_loss_and_gradients,
+)
 from sia_local.learning.report import compare
 
 N_VOCAB = 90
@@ -134,6 +148,34 @@ def test_counts_and_untried_candidates_survive(tmp_path: Path) -> None:
     assert back.numbers()[0, 1] == 0
 
 
+def test_transitions_travel_beside_junctions_and_older_shards_have_none(tmp_path: Path) -> None:
+    def tokens(prompt: int, width: int = 5) -> Transitions:
+        rng = np.random.default_rng(prompt)
+        hidden = rng.standard_normal((3, width)).astype(np.float16)
+        gains = rng.standard_normal(3).astype(np.float32)
+        return Transitions(hidden, np.arange(3, dtype=np.int32), gains, np.full(3, prompt, np.int32))
+
+    with JunctionWriter(tmp_path, {}, per_shard=4) as out:
+        out.add(0, small(prompt=1))
+    assert read_transitions(tmp_path) is None
+    with JunctionWriter(tmp_path, {}) as out:
+        out.add(1, small(prompt=2), tokens(2))
+        out.add(2, None, tokens(3))
+    found = read_transitions(tmp_path)
+    assert found is not None and found.prompts.tolist() == [2, 2, 2, 3, 3, 3]
+    np.testing.assert_array_equal(found.gains, np.concatenate([tokens(2).gains, tokens(3).gains]))
+    np.testing.assert_array_equal(found.take(slice(3, 6)).hidden, tokens(3).hidden)
+    assert read_junctions(tmp_path)[0].prompts.tolist() == [1] * 4 + [2] * 4
+    with JunctionWriter(tmp_path, {}) as out:
+        out.add(3, None, tokens(4, width=6))
+    with pytest.raises(DataError, match=r"transitions of widths \[5, 6\]"):
+        read_transitions(tmp_path)
+    with pytest.raises(DataError, match="expected as many hidden states"):
+        replace(tokens(1), ids=np.zeros(2, np.int32))
+    with pytest.raises(DataError, match="transitions hold NaN"):
+        replace(tokens(1), gains=np.full(3, np.nan, np.float32))
+
+
 def test_refused_junctions() -> None:
     j = small()
     with pytest.raises(DataError, match=r"logits are \[4, 2\], expected \[4, 3\]"):
@@ -211,6 +253,33 @@ def test_torch_agrees_on_forward_gradients_and_adam(hidden: int, activation: str
             np.testing.assert_allclose(array, theirs[name].detach().numpy(), atol=1e-5, err_msg=name)
 
 
+@pytest.mark.parametrize("hidden, activation", [(0, "silu"), (13, "silu"), (13, "relu"), (13, "gelu")])
+def test_torch_agrees_on_the_loss_of_taken_tokens(hidden: int, activation: str) -> None:
+    rng = np.random.default_rng(7)
+    h, e, v = (rng.standard_normal(s).astype(np.float32) for s in ((6, 10), (6, 10), (6,)))
+    params = initial(10, 5, hidden, rng, level=7)
+    params |= {name: 0.3 * rng.standard_normal(a.shape).astype(np.float32) for name, a in params.items()}
+    p = {name: torch.tensor(a.copy(), requires_grad=True) for name, a in params.items()}
+    activations = {
+        "relu": torch.relu,
+        "silu": torch.nn.functional.silu,
+        "gelu": lambda a: torch.nn.functional.gelu(a, approximate="tanh"),
+    }
+    x = rows = torch.tensor(h)
+    level = activations[activation](x @ p["L1"].T + p["l1"]) @ p["l2"] + p["l0"]
+    if hidden:
+        x = activations[activation](x @ p["W1"].T + p["c1"])
+    rows = torch.tensor(e)
+    q = ((rows @ p["G"].T) * (x @ p["W"].T + p["c"])).sum(-1) + rows @ p["u"]
+    expected = ((q + level - torch.tensor(v)) ** 2).mean()
+    expected.backward()
+    loss, gradients = taken_loss_and_gradients(params, h, e, v, activation)
+    assert loss == pytest.approx(expected.item(), rel=1e-5)
+    assert gradients.keys() == params.keys()
+    for name, gradient in gradients.items():
+        np.testing.assert_allclose(gradient, p[name].grad, atol=1e-5, err_msg=name)
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.floats(-50, 50, width=32), min_size=3, max_size=3), st.integers(0, 99))
 def test_a_constant_a_junction_changes_nothing(constants: list[float], seed: int) -> None:
@@ -245,6 +314,23 @@ def test_a_planted_q_is_found_again(hidden: int, weighting: str) -> None:
     assert tuple(seen) == result.epochs
     table = compare(held, predict_table(train, held, weighting))
     assert table.r2 < 0.6 < result.report.r2
+
+
+def test_taken_tokens_teach_what_few_junctions_do_not() -> None:
+    """V after the token that was taken, up to a level of its prefix, for prompts without a junction."""
+    junctions, rows = planted(2000)
+    train, held = split(junctions, 0.15)
+    few = train.take(train.prompts < 4)
+    level = np.sin(train.hidden[:, 0] / 3)
+    gains = (train.values[:, 0] - train.values.mean(axis=1) + 0.6 * level).astype(np.float32)
+    taken = Transitions(train.hidden, train.ids[:, 0], gains, train.prompts)
+    config = FitConfig(rank=6, hidden=0, epochs=30, batch=16, rate=0.01, decay=0.0)
+    alone = fit(few, held, rows, config).report.r2
+    both = fit(few, held, rows, config, transitions=taken).report.r2
+    assert both > 0.8 > 0.7 > alone
+    unheard = replace(taken, prompts=np.full(len(taken), held.prompts[0], np.int32))
+    assert fit(few, held, rows, config, transitions=unheard).report.r2 == alone
+    assert fit(few, held, rows, replace(config, taken=0.0), transitions=taken).report.r2 == alone
 
 
 def test_predictions_are_those_of_the_dataclass_and_of_its_seed() -> None:
@@ -364,6 +450,7 @@ def test_refusals_of_fit() -> None:
         ("activation", "tanh"),
         ("weighting", "sqrt"),
         ("decay", math.nan),
+        ("taken", -1.0),
         ("rate", 0.0),
     ],
 )

@@ -45,6 +45,9 @@ class Table:
         self.calls.append(("score", tuple(also)))
         return [self.scale * np.asarray(ids, float) for _, ids in requests]
 
+    def levels(self, hidden: np.ndarray) -> np.ndarray | None:
+        return self.scale * hidden.sum(axis=1) if self.shares_base else None
+
     def trajectory(self, slot: int, prompt: Prompt, tokens: Sequence[int]) -> np.ndarray:
         return self.scale * np.asarray(tokens, float)
 
@@ -60,6 +63,13 @@ def test_mixture_is_the_weighted_sum_in_units_of_spread() -> None:
     (values,) = mixed.score([(0, IDS)])
     assert values.tolist() == pytest.approx([0.95, 1.9, 4.75])  # 0.7 / 0.5 - 0.3 * 3 / 2 = 0.95 a token id
     assert mixed.trajectory(0, Prompt((1,)), [2]).tolist() == pytest.approx([1.9])
+    assert mixed.levels(np.ones((2, 3), np.float32)) is None
+    heads = MixedValues([Table("a", 1.0, 0.5, shares_base=True), Table("b", -3.0, 2.0, shares_base=True)], [0.7, 0.3])
+    levels = heads.levels(np.array([[1, 1], [1, 3]], np.float32))
+    assert levels is not None and levels.tolist() == pytest.approx([1.9, 3.8])
+    heads.set_weight("a", 0)
+    heads.set_weight("b", 0)
+    assert heads.levels(np.ones((2, 3), np.float32)) is None
     assert mixed.max_candidates == 4
     assert mixed.spread == 1.0
 

@@ -10,6 +10,7 @@ COMMANDS = {
     "make": "The whole chain from one TOML file, skipping what is done.",
     "rollouts": "Prompts to trajectories, sampled from a base GGUF.",
     "score": "Trajectories to rewards.",
+    "branch": "What candidates at junctions earn, each tried to the end.",
     "train": "A backbone and rewards to a value model: LoRA and a head.",
     "import-official": "A checkpoint of the paper's code to a value model.",
     "spread": "How far V differs among the candidates of a junction.",

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,40 @@ from sia_local.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True)
+class Branch:
+    """Candidates that were continued to the end, instead of the token `at` of a response, several times each.
+
+    ids, logits: the candidates and what the base said of them. means, stds, counts: of the rewards of the whole texts,
+    a candidate; stds are of the sample, 0 for a single text.
+    """
+
+    at: int
+    ids: tuple[int, ...]
+    logits: tuple[float, ...]
+    means: tuple[float, ...]
+    stds: tuple[float, ...]
+    counts: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        sizes = {name: len(values) for name, values in vars(self).items() if name != "at"}
+        if len(set(sizes.values())) > 1 or not self.ids:
+            raise DataError(f"a branch has {sizes}; expected as many of each as candidates")
+
+    @classmethod
+    def of(cls, entry: Mapping[str, Any]) -> Branch:
+        """From JSON. KeyError, TypeError or ValueError for what is none."""
+        integers = {name: tuple(map(int, entry[name])) for name in ("ids", "counts")}
+        floats = {name: tuple(map(float, entry[name])) for name in ("logits", "means", "stds")}
+        return cls(at=int(entry["at"]), **integers, **floats)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
 class Trajectory:
     """A prompt and one sampled response.
 
     tokens: generated ids without the token that ended them; finish: `stop` or `length`; stop: the id that
     ended it, if known; rendered: what the base read; raw: the plain prompt, without a chat template; reward: in
-    reward units, None before scoring.
+    reward units, None before scoring; branches: what else was tried at some of its tokens.
     """
 
     id: str
@@ -33,13 +61,16 @@ class Trajectory:
     reward: float | None = None
     stop: int | None = None
     raw: bool = False
+    branches: tuple[Branch, ...] = ()
 
     def __post_init__(self) -> None:
         if self.finish not in ("stop", "length"):
             raise DataError(f"trajectory {self.id}: finish is {self.finish!r}, expected 'stop' or 'length'")
 
     def to_json(self) -> str:
-        entry = {name: value for name, value in vars(self).items() if value is not None}
+        entry = {name: value for name, value in vars(self).items() if value is not None and value != ()}
+        if self.branches:
+            entry["branches"] = [vars(branch) for branch in self.branches]
         return json.dumps(entry, ensure_ascii=False)
 
 
@@ -93,6 +124,7 @@ def read_trajectories(paths: Iterable[str | os.PathLike[str]]) -> Iterator[Traje
                     None if entry.get("stop") is None else int(entry["stop"]),
                     # Files from before there was the field: what the base read tells.
                     bool(entry.get("raw", entry.get("rendered") == entry["prompt"])),
+                    tuple(map(Branch.of, entry.get("branches", ()))),
                 )
             except KeyError as error:
                 raise DataError(

@@ -4,7 +4,6 @@ candidates wherever the base is unsure. Imports generation and values; the rest 
 from __future__ import annotations
 
 import hashlib
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,11 +15,9 @@ from ..config import SiaConfig
 from ..errors import ConfigError, DataError
 from ..generation.decode import Job
 from ..generation.sia import SIA
-from ..llama.engine import Engine
-from ..records import Float64, IntArray, Prompt, Step
+from ..records import Prompt, Step
 from ..seeds import text_seed
-from ..values.sources import Source
-from .junctions import Junctions, JunctionWriter
+from .junctions import Float32, Junctions, JunctionWriter, Transitions
 
 
 @dataclass(frozen=True)
@@ -53,35 +50,6 @@ class Progress:
     junctions: int
 
 
-class _Recorder:
-    """The teacher, with the base's hidden state kept of every junction it is asked about, in the order of asking."""
-
-    def __init__(self, teacher: Source, base: Engine):
-        self.teacher, self._base = teacher, base
-        self.spread, self.max_candidates = teacher.spread, teacher.max_candidates
-        self.name, self.engines, self.shares_base = teacher.name, teacher.engines, teacher.shares_base
-        self.hidden: deque[Any] = deque()
-
-    def begin(self, slot: int, prompt: Prompt) -> None:
-        self.teacher.begin(slot, prompt)
-
-    def room(self, slot: int) -> int:
-        return self.teacher.room(slot)
-
-    def accept(self, slot: int, token: int) -> None:
-        self.teacher.accept(slot, token)
-
-    def score(self, requests: Sequence[tuple[int, IntArray]], also: Sequence[int]) -> Sequence[Any]:
-        self.hidden.extend(self._base.hidden(slot).astype(np.float16) for slot, _ in requests)
-        return self.teacher.score(requests, also)
-
-    def trajectory(self, slot: int, prompt: Prompt, tokens: Sequence[int]) -> Float64:
-        return self.teacher.trajectory(slot, prompt, tokens)
-
-    def close(self) -> None:
-        """The SIA that loaded the teacher closes it."""
-
-
 def collect(
     sia: SIA,
     prompts: Sequence[str],
@@ -99,8 +67,6 @@ def collect(
         raise ConfigError("there is no teacher; expected a SIA loaded with a value")
     if not prompts:
         raise DataError("there are no prompts to write texts for; give a file with one prompt a line")
-    recorder = _Recorder(sia.value, sia.engine)
-    writing = SIA(sia.model, sia.engine, recorder, sia.setup)
     digest = hashlib.sha256("\n".join(prompts).encode()).hexdigest()[:16]
     # More texts may be asked for later; everything else must stay.
     fixed = {name: value for name, value in vars(config).items() if name != "texts"}
@@ -108,35 +74,68 @@ def collect(
         waiting = [text for text in range(config.texts) if text not in out.finished]
         done, found = config.texts - len(waiting), 0
 
+        read: dict[int, Prompt] = {}
+
         def jobs() -> Iterator[Job]:
             for text in waiting:
                 prompt = prompts[text % len(prompts)]
                 seed = text_seed(config.seed, str(text), 0)
                 asked = {"max_tokens": config.max_tokens, "seed": seed, "trace": True}
-                yield writing.job(prompt, config.steering(text), id=text, **asked)
+                job = sia.job(prompt, config.steering(text), id=text, **asked)
+                read[text] = job.prompt
+                yield job
 
-        kept: dict[int, list[tuple[Any, Step]]] = {}
-        for step in writing.run(jobs()):
-            steps = kept.setdefault(step.job, [])
-            if step.values_asked:
-                steps.append((recorder.hidden.popleft(), step))
+        kept: dict[int, list[Step]] = {}
+        for step in sia.run(jobs()):
+            kept.setdefault(step.job, []).append(step)
             if step.finish:
-                junctions = _junctions(kept.pop(step.job), step.job % len(prompts), config.k)
+                text, steps, number = read.pop(step.job), kept.pop(step.job), step.job % len(prompts)
+                hidden = _hidden(sia, text, steps)
+                junctions = _junctions(hidden, steps, number, config.k)
                 found += 0 if junctions is None else len(junctions)
                 done += 1
-                out.add(step.job, junctions)
+                out.add(step.job, junctions, _transitions(sia, hidden, text, steps, number))
                 progress(Progress(done, config.texts, found))
 
 
-def _junctions(steps: Sequence[tuple[Any, Step]], prompt: int, k: int) -> Junctions | None:
-    full = [(h, c) for h, step in steps if (c := step.candidates) is not None and len(c.ids) == k]
-    if not full:
+def _hidden(sia: SIA, prompt: Prompt, steps: Sequence[Step]) -> Float32:
+    """The base's hidden state before each token of a text, float32 [n, n_embd]."""
+    *before, last = prompt.tokens
+    with sia.desk.slot() as slot:
+        tokens = [last, *(step.token for step in steps[:-1])]
+        return np.concatenate([rows.copy() for rows in sia.engine.trail(slot, before, tokens, hidden=True)])
+
+
+def _transitions(sia: SIA, hidden: Float32, prompt: Prompt, steps: Sequence[Step], number: int) -> Transitions:
+    """The tokens at which no candidates were scored, with what the teacher gained by each; the first or the last token
+    of the text is not known. What a junction says of all its candidates needs no second, noisier mention."""
+    assert sia.value is not None
+    tokens = np.array([step.token for step in steps], np.int32)
+    gains = np.full(len(tokens), np.nan)
+    if (before := sia.value.levels(hidden)) is not None:
+        gains[:-1] = np.diff(before)
+    else:
+        with sia.desk.slot() as slot:
+            gains[1:] = np.diff(sia.value.trajectory(slot, prompt, tokens.tolist()))
+    known = np.isfinite(gains) & [not step.values_asked for step in steps]
+    n = int(known.sum())
+    return Transitions(
+        hidden[known].astype(np.float16), tokens[known], gains[known].astype(np.float32), np.full(n, number, np.int32)
+    )
+
+
+def _junctions(hidden: Float32, steps: Sequence[Step], number: int, k: int) -> Junctions | None:
+    asked = [
+        (h, step.candidates)
+        for h, step in zip(hidden, steps, strict=True)
+        if step.values_asked and step.candidates is not None and len(step.candidates.ids) == k
+    ]
+    if not asked:
         return None
-    candidates = [c for _, c in full]
     return Junctions(
-        hidden=np.stack([h for h, _ in full]),
-        ids=np.stack([c.ids for c in candidates]).astype(np.int32),
-        logits=np.stack([c.logits for c in candidates]).astype(np.float32),
-        values=np.stack([c.values for c in candidates]).astype(np.float32),
-        prompts=np.full(len(full), prompt, np.int32),
+        hidden=np.stack([h for h, _ in asked]).astype(np.float16),
+        ids=np.stack([c.ids for _, c in asked]).astype(np.int32),
+        logits=np.stack([c.logits for _, c in asked]).astype(np.float32),
+        values=np.stack([c.values for _, c in asked]).astype(np.float32),
+        prompts=np.full(len(asked), number, np.int32),
     )

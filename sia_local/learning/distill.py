@@ -21,7 +21,7 @@ from ..values.sources import Specs
 from .baseline import predict_table
 from .collect import CollectConfig, Progress, collect
 from .fit import Epoch, Fit, FitConfig, fit, predict
-from .junctions import read_junctions, split
+from .junctions import read_junctions, read_transitions, split
 from .report import Report, compare
 
 # Of the spread: what writing as halves may move a value by.
@@ -74,7 +74,7 @@ def fit_folder(
     junctions, _ = read_junctions(folder)
     learned, held = split(junctions)
     rows = EmbeddingRows.output_of(base)
-    made = fit(learned, held, rows, fitting, on_epoch)
+    made = fit(learned, held, rows, fitting, on_epoch, read_transitions(folder))
     report = made.report
     facts = Distillation(teacher, len(learned), junctions.k, report.r2, report.agreement, report.gain_share)
     with GgufMetadata(base) as meta:

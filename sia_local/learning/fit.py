@@ -1,7 +1,9 @@
 """Fits a Q-head to a teacher's values at junctions. Numpy, float32.
 
 Loss: sum over candidates of weight * (centred Q - centred V)^2, both centred within their junction with the same
-weights, so that only differences count.
+weights, so that only differences count. Where it is known what the tokens that were taken gained, a second loss is
+added: (Q(h, y) + level(h) - gain)^2, with a level of its own, since Q is only known up to a constant of the prefix. A
+teacher says that of every token of a text for the price of reading the text once: here, of those between junctions.
 """
 
 from __future__ import annotations
@@ -17,14 +19,23 @@ import numpy.typing as npt
 
 from ..errors import ConfigError, DataError, NumericError
 from ..values.qhead import ACTIVATIONS, QHead
-from .junctions import Junctions
-from .network import Adam, Weights, centred, forward, initial, loss_and_gradients
+from .junctions import Junctions, Transitions
+from .network import (
+    Adam,
+    Weights,
+    centred,
+    forward,
+    initial,
+    loss_and_gradients,
+    taken_loss_and_gradients,
+)
 from .report import Report, compare, probabilities, spread
 
 Float32 = npt.NDArray[np.float32]
 
 WEIGHTINGS = ("uniform", "p", "both")
 _BATCH = 1024
+_LEVEL_UNITS = 64
 
 
 class Rows(Protocol):
@@ -41,7 +52,8 @@ class FitConfig:
     (their mean); times its count, where values are means of rollouts. Small p matters little before the tilt and much
     after it; `p` spares the tail, `uniform` the head.
     epochs at most; patience: epochs without a better held-out loss before it stops; rate: peak of a cosine after a
-    warm-up of a twentieth of the steps; decay: weight decay, decoupled, of matrices; level: fit V(s) too, by ridge.
+    warm-up of a twentieth of the steps; decay: weight decay, decoupled, of matrices; taken: weight of the loss on the
+    tokens that were taken; level: fit V(s) too, by ridge.
     """
 
     rank: int = field(default=64, metadata={"help": "Rank of the map: a bigger one holds more."})
@@ -54,7 +66,10 @@ class FitConfig:
     patience: int = field(default=4, metadata={"help": "Stop after so many passes without a better held-out loss."})
     batch: int = field(default=256, metadata={"cli": False})
     rate: float = field(default=2e-3, metadata={"option": "--learning-rate", "help": "Peak learning rate."})
-    decay: float = field(default=0.01, metadata={"help": "Weight decay."})
+    decay: float = field(default=0.1, metadata={"help": "Weight decay."})
+    taken: float = field(
+        default=1.0, metadata={"help": "Weight of the loss on the tokens that were taken, 0 for none."}
+    )
     level: bool = field(default=True, metadata={"cli": False})
     seed: int = field(default=0, metadata={"cli": False})
 
@@ -70,6 +85,8 @@ class FitConfig:
             raise ConfigError(f"the learning rate is {self.rate}; expected above 0")
         if not (math.isfinite(self.decay) and self.decay >= 0):
             raise ConfigError(f"decay is {self.decay}; expected 0 or more")
+        if not (math.isfinite(self.taken) and self.taken >= 0):
+            raise ConfigError(f"the weight of taken tokens is {self.taken}; expected 0 or more")
 
 
 @dataclass(frozen=True)
@@ -113,20 +130,44 @@ class _Problem:
         return h, self.table[self.index[at]], self.targets[at], self.weights[at]
 
 
+@dataclass(frozen=True)
+class _Taken:
+    """Transitions as training sees them; gains in spreads. index int [T] into table."""
+
+    hidden: npt.NDArray[Any]
+    mean: Float32
+    std: Float32
+    index: npt.NDArray[np.int32]
+    table: Float32
+    gains: Float32
+
+    def batch(self, at: npt.NDArray[np.int64]) -> tuple[Float32, Float32, Float32]:
+        """(h [B, n_embd], e [B, n_embd], gains [B])."""
+        h = (self.hidden[at].astype(np.float32) - self.mean) / self.std
+        return h, self.table[self.index[at]], self.gains[at]
+
+
 def fit(
     junctions: Junctions,
     held_out: Junctions,
     rows: Rows,
     config: FitConfig | None = None,
     progress: Callable[[Epoch], None] | None = None,
+    transitions: Transitions | None = None,
 ) -> Fit:
     """A Q-head that stands in for the values of `junctions`, stopped early by the loss on `held_out`.
 
+    transitions: tokens that were taken; those of held-out prompts do not count.
     Raises DataError where nothing can be learned and NumericError when training diverges.
     """
     config = config or FitConfig()
     started = time.perf_counter()
-    table, (index, held_index), e_std = _table(rows, junctions, held_out)
+    taken = None
+    if transitions is not None and config.taken:
+        taken = transitions.take(~np.isin(transitions.prompts, held_out.prompts))
+        taken = taken if len(taken) else None
+    sets = [junctions.ids, held_out.ids] + ([] if taken is None else [taken.ids])
+    table, (index, held_index, *taken_index), e_std = _table(rows, junctions.n_embd, sets)
     weights = [candidate_weights(j, config.weighting) for j in (junctions, held_out)]
     unit = spread(junctions.numbers(), junctions.tried())
     if not unit > 0:
@@ -136,17 +177,23 @@ def fit(
         _Problem(j.hidden, mean, std, i, table, (j.numbers() / unit).astype(np.float32), w)
         for j, i, w in zip((junctions, held_out), (index, held_index), weights, strict=True)
     )
+    also = None
+    if taken is not None:
+        also = _Taken(taken.hidden, mean, std, taken_index[0], table, (taken.gains / unit).astype(np.float32))
     rng = np.random.default_rng(config.seed)
-    params = initial(junctions.n_embd, config.rank, config.hidden, rng)
+    params = initial(junctions.n_embd, config.rank, config.hidden, rng, _LEVEL_UNITS if taken is not None else 0)
     adam = Adam(params, config.decay)
     n_batches = -(-len(junctions) // config.batch)
     best, best_loss, epochs = params, math.inf, list[Epoch]()
     for epoch in range(config.epochs):
         order, losses = rng.permutation(len(junctions)), 0.0
+        others = np.array_split(rng.permutation(0 if also is None else len(also.gains)), n_batches)
         for i in range(n_batches):
             at = np.sort(order[i * config.batch : (i + 1) * config.batch])
             loss, gradients = loss_and_gradients(params, *train.batch(at), config.activation)
             losses += loss * len(at)
+            if also is not None:
+                _add(gradients, params, also, np.sort(others[i]), config)
             adam.step(params, gradients, _rate(config, epoch * n_batches + i, config.epochs * n_batches))
         held_loss = _loss(params, check, config.activation)
         if not math.isfinite(losses + held_loss):
@@ -240,6 +287,15 @@ def fit_level(junctions: Junctions, mean: Float32, std: Float32, ridge: float = 
     return w.astype(np.float32), float(centre - w @ mean)
 
 
+def _add(gradients: Weights, params: Weights, also: _Taken, at: npt.NDArray[np.int64], config: FitConfig) -> None:
+    """Adds the gradients of the loss on taken tokens, with its weight."""
+    second: Weights = {name: np.zeros_like(params[name]) for name in params.keys() - gradients.keys()}
+    if len(at):
+        _, second = taken_loss_and_gradients(params, *also.batch(at), config.activation)
+    for name, gradient in second.items():
+        gradients[name] = gradients.get(name, np.float32(0)) + np.float32(config.taken) * gradient
+
+
 def _loss(params: Weights, problem: _Problem, activation: str) -> float:
     total = 0.0
     for at in range(0, len(problem.hidden), _BATCH):
@@ -270,15 +326,15 @@ def _moments(hidden: npt.NDArray[Any]) -> tuple[Float32, Float32]:
 
 
 def _table(
-    rows: Rows, junctions: Junctions, held_out: Junctions
-) -> tuple[Float32, tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]], Float32]:
-    """(normalised rows of all candidates [U, n_embd], indices into it of both sets, what rows were divided by)."""
-    flat = np.concatenate([junctions.ids.ravel(), held_out.ids.ravel()])
+    rows: Rows, n_embd: int, sets: list[npt.NDArray[np.int32]]
+) -> tuple[Float32, list[npt.NDArray[np.int32]], Float32]:
+    """(normalised rows of all ids [U, n_embd], indices into it of every set, what rows were divided by)."""
+    flat = np.concatenate([ids.ravel() for ids in sets])
     ids, inverse, counts = np.unique(flat, return_inverse=True, return_counts=True)
     table = np.array(rows[ids], np.float32)
-    if table.shape != (len(ids), junctions.n_embd):
+    if table.shape != (len(ids), n_embd):
         raise DataError(
-            f"embedding rows are {list(table.shape)}, expected {[len(ids), junctions.n_embd]}: hidden states and rows "
+            f"embedding rows are {list(table.shape)}, expected {[len(ids), n_embd]}: hidden states and rows "
             "are of different models; give the base that the junctions were collected with"
         )
     share = (counts / counts.sum())[:, None]
@@ -286,6 +342,6 @@ def _table(
     variance = (share * (table - mean) ** 2).sum(axis=0)
     std = np.sqrt(np.where(variance > 0, variance, 1.0)).astype(np.float32)
     table = ((table - mean) / std).astype(np.float32)
-    index = inverse.astype(np.int32).ravel()
-    first, second = index[: junctions.ids.size], index[junctions.ids.size :]
-    return table, (first.reshape(junctions.ids.shape), second.reshape(held_out.ids.shape)), std
+    ends = np.cumsum([s.size for s in sets])[:-1]
+    parts = np.split(inverse.astype(np.int32).ravel(), ends)
+    return table, [part.reshape(s.shape) for part, s in zip(parts, sets, strict=True)], std

@@ -6,7 +6,7 @@ import json
 import os
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -21,6 +21,8 @@ FORMAT = "sia-junctions-1"
 Float32 = npt.NDArray[np.float32]
 Halves = npt.NDArray[np.float16] | Float32
 Int32 = npt.NDArray[np.int32]
+# Before the name of each array of transitions in a shard.
+TAKEN = "taken_"
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,38 @@ def split(junctions: Junctions, share: float = 0.1, seed: int = 0) -> tuple[Junc
     return junctions.take(~held), junctions.take(held)
 
 
+@dataclass(frozen=True)
+class Transitions:
+    """T tokens that were taken where no candidates were scored, and what each was worth to the teacher.
+
+    hidden float16 or float32 [T, n_embd]: the base's final normed hidden state before the token. ids int32 [T]: the
+    tokens. gains float32 [T]: the teacher's value after the token less that before it, reward units. prompts int32 [T].
+    Raises DataError for arrays that do not fit together or are not finite.
+    """
+
+    hidden: Halves
+    ids: Int32
+    gains: Float32
+    prompts: Int32
+
+    def __post_init__(self) -> None:
+        shapes = {name: array.shape[:1] for name, array in vars(self).items()}
+        if len(set(shapes.values())) > 1 or self.hidden.ndim != 2:
+            raise DataError(f"transitions have {shapes}; expected as many hidden states, ids, gains and prompts")
+        if not (np.isfinite(self.hidden).all() and np.isfinite(self.gains).all()):
+            raise DataError("transitions hold NaN or infinite numbers; collect them again")
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def take(self, rows: npt.NDArray[Any] | slice) -> Transitions:
+        """Those of an index, a mask or a slice."""
+        return Transitions(*(array[rows] for array in vars(self).values()))
+
+
+_TAKEN_NAMES = tuple(TAKEN + name for name in Transitions.__dataclass_fields__)
+
+
 class JunctionWriter:
     """Writes shards of whole texts: `with JunctionWriter(folder, settings) as out: out.add(text, junctions)`.
 
@@ -122,6 +156,7 @@ class JunctionWriter:
             self._next = int(path.stem.split("-")[1]) + 1
         self._texts: list[int] = []
         self._waiting: list[Junctions] = []
+        self._taken: list[Transitions] = []
 
     def __enter__(self) -> JunctionWriter:
         return self
@@ -129,14 +164,16 @@ class JunctionWriter:
     def __exit__(self, *_: object) -> None:
         self.flush()
 
-    def add(self, text: int, junctions: Junctions | None) -> None:
-        """The junctions of one text, all of them; None for a text that has none."""
+    def add(self, text: int, junctions: Junctions | None, taken: Transitions | None = None) -> None:
+        """The junctions of one text, all of them, and its tokens; None for a text that has none."""
         if text in self.finished:
             raise ConfigError(f"text {text} is in {self.folder} already; leave out those in `finished`")
         self.finished.add(text)
         self._texts.append(text)
         if junctions is not None and len(junctions):
             self._waiting.append(junctions)
+        if taken is not None and len(taken):
+            self._taken.append(taken)
         if sum(map(len, self._waiting)) >= self.per_shard:
             self.flush()
 
@@ -148,10 +185,12 @@ class JunctionWriter:
         if self._waiting:
             whole = concatenate(self._waiting)
             arrays |= {name: array for name, array in vars(whole).items() if array is not None}
+        if self._taken:
+            arrays |= {TAKEN + name: array for name, array in vars(_joined(self._taken)).items()}
         with atomic_write(self.folder / f"shard-{self._next:05d}.npz", "wb") as handle:
             np.savez(handle, **arrays)  # type: ignore[arg-type]
         self._next += 1
-        self._texts, self._waiting = [], []
+        self._texts, self._waiting, self._taken = [], [], []
 
 
 def concatenate(parts: list[Junctions]) -> Junctions:
@@ -172,6 +211,12 @@ def concatenate(parts: list[Junctions]) -> Junctions:
     return replace(first, **joined)
 
 
+def _joined(parts: list[Transitions]) -> Transitions:
+    if len(widths := {part.hidden.shape[1] for part in parts}) > 1:
+        raise DataError(f"transitions of widths {sorted(widths)} follow each other; expected the same of all")
+    return Transitions(*(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Transitions)))
+
+
 def read_junctions(folder: str | os.PathLike[str]) -> tuple[Junctions, dict[str, Any]]:
     """(all junctions, settings) of a folder. DataError when it holds none or a shard is damaged."""
     folder = Path(folder)
@@ -179,12 +224,22 @@ def read_junctions(folder: str | os.PathLike[str]) -> tuple[Junctions, dict[str,
     parts = []
     for path in _shards(folder):
         arrays = _read(path)
-        arrays.pop("texts", None)
-        if arrays:
-            parts.append(Junctions(**arrays))
+        if own := {name: array for name, array in arrays.items() if name in Junctions.__dataclass_fields__}:
+            parts.append(Junctions(**own))
     if not parts:
         raise DataError(f"{folder}: holds no junctions yet; collect some, or lower the entropy threshold")
     return concatenate(parts), settings
+
+
+def read_transitions(folder: str | os.PathLike[str]) -> Transitions | None:
+    """The tokens that were taken in the texts of a folder; None for one whose teacher said nothing of them."""
+    shards = map(_read, _shards(Path(folder)))
+    parts = [
+        Transitions(**{name: arrays[TAKEN + name] for name in Transitions.__dataclass_fields__})
+        for arrays in shards
+        if TAKEN + "ids" in arrays
+    ]
+    return _joined(parts) if parts else None
 
 
 def read_settings(folder: str | os.PathLike[str]) -> dict[str, Any]:
@@ -228,6 +283,6 @@ def _read(path: Path, only: str | None = None) -> dict[str, npt.NDArray[Any]]:
             arrays = {name: shard[name] for name in ([only] if only else shard.files)}
     except (OSError, ValueError, EOFError, KeyError, BadZipFile, zlib.error) as error:
         raise DataError(f"{path}: not a readable shard ({error}); delete it and collect again") from error
-    if unknown := arrays.keys() - {"texts", *Junctions.__dataclass_fields__}:
+    if unknown := arrays.keys() - {"texts", *Junctions.__dataclass_fields__, *_TAKEN_NAMES}:
         raise DataError(f"{path}: holds {', '.join(sorted(unknown))}, which no shard has; delete it and collect again")
     return arrays

@@ -2,7 +2,8 @@
 
 Parameters by name: G [rank, n_embd], u [n_embd], W [rank, n_embd or n_hidden], c [rank] and, with a hidden layer,
 W1 [n_hidden, n_embd], c1 [n_hidden]. Since Q(s, y) = <w(h), e_y> with w(h) = G^T f(h) + u, a junction costs its rows
-times one vector, forward and back; no candidate is ever multiplied by G.
+times one vector, forward and back; no candidate is ever multiplied by G. Where tokens that were taken are learned from,
+L1 [m, n_embd], l1 [m], l2 [m], l0 [1] are a level of its own: level(h) = l2 act(L1 h + l1) + l0, dropped afterwards.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ from ..values.qhead import ACTIVATIONS
 Float32 = npt.NDArray[np.float32]
 Weights = dict[str, Float32]
 
-DECAYED = ("W1", "W", "G", "u")
+DECAYED = ("W1", "W", "G", "u", "L1")
 
 
-def initial(n_embd: int, rank: int, hidden: int, rng: np.random.Generator) -> Weights:
-    """Weights that say Q = 0 everywhere: f's last layer and u are zero, the rest of unit gain."""
+def initial(n_embd: int, rank: int, hidden: int, rng: np.random.Generator, level: int = 0) -> Weights:
+    """Weights that say Q = 0 everywhere: f's last layer and u are zero, the rest of unit gain. level: units of the
+    level's hidden layer, 0 for none."""
 
     def normal(*shape: int) -> Float32:
         return (rng.standard_normal(shape) / math.sqrt(shape[-1])).astype(np.float32)
@@ -30,37 +32,67 @@ def initial(n_embd: int, rank: int, hidden: int, rng: np.random.Generator) -> We
     if hidden:
         params |= {"W1": normal(hidden, n_embd), "c1": np.zeros(hidden, np.float32)}
     params["W"] = np.zeros((rank, hidden or n_embd), np.float32)
+    if level:
+        params |= {"L1": normal(level, n_embd), "l1": np.zeros(level, np.float32)}
+        params |= {"l2": np.zeros(level, np.float32), "l0": np.zeros(1, np.float32)}
     return params
 
 
 def forward(params: Weights, h: Float32, rows: Float32, activation: str) -> Float32:
     """Q [B, k] of h [B, n_embd] and rows [B, k, n_embd]."""
-    x = ACTIVATIONS[activation](h @ params["W1"].T + params["c1"]) if "W1" in params else h
-    w = (x @ params["W"].T + params["c"]) @ params["G"] + params["u"]
-    return np.matmul(rows, w[:, :, None])[:, :, 0]
+    return np.matmul(rows, _Pass(params, h, activation).w[:, :, None])[:, :, 0]
 
 
 def loss_and_gradients(
     params: Weights, h: Float32, rows: Float32, targets: Float32, weights: Float32, activation: str
 ) -> tuple[float, Weights]:
-    """Mean over the batch of sum_c weight (centred Q - centred target)^2, and its gradient by every parameter."""
-    layered = "W1" in params
-    a = h @ params["W1"].T + params["c1"] if layered else h
-    x = ACTIVATIONS[activation](a) if layered else h
-    f = x @ params["W"].T + params["c"]
-    w = f @ params["G"] + params["u"]
-    q = np.matmul(rows, w[:, :, None])[:, :, 0]
+    """Mean over the batch of sum_c weight (centred Q - centred target)^2, and its gradient by every parameter of Q."""
+    through = _Pass(params, h, activation)
+    q = np.matmul(rows, through.w[:, :, None])[:, :, 0]
     error = centred(q - targets, weights)
     scaled = weights * error / np.float32(len(h))
     loss = float((scaled * error).sum())
     # The error is centred with the same weights, so that the mean's own derivative vanishes.
-    dw = np.matmul(2 * scaled[:, None, :], rows)[:, 0, :]
-    df = dw @ params["G"].T
-    gradients = {"u": dw.sum(axis=0), "G": f.T @ dw, "c": df.sum(axis=0), "W": df.T @ x}
-    if layered:
-        da = (df @ params["W"]) * _slope(a, activation)
-        gradients |= {"W1": da.T @ h, "c1": da.sum(axis=0)}
-    return loss, gradients
+    return loss, through.gradients(np.matmul(2 * scaled[:, None, :], rows)[:, 0, :])
+
+
+def taken_loss_and_gradients(
+    params: Weights, h: Float32, rows: Float32, targets: Float32, activation: str
+) -> tuple[float, Weights]:
+    """Mean over the batch of (Q(h, y) + level(h) - target)^2, and its gradient by every parameter.
+
+    rows float32 [B, n_embd]: of the tokens y that were taken; targets [B].
+    """
+    through = _Pass(params, h, activation)
+    a = h @ params["L1"].T + params["l1"]
+    x = ACTIVATIONS[activation](a)
+    error = (through.w * rows).sum(axis=1) + x @ params["l2"] + params["l0"] - targets
+    scaled = 2 * error / np.float32(len(h))
+    da = scaled[:, None] * params["l2"] * _slope(a, activation)
+    gradients = through.gradients(scaled[:, None] * rows)
+    gradients |= {"L1": da.T @ h, "l1": da.sum(axis=0), "l2": x.T @ scaled, "l0": scaled.sum(keepdims=True)}
+    return float((error * error).mean()), gradients
+
+
+class _Pass:
+    """h [B, n_embd] on its way to w(h) [B, n_embd], and back."""
+
+    def __init__(self, params: Weights, h: Float32, activation: str):
+        self.params, self.h, self.activation = params, h, activation
+        self.layered = "W1" in params
+        self.a = h @ params["W1"].T + params["c1"] if self.layered else h
+        self.x = ACTIVATIONS[activation](self.a) if self.layered else h
+        self.f = self.x @ params["W"].T + params["c"]
+        self.w = self.f @ params["G"] + params["u"]
+
+    def gradients(self, dw: Float32) -> Weights:
+        """By every parameter of Q, from the gradient by w."""
+        df = dw @ self.params["G"].T
+        gradients = {"u": dw.sum(axis=0), "G": self.f.T @ dw, "c": df.sum(axis=0), "W": df.T @ self.x}
+        if self.layered:
+            da = (df @ self.params["W"]) * _slope(self.a, self.activation)
+            gradients |= {"W1": da.T @ self.h, "c1": da.sum(axis=0)}
+        return gradients
 
 
 class Adam:

@@ -171,6 +171,9 @@ class GuidePair:
             values = [p - m for p, m in zip(values, self.minus.logprobs(requests), strict=True)]
         return values
 
+    def levels(self, hidden: FloatArray) -> None:
+        """Not known: guides read on their own."""
+
     def trajectory(self, slot: int, prompt: Prompt, tokens: Sequence[int]) -> Float64:
         """log p+(y≤t) − log p−(y≤t) after every token: the implicit reward of the text so far, nats."""
         values = self.plus.text_logprobs(slot, prompt, tokens)

@@ -10,6 +10,7 @@ import numpy as np
 from ..errors import ConfigError, IncompatibleError
 from ..llama.embeddings import EmbeddingRows
 from ..llama.engine import Engine
+from ..llama.library import FloatArray
 from ..llama.model import Model
 from ..llama.vocabulary import Vocabulary, check_vocabulary
 from ..records import Float64, Prompt
@@ -49,6 +50,10 @@ class HiddenValues:
     def score(self, requests: Sequence[tuple[int, Any]], also: Sequence[int] = ()) -> list[Float64]:
         """Q of each candidate, float64 [k] a request, reward units up to a constant of the prefix."""
         return [self.file.qhead(self.engine.hidden(slot), self._rows[ids]) for slot, ids in requests]
+
+    def levels(self, hidden: FloatArray) -> Float64 | None:
+        """V of prefixes by the hidden states behind them, float64 [n], if the file holds a level."""
+        return self.file.qhead.level(hidden)
 
     def trajectory(self, slot: int, prompt: Prompt, tokens: Sequence[int]) -> Float64:
         """V after every token of a finished text, float64 [n], if the file holds a level; the slot is overwritten."""

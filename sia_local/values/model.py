@@ -232,6 +232,10 @@ class ValueModel:
         scored = [self._values(next(left)) if len(ids) else np.zeros(0) for _, ids in known]
         return [_spread(values, ids, self.engine.n_rows) for values, (_, ids) in zip(scored, requests, strict=True)]
 
+    def levels(self, hidden: FloatArray) -> Float64 | None:
+        """V of prefixes by the base's hidden states behind them, float64 [n], of a head; None of other placements."""
+        return self.file.head(hidden) if self.shares_base else None
+
     def trajectory(self, slot: int, prompt: Prompt, tokens: Sequence[int]) -> Float64:
         """V after every token of a finished text, float64 [n]; the slot's content is replaced by it."""
         rows = self.engine.trail(slot, self.tokens(prompt), tokens, hidden=not self._lean)

@@ -20,6 +20,7 @@ from ..errors import ConfigError
 from ..llama.engine import Engine
 from ..llama.gguf import GgufMetadata
 from ..llama.keys import KIND, QHEAD_KIND, TRAIN_LOSS
+from ..llama.library import FloatArray
 from ..llama.model import Model
 from ..llama.vocabulary import Vocabulary
 from ..records import Float64, IntArray, Prompt, Values
@@ -92,6 +93,11 @@ class Source(Values, Protocol):
     @property
     def shares_base(self) -> bool: ...
 
+    def levels(self, hidden: FloatArray) -> Float64 | None:
+        """V of prefixes by the base's hidden states behind them, float32 [n, n_embd] -> float64 [n]; None from a source
+        that reads more than those."""
+        ...
+
     def trajectory(self, slot: int, prompt: Prompt, tokens: Sequence[int]) -> Float64: ...
     def close(self) -> None: ...
 
@@ -153,6 +159,11 @@ class MixedValues:
                 out += scale * values
             also = () if source.shares_base else also
         return total
+
+    def levels(self, hidden: FloatArray) -> Float64 | None:
+        parts = [(source.levels(hidden), scale) for source, scale in self.parts()]
+        known = [scale * levels for levels, scale in parts if levels is not None]
+        return np.sum(known, axis=0) if known and len(known) == len(parts) else None
 
     def trajectory(self, slot: int, prompt: Prompt, tokens: Sequence[int]) -> Float64:
         total = np.zeros(len(tokens))
