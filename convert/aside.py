@@ -94,6 +94,17 @@ def aside(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.close(fd)
 
 
+@contextmanager
+def folder_beside(temporary: Path) -> Iterator[Path]:
+    """Yields a folder beside what `aside` yields, gone when the block ends; that of a killed run is swept with it."""
+    made = temporary.with_name(f".{temporary.name}.tmp")
+    made.mkdir()
+    try:
+        yield made
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
 def provenance() -> dict[str, object]:
     """Command line and package versions, written into every output. Paths are cut to their last part."""
     versions = {}

@@ -228,7 +228,7 @@ WRONG = {
     "[export]\nlayuot = 'lean'\n": r"\[export\] has no setting 'layuot'; expected layout, dtype",
     "[verify]\nsmaples = 2\n": r"\[verify\] has no setting 'smaples'; expected also",
     "[value]\nloss = 'mse'\n": r"\[value\] loss 'mse': expected one of trajectory-mean, per-token, td-lambda",
-    "[value]\nlora = { targets = ['q_porj'] }\n": r"LoRA target 'q_porj': expected all-linear alone, or some of q_proj",
+    "[value]\nlora = { targets = ['q_porj'] }\n": "LoRA target 'q_porj': expected attention or all-linear alone",
     "[value]\nlora = { rank = 4 }\n": r"\[value.lora\] has no setting 'rank'; expected r, alpha",
     "[value]\nbackbone = 'nowhere'\n": r"\[value\] backbone: nothing at .*nowhere",
     "[value]\ntemplate = 'none.jinja'\n": "none.jinja: expected chat, raw or the path of a jinja file",

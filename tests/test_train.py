@@ -234,12 +234,15 @@ def test_an_empty_file_and_wrong_settings_are_one_sentence(
         dataclasses.replace(config, placement="adapter", layers=1)
     with pytest.raises(ConfigError, match=r"--layers 3: .* has 2 blocks"):
         train(dataclasses.replace(config, layers=3))
-    with pytest.raises(ConfigError, match="LoRA target 'up, down': expected all-linear alone, or some of q_proj"):
+    with pytest.raises(ConfigError, match="LoRA target 'up, down': expected attention or all-linear alone"):
         train(dataclasses.replace(config, lora=LoraSettings(targets=("up, down",))))
-    other = tmp_path / "gpt"
+    with pytest.raises(ConfigError, match=r"LoRA target 'w1': the backbone has no such layer; expected .*q_proj"):
+        train(dataclasses.replace(config, lora=LoraSettings(targets=("q_proj", "w1"))))
+    other = tmp_path / "t5"
     tiny.tiny_tokenizer(other)
-    (other / "config.json").write_text('{"model_type": "gpt2"}')
-    with pytest.raises(IncompatibleError, match="'gpt2' is not supported: expected one of llama, qwen2, qwen3"):
+    shape = {"num_hidden_layers": 2, "hidden_size": 64, "vocab_size": 400}
+    (other / "config.json").write_text(json.dumps({"model_type": "x", "architectures": ["XForCausalLM"], **shape}))
+    with pytest.raises(IncompatibleError, match=r"t5 is a XForCausalLM, which llama.cpp .* does not convert"):
         train(dataclasses.replace(config, backbone=str(other)))
 
 

@@ -230,7 +230,12 @@ def tiny_trajectories(path: str | Path, folder: Path, prompts: int = 6, samples:
 
 
 def tiny_checkpoint(
-    folder: str | Path, backbone: Path, tune: str = "lora", layers: int | None = None, n_hidden: int = 0
+    folder: str | Path,
+    backbone: Path,
+    tune: str = "lora",
+    layers: int | None = None,
+    n_hidden: int = 0,
+    targets: tuple[str, ...] = ("attention",),
 ) -> Any:
     """A value model with random changes and head over `backbone`, as `train` would leave it in `folder`."""
     import torch
@@ -239,7 +244,7 @@ def tiny_checkpoint(
     from sia_convert.train.model import build, save_changes
 
     torch.manual_seed(11)
-    model = build(backbone, tune, LoraSettings(r=4, alpha=8), layers, n_hidden)
+    model = build(backbone, tune, LoraSettings(r=4, alpha=8, targets=targets), layers, n_hidden)
     with torch.no_grad():
         for name, weight in model.trainable().items():
             weight.add_(torch.randn(weight.shape) * (0.1 if "lora" in name or name.startswith("head") else 0.02))

@@ -16,6 +16,7 @@ COMMANDS = {
     "spread": "How far V differs among the candidates of a junction.",
     "export": "A value model to GGUF: merged, lean, adapter or head.",
     "hf-to-gguf": "A base model to GGUF.",
+    "fetch-converter": "llama.cpp's converter, for what is not llama, qwen2 or qwen3.",
     "gguf-to-hf": "A GGUF to a folder that can be trained.",
     "distill": "A Q-head, which costs no decode, from a value model.",
     "quantize": "A GGUF to Q8_0, Q6_K, Q4_K_M, …; a head stays float32.",

@@ -18,9 +18,10 @@ from ..formats.export import BaseConfig
 @click.argument("out", type=click.Path(path_type=Path))
 @options_for(BaseConfig)
 def hf_to_gguf(folder: Path, out: Path, **options: Any) -> None:
-    """Write the Hugging Face causal LM in FOLDER (llama, qwen2 or qwen3) as the GGUF file OUT.
+    """Write the Hugging Face causal LM in FOLDER as the GGUF file OUT, with its tokenizer and chat template.
 
-    Tokenizer and chat template are included. OUT may be a folder; the file is then named by convention.
+    What is not llama, qwen2 or qwen3 goes through llama.cpp's own converter (see fetch-converter). OUT may be a folder;
+    the file is then named by convention.
     """
     from ..formats.export import export_base
 

@@ -44,6 +44,35 @@ class Rope:
 
 
 @dataclass(frozen=True)
+class Sizes:
+    """What must be known of a backbone whose conversion is llama.cpp's. `arch` is Hugging Face's name of it."""
+
+    arch: str
+    n_layer: int
+    n_embd: int
+    n_vocab: int
+
+    @classmethod
+    def from_hf(cls, config: Mapping[str, Any]) -> Sizes:
+        """From a config.json; of a model that sees or hears, its language model's part."""
+        inner = config.get("text_config") or config
+        try:
+            sizes = (inner["num_hidden_layers"], inner["hidden_size"], inner["vocab_size"])
+        except KeyError as error:
+            raise IncompatibleError(
+                f"config.json of a {config.get('model_type')} has no {error.args[0]}; expected a language model"
+            ) from error
+        return cls(str(config.get("model_type", "?")), *map(int, sizes))
+
+    @classmethod
+    def from_gguf(cls, fields: Mapping[str, KV]) -> Sizes:
+        arch = str(fields["general.architecture"].value)
+        tokens = fields.get("tokenizer.ggml.tokens")
+        sizes = (fields[f"{arch}.block_count"].value, fields[f"{arch}.embedding_length"].value)
+        return cls(arch, *sizes, len(tokens.value) if tokens else 0)
+
+
+@dataclass(frozen=True)
 class Hparams:
     """Shape of a backbone. `n_vocab` counts embedding rows, which may exceed the tokenizer's tokens."""
 
@@ -234,10 +263,15 @@ def _rope(config: Mapping[str, Any]) -> Rope:
     return Rope(theta, kind, settings)
 
 
+def is_native(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json is of an architecture that is converted here; the others are llama.cpp's."""
+    return config.get("model_type") in _FAMILY
+
+
 def canonical(name: str) -> str:
     """A checkpoint's tensor name without the wrappers' prefixes: `layers.0.…`, `embed_tokens.weight`, …"""
     name = re.sub(r"^(base_model\.model\.|_orig_mod\.|module\.)+", "", name)
-    return re.sub(r"^(model\.)+", "", name)
+    return re.sub(r"^(model\.|language_model\.)+", "", name)
 
 
 def gguf_name(name: str) -> str | None:

@@ -49,9 +49,9 @@ class Head:
 
     def check_fits(self, backbone: Backbone) -> None:
         """IncompatibleError when the head reads another width than the backbone has."""
-        if backbone.hparams.n_embd != self.n_embd:
+        if backbone.sizes.n_embd != self.n_embd:
             raise IncompatibleError(
-                f"the head reads {self.n_embd} values, {backbone.folder.name} is {backbone.hparams.n_embd} wide: "
+                f"the head reads {self.n_embd} values, {backbone.folder.name} is {backbone.sizes.n_embd} wide: "
                 "give the backbone it was trained on"
             )
 

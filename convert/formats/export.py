@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,14 +12,15 @@ import numpy as np
 from sia_local.config import setting
 from sia_local.errors import IncompatibleError, ModelFileError
 from sia_local.llama import keys
-from sia_local.llama.embeddings import write_trailer
 
 from ..aside import aside, provenance_json
 from ..settings import check_choice
-from .arch import block_of, gguf_name, reorder_rows
+from . import foreign, native
+from .arch import Hparams, is_native
 from .checkpoint import Head, ValueCheckpoint
-from .gguf_io import KV, Tensor, encode, f32, read_gguf, text, u32, write_gguf
+from .gguf_io import KV, read_gguf, text, u32, write_gguf
 from .hf import Backbone
+from .tensors import read_json
 from .vocab import Vocab
 
 LAYOUTS = ("merged", "lean", "adapter", "head")
@@ -71,38 +72,6 @@ class ExportConfig:
         return self.rows or ("f32" if self.dtype == "f32" else "f16")
 
 
-def backbone_tensors(backbone: Backbone, dtype: str, *, lm_head: bool) -> Iterator[Tensor]:
-    """Every block and the final norm in GGUF's names and row order; embeddings and lm_head with `lm_head`.
-
-    IncompatibleError for a weight that llama.cpp has no place for.
-    """
-    h = backbone.hparams
-    factors = h.rope_factors()
-    if factors is not None:
-        yield Tensor("rope_freqs.weight", factors.shape, lambda: factors)
-    for name in sorted(backbone.tensors, key=lambda n: (block_of(n) is not None, block_of(n) or 0, n)):
-        block = block_of(name)
-        if block is not None and block >= backbone.n_layer:
-            continue
-        if name == "score.weight" or name.endswith("rotary_emb.inv_freq"):
-            continue
-        if name == "lm_head.weight" and (h.tied or not lm_head):
-            continue
-        if name == "embed_tokens.weight" and not lm_head:
-            continue
-        target = gguf_name(name)
-        if target is None or (h.arch != "llama" and "attn_output.bias" in target):
-            raise IncompatibleError(
-                f"{backbone.folder.name} has the weight {name}, which llama.cpp's {h.arch} has no place for"
-            )
-
-        def load(name: str = name, target: str = target) -> np.ndarray:
-            return reorder_rows(h, target, backbone.get(name))
-
-        shape = backbone.tensors.shape(name)
-        yield Tensor(target, shape, load, dtype if len(shape) == 2 else "f32")
-
-
 def general(name: str, dtype: str, kind: str = "model") -> dict[str, KV]:
     """The `general.*` metadata and what made the file."""
     return {
@@ -123,17 +92,21 @@ def find_vocab(folder: Path, n_vocab: int, base: Path | None, pre: str | None = 
     own = None
     if (folder / "tokenizer.json").exists() or (folder / "tokenizer.model").exists():
         own = Vocab.from_hf(folder, n_vocab, pre)
-    if base is None:
-        if own is None:
-            raise IncompatibleError(f"{folder} has no tokenizer: add it, or give the base GGUF with --base")
-        return own, own.sha256
-    theirs = Vocab.from_gguf(base)
-    if own is not None and not own.agrees_with(theirs):
+    agreed, fingerprint = agree(own, base, folder)
+    return agreed.resized(n_vocab), fingerprint
+
+
+def agree(own: Vocab | None, base: Path | None, folder: Path) -> tuple[Vocab, str]:
+    """The tokenizer of the folder, else the base's, and the fingerprint to store; IncompatibleError if they differ."""
+    theirs = Vocab.from_gguf(base) if base is not None else own
+    if theirs is None:
+        raise IncompatibleError(f"{folder} has no tokenizer: add it, or give the base GGUF with --base")
+    if base is not None and own is not None and not own.agrees_with(theirs):
         raise IncompatibleError(
             f"the tokenizer in {folder} does not match that of {base.name}: ids would mean different things; "
             "use a value backbone of the same model family"
         )
-    return (own or theirs).resized(n_vocab), theirs.sha256
+    return own or theirs, theirs.sha256
 
 
 def named(out: Path, name: str, encoding: str, adapter: bool = False) -> Path:
@@ -154,15 +127,21 @@ def export_base(
     name: str | None = None,
 ) -> Path:
     """A Hugging Face causal LM as GGUF with tokenizer and chat template. Returns the path written."""
+    if (Path(folder) / "config.json").is_file() and not is_native(read_json(Path(folder) / "config.json")):
+        title = name or Path(folder).resolve().name
+        target = named(Path(out), title, dtype)
+        with aside(target) as temporary:
+            foreign.write_base(Path(folder), temporary, dtype, pre, title)
+            check_loads(temporary)
+        return target
     backbone = Backbone.open(folder)
     vocab = Vocab.from_hf(backbone.folder, backbone.hparams.n_vocab, pre)
     if not backbone.hparams.tied and "lm_head.weight" not in backbone.tensors:
         raise IncompatibleError(f"{backbone.folder.name} has no lm_head: expected a causal language model")
     title = name or backbone.folder.resolve().name
     target = named(Path(out), title, dtype)
-    fields = {**general(title, dtype), **backbone.hparams.fields(), **vocab.fields}
     with aside(target) as temporary:
-        write_gguf(temporary, backbone.hparams.arch, fields, backbone_tensors(backbone, dtype, lm_head=True))
+        native.write_base(temporary, backbone, vocab, general(title, dtype), dtype)
         check_loads(temporary)
     return target
 
@@ -184,22 +163,75 @@ def export_value(
     base_path = Path(base) if base is not None else None
     # An adapter or a head holds no weight of the backbone, so the base's own file can stand in for it.
     backbone = checkpoint.open_backbone(base_path if layout in ("adapter", "head") else None)
-    vocab, fingerprint = find_vocab(backbone.folder, backbone.hparams.n_vocab, base_path, config.pre)
     title = config.name or f"{backbone.folder.resolve().name}-value"
     target = named(Path(out), title, dtype, layout == "adapter")
     if base_path is not None and layout in ("adapter", "head"):
         _check_same_shape(backbone, base_path)
-    kind = {"adapter": "value-adapter", "head": "value-head"}.get(layout, "value")
-    fields = {
-        **general(title, dtype, "adapter" if layout == "adapter" else "model"),
-        **checkpoint.fields(kind, fingerprint, config.spread),
-    }
+    if layout == "lean" and config.row_type == "base" and checkpoint.meta.tune == "full":
+        raise IncompatibleError("rows cannot come from the base after --tune full: choose f16, q8_0 or f32")
+
+    def fields(fingerprint: str) -> dict[str, KV]:
+        kind = {"adapter": "value-adapter", "head": "value-head"}.get(layout, "value")
+        about = general(title, dtype, "adapter" if layout == "adapter" else "model")
+        named_layout = {keys.LAYOUT: text(layout)} if kind == "value" else {}
+        return {**about, **checkpoint.fields(kind, fingerprint, config.spread), **named_layout}
+
     with aside(target) as temporary:
-        {"merged": _merged, "lean": _lean, "adapter": _adapter, "head": _head}[layout](
-            temporary, checkpoint, backbone, vocab, fields, dtype, config.row_type
-        )
+        if isinstance(backbone.sizes, Hparams):
+            vocab, fingerprint = find_vocab(backbone.folder, backbone.sizes.n_vocab, base_path, config.pre)
+            _by_ourselves(temporary, checkpoint, backbone, vocab, layout, config, fields(fingerprint))
+        else:
+            _by_llamacpp(temporary, checkpoint, backbone, base_path, layout, config, fields)
         check_loads(temporary, checkpoint.reward_head(), base_path)
     return target
+
+
+def _by_ourselves(
+    path: Path,
+    checkpoint: ValueCheckpoint,
+    backbone: Backbone,
+    vocab: Vocab,
+    layout: str,
+    config: ExportConfig,
+    fields: dict[str, KV],
+) -> None:
+    """A value model of an architecture that is converted here."""
+    if layout == "merged":
+        native.write_base(path, backbone, vocab, fields, config.dtype)
+    elif layout == "lean":
+        native.write_lean(path, backbone, checkpoint.reward_head(), fields, config.dtype)
+        rows = config.row_type
+        native.append_rows(path, lambda: backbone.get("embed_tokens.weight"), rows, backbone.sizes.n_embd)
+    elif layout == "adapter":
+        native.write_adapter(path, backbone, fields, config.dtype)
+    else:
+        write_gguf(path, backbone.sizes.arch, fields, [])
+
+
+def _by_llamacpp(
+    path: Path,
+    checkpoint: ValueCheckpoint,
+    backbone: Backbone,
+    base: Path | None,
+    layout: str,
+    config: ExportConfig,
+    fields: Callable[[str], dict[str, KV]],
+) -> None:
+    """A value model of an architecture that is not converted here."""
+    with foreign.converted(backbone, layout, config.dtype, config.pre, path) as made:
+        about = fields(agree(made.vocab, base, backbone.folder)[1])
+        if layout == "merged":
+            made.write_merged(path, about)
+        elif layout == "lean":
+            head = checkpoint.reward_head().weight
+            made.write_lean(path, about, head)
+            native.append_rows(path, made.embedding_rows, config.row_type, len(head))
+        elif layout == "adapter":
+            made.write_adapter(path, about)
+        elif base is None:
+            raise IncompatibleError(f"a head over a {backbone.sizes.arch} is written for its base: give it with --base")
+        else:
+            write_gguf(path, str(read_gguf(base)[0]["general.architecture"].value), about, [])
 
 
 def default_layout(checkpoint: ValueCheckpoint) -> str:
@@ -235,105 +267,17 @@ def check_trained(layout: str, tune: str, layers: int | None, hidden: bool) -> N
         raise IncompatibleError("the head layout needs a frozen, whole backbone: train with --placement head")
 
 
-def _merged(
-    path: Path,
-    _: ValueCheckpoint,
-    backbone: Backbone,
-    vocab: Vocab,
-    fields: dict[str, KV],
-    dtype: str,
-    rows: str,
-) -> None:
-    h = backbone.hparams
-    fields |= {keys.LAYOUT: text("merged"), **h.fields(backbone.n_layer), **vocab.fields}
-    write_gguf(path, h.arch, fields, backbone_tensors(backbone, dtype, lm_head=True))
-
-
-def _lean(
-    path: Path,
-    checkpoint: ValueCheckpoint,
-    backbone: Backbone,
-    vocab: Vocab,
-    fields: dict[str, KV],
-    dtype: str,
-    rows: str,
-) -> None:
-    import gguf
-
-    h = backbone.hparams
-    head = checkpoint.reward_head()
-    fields |= {
-        keys.LAYOUT: text("lean"),
-        **h.fields(backbone.n_layer),
-        f"{h.arch}.vocab_size": u32(1),
-        "tokenizer.ggml.model": text("no_vocab"),
-    }
-    tensors = [
-        Tensor("token_embd.weight", (1, h.n_embd), lambda: np.zeros((1, h.n_embd), np.float32)),
-        Tensor("output.weight", (1, h.n_embd), lambda: head.weight.reshape(1, -1)),
-        *backbone_tensors(backbone, dtype, lm_head=False),
-    ]
-    write_gguf(path, h.arch, fields, tensors)
-    if rows == "base":
-        if checkpoint.meta.tune == "full":
-            raise IncompatibleError("rows cannot come from the base after --tune full: choose f16, q8_0 or f32")
-        return
-    if rows == "q8_0" and h.n_embd % 32:
-        raise IncompatibleError(f"Q8_0 rows need a width divisible by 32, this model is {h.n_embd} wide: use f16")
-    encoded = encode(backbone.get("embed_tokens.weight"), rows)
-    with path.open("ab") as handle:
-        bytes_a_row = encoded.reshape(len(encoded), -1).view(np.uint8)
-        write_trailer(handle, bytes_a_row, int(gguf.GGMLQuantizationType[rows.upper()]), h.n_embd)
-
-
-def _adapter(
-    path: Path,
-    checkpoint: ValueCheckpoint,
-    backbone: Backbone,
-    _: Vocab,
-    fields: dict[str, KV],
-    dtype: str,
-    __: str,
-) -> None:
-    h, lora = backbone.hparams, backbone.lora
-    if lora is None:
-        raise IncompatibleError("this value model has no LoRA to export as an adapter")
-    # llama.cpp scales by alpha / rank; rank-stabilised LoRA divides by its root.
-    fields |= {"adapter.type": text("lora"), "adapter.lora.alpha": f32(lora.scale * lora.rank)}
-    tensors = []
-    for module in sorted(lora.pairs):
-        a, b = lora.for_one_alpha(module)
-        target = gguf_name(f"{module}.weight")
-        if target is None:
-            raise IncompatibleError(f"the LoRA touches {module}, which has no place in an adapter file")
-        ordered = reorder_rows(h, target, b)
-        tensors.append(Tensor(f"{target}.lora_a", a.shape, lambda a=a: a))  # type: ignore[misc]
-        tensors.append(Tensor(f"{target}.lora_b", b.shape, lambda b=ordered: b))  # type: ignore[misc]
-    write_gguf(path, h.arch, fields, tensors)
-
-
-def _head(
-    path: Path,
-    checkpoint: ValueCheckpoint,
-    backbone: Backbone,
-    _: Vocab,
-    fields: dict[str, KV],
-    __: str,
-    ___: str,
-) -> None:
-    write_gguf(path, backbone.hparams.arch, fields, [])
-
-
 def _check_same_shape(backbone: Backbone, base: Path) -> None:
     fields, _ = read_gguf(base)
-    h = backbone.hparams
+    h = backbone.sizes
     arch = str(fields["general.architecture"].value)
     theirs = {
         "architecture": arch,
         "width": fields[f"{arch}.embedding_length"].value,
         "blocks": fields[f"{arch}.block_count"].value,
     }
-    ours = {"architecture": h.arch, "width": h.n_embd, "blocks": h.n_layer}
+    # Hugging Face's name of an architecture is not llama.cpp's, which says so itself when it loads an adapter.
+    ours = {"architecture": h.arch if isinstance(h, Hparams) else arch, "width": h.n_embd, "blocks": h.n_layer}
     if theirs != ours:
         raise IncompatibleError(
             f"{base.name} is {_shape(theirs)}, the value model was trained on {_shape(ours)}: give the GGUF of "

@@ -117,12 +117,34 @@ def _parse(handle: BinaryIO, source: Path) -> tuple[dict[str, KV], list[TensorSh
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor to write; `load` gives float32 of `shape` when its turn comes, so few are in memory."""
+    """A tensor to write; `load` gives float32 of `shape` when its turn comes, so few are in memory.
+
+    stored: `load` gives the bytes of the format `dtype` itself.
+    """
 
     name: str
     shape: tuple[int, ...]
     load: Callable[[], np.ndarray]
-    dtype: str = "f32"  # f32, f16, bf16 or q8_0
+    dtype: str = "f32"  # f32, f16, bf16, q8_0, or with `stored` any
+    stored: bool = False
+
+
+def stored_tensors(path: Path) -> list[Tensor]:
+    """The tensors of a GGUF in one file, as they are."""
+    import gguf
+
+    from sia_local.llama.gguf import GgufMetadata
+
+    out = []
+    with GgufMetadata(path) as meta:
+        for name, shape, kind in read_gguf(path)[1]:
+            _, offset, size = meta.tensor_span(name)
+
+            def load(offset: int = offset, size: int = size) -> np.ndarray:
+                return np.fromfile(path, np.uint8, size, offset=offset)
+
+            out.append(Tensor(name, shape, load, gguf.GGMLQuantizationType(kind).name.lower(), stored=True))
+    return out
 
 
 def encode(array: np.ndarray, dtype: str) -> np.ndarray:
@@ -168,6 +190,9 @@ def write_gguf(path: Path, arch: str, fields: Mapping[str, KV], tensors: Iterabl
         writer.write_ti_data_to_file()
         for tensor in queue:
             array = tensor.load()
+            if tensor.stored:
+                writer.write_tensor_data(array)
+                continue
             if array.shape != tensor.shape:
                 raise ModelFileError(f"{tensor.name} has shape {array.shape}, expected {tensor.shape}")
             if not np.isfinite(array).all():

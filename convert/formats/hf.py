@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from sia_local.errors import DataError, IncompatibleError, ModelFileError
+from sia_local.errors import ConfigError, DataError, IncompatibleError, ModelFileError
 
-from .arch import Hparams, gguf_name
+from .arch import SUPPORTED, Hparams, Sizes, gguf_name, is_native
 from .gguf_io import read_gguf
 from .lora import Lora, check_lora
 from .tensors import TensorFolder, read_json
@@ -30,11 +30,14 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> Any:
 
 @dataclass
 class Backbone:
-    """A Hugging Face backbone: configuration, weights, and what training changed in them."""
+    """A Hugging Face backbone: configuration, weights, and what training changed in them.
+
+    sizes: Hparams of the architectures that are converted here, Sizes of those that llama.cpp's converter takes.
+    """
 
     folder: Path
     config: dict[str, Any]
-    hparams: Hparams
+    sizes: Hparams | Sizes
     tensors: TensorFolder
     lora: Lora | None = None
     tuned: TensorFolder | None = None  # weights that replace those of `tensors`
@@ -52,13 +55,14 @@ class Backbone:
         if not (root / "config.json").is_file():
             raise ModelFileError(f"no model at {root}: expected a Hugging Face folder with config.json")
         config = read_json(root / "config.json")
-        hparams = Hparams.from_hf(config)
-        if layers is not None and not 1 <= layers <= hparams.n_layer:
-            raise IncompatibleError(f"--layers {layers}: {root.name} has {hparams.n_layer} blocks")
-        found = cls(root, config, hparams, TensorFolder.open(root), lora, tuned, layers)
+        sizes = Hparams.from_hf(config) if is_native(config) else Sizes.from_hf(config)
+        check_layers(root, sizes, layers)
+        found = cls(root, config, sizes, TensorFolder.open(root), lora, tuned, layers)
+        if "embed_tokens.weight" not in found.tensors:
+            raise IncompatibleError(f"{root.name} has no embed_tokens.weight: expected a language model's checkpoint")
         width = found.tensors.shape("embed_tokens.weight")
-        if width[1] != hparams.n_embd:
-            raise IncompatibleError(f"{root}: embeddings are {width[1]} wide, config.json says {hparams.n_embd}")
+        if width[1] != sizes.n_embd:
+            raise IncompatibleError(f"{root}: embeddings are {width[1]} wide, config.json says {sizes.n_embd}")
         shapes = {name: found.tensors.shape(name) for name in found.tensors if name.endswith(".weight")}
         check_lora(lora, shapes, root.name)
         return found
@@ -69,6 +73,13 @@ class Backbone:
         path = Path(base)
         fields, tensors = read_gguf(path)
         held = {t.name: t.shape for t in tensors}
+        if fields["general.architecture"].value not in SUPPORTED:
+            if lora:
+                raise IncompatibleError(
+                    f"the LoRA over {path.name} is converted with the configuration of its Hugging Face folder; give "
+                    "that with --backbone"
+                )
+            return cls(path, {}, Sizes.from_gguf(fields), TensorFolder(path))
         modules = lora.pairs if lora else {}
         shapes = {f"{m}.weight": held.get(str(gguf_name(f"{m}.weight")), ()) for m in modules}
         check_lora(lora, shapes, path.name)
@@ -76,10 +87,26 @@ class Backbone:
 
     @property
     def n_layer(self) -> int:
-        return self.layers or self.hparams.n_layer
+        return self.layers or self.sizes.n_layer
+
+    @property
+    def hparams(self) -> Hparams:
+        """The whole configuration, of an architecture that is converted here."""
+        assert isinstance(self.sizes, Hparams)
+        return self.sizes
 
     def get(self, name: str) -> np.ndarray:
         """float32 weight by canonical name, tuned and merged."""
         weight = (self.tuned if self.tuned is not None and name in self.tuned else self.tensors).get(name)
         delta = self.lora.delta(name.removesuffix(".weight")) if self.lora and name.endswith(".weight") else None
         return weight if delta is None else weight + delta
+
+
+def check_layers(root: Path, sizes: Hparams | Sizes, layers: int | None) -> None:
+    """ConfigError for a number of blocks that cannot be kept."""
+    if layers is not None and not 1 <= layers <= sizes.n_layer:
+        raise ConfigError(f"--layers {layers}: {root.name} has {sizes.n_layer} blocks")
+    if layers is not None and not isinstance(sizes, Hparams):
+        raise ConfigError(
+            f"--layers {layers}: a {sizes.arch} is converted whole; only {', '.join(SUPPORTED)} can be shortened"
+        )

@@ -14,6 +14,7 @@ from sia_local.errors import ConfigError, DataError
 
 from ..data.examples import Reader
 from ..data.trajectories import Trajectory
+from ..formats.arch import is_native
 from ..progress import Progress
 from ..settings import Machine
 
@@ -120,13 +121,16 @@ def find_cases(
 
 
 def torch_values(model: ValueModel, case: Case) -> np.ndarray:
-    """V of every candidate after exactly its prefix, float32 [J, k], in one forward pass.
+    """V of every candidate after exactly its prefix, float32 [J, k].
 
-    The candidates follow the trajectory in the input, each at its junction's position and seeing its prefix and
-    itself alone; this equals encoding every prefix and candidate afresh.
+    Where every layer is full attention, in one forward pass: the candidates follow the trajectory in the input, each at
+    its junction's position and seeing its prefix and itself alone. This equals encoding every prefix and candidate
+    afresh, which is what the others get.
     """
     import torch
 
+    if not is_native(model.backbone.config.to_dict()):
+        return np.stack([_values_afresh(model, case, j) for j in range(len(case.positions))])
     start, (n_junctions, k) = len(case.prompt_ids), case.candidates.shape
     path = [*case.prompt_ids, *case.trajectory.tokens[: case.positions[-1]]]
     ids = torch.tensor([[*path, *case.candidates.ravel().tolist()]])
@@ -148,3 +152,15 @@ def torch_values(model: ValueModel, case: Case) -> np.ndarray:
         ).last_hidden_state
         values: np.ndarray = model.head(hidden[0, n:]).cpu().numpy()
     return values.reshape(n_junctions, k)
+
+
+def _values_afresh(model: ValueModel, case: Case, junction: int) -> np.ndarray:
+    """V of one junction's candidates, float32 [k], each of them read behind its whole prefix."""
+    import torch
+
+    prefix = [*case.prompt_ids, *case.trajectory.tokens[: case.positions[junction]]]
+    ids = torch.tensor([[*prefix, token] for token in case.candidates[junction].tolist()])
+    with torch.no_grad():
+        hidden = model.hidden(ids.to(next(model.parameters()).device))[:, -1]
+        values: np.ndarray = model.head(hidden).cpu().numpy()
+    return values

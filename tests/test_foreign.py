@@ -1,0 +1,161 @@
+"""What llama.cpp's converter makes, and what is made of it here, against transformers and PEFT themselves."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from sia_local.errors import ConfigError, IncompatibleError, ModelFileError
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+import hybrids
+import tiny
+import torch
+import transformers
+from sia_convert.cli import main
+from sia_convert.formats import llamacpp
+from sia_convert.formats.checkpoint import ValueCheckpoint
+from sia_convert.formats.export import ExportConfig, export_base, export_value
+from sia_convert.formats.gguf_io import read_gguf
+from sia_convert.formats.llamacpp import Job
+from test_export import IDS, load, peft_values
+from tiny import prove
+
+# What a value model is trained on beside attention: what stands in its place, and the feed forward layers.
+TARGETS = {
+    "gemma3": ("attention",),
+    "qwen35": ("all-linear",),
+    "lfm2": ("all-linear",),
+    "granitehybrid": ("attention",),
+    "qwen3moe": ("q_proj", "o_proj"),
+}
+
+
+@pytest.fixture(scope="module")
+def kept() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch, hybrids.KeptConverter() as converter:
+        patch.setattr(llamacpp, "run", converter)
+        yield
+
+
+@pytest.fixture(scope="module", params=hybrids.CONFIGS)
+def chain(request: pytest.FixtureRequest, kept: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A base with trajectories, and a value model with random LoRA and head over it."""
+    arch, root = request.param, tmp_path_factory.mktemp(request.param)
+    folder = hybrids.hybrid_hf(arch, root / "hf")
+    return {
+        "arch": arch,
+        "root": root,
+        "folder": folder,
+        "base": export_base(folder, root / "base.gguf", "f32", pre="qwen2"),
+        "data": tiny.tiny_trajectories(root / "data.jsonl", folder, prompts=2, samples=1),
+        "lora": tiny.tiny_checkpoint(root / "lora", folder, targets=TARGETS[arch]),
+    }
+
+
+def test_hidden_states_and_logits_are_those_of_transformers(chain: dict[str, Any]) -> None:
+    with torch.no_grad():
+        model = transformers.AutoModelForCausalLM.from_pretrained(chain["folder"])
+        wanted = model(torch.tensor([IDS]), output_hidden_states=True)
+    with load(chain["base"]) as sia:
+        assert sia.model.meta("general.architecture") == chain["arch"]
+        logits = np.concatenate([rows.copy() for rows in sia.engine.trail(0, [], IDS)])
+        hidden = np.concatenate([rows.copy() for rows in sia.engine.trail(0, [], IDS, hidden=True)])
+    np.testing.assert_allclose(hidden, wanted.hidden_states[-1][0], atol=1e-3)
+    # llama.cpp looks the GELU of gemma3 up in a table of halves.
+    np.testing.assert_allclose(logits, wanted.logits[0], atol=5e-3 if chain["arch"] == "gemma3" else 1e-3)
+
+
+def test_what_training_leaves_alone_or_changes_whole(kept: None, tmp_path: Path) -> None:
+    """A head over a frozen hybrid, and a hybrid of which every weight but the embeddings was trained."""
+    folder = hybrids.hybrid_hf("lfm2", tmp_path / "hf")
+    base = export_base(folder, tmp_path / "base.gguf", "f32", pre="qwen2")
+    data = tiny.tiny_trajectories(tmp_path / "data.jsonl", folder, prompts=2, samples=1)
+    for tune, layout in (("none", "head"), ("full", "lean")):
+        checkpoint = tiny.tiny_checkpoint(tmp_path / tune, folder, tune=tune)
+        path = export_value(checkpoint, tmp_path / f"{tune}.gguf", base, ExportConfig(layout, "f32"))
+        row = prove(checkpoint, path, base, data, limit=2, per_trajectory=2)
+        assert (row.kind, row.failures) == (layout, ()) and row.max_abs < 1e-3
+    # The head lies over the base, whose folder is not asked for.
+    away = ValueCheckpoint.open(tmp_path / "none", tmp_path / "moved-away")
+    again = export_value(away, tmp_path / "again.gguf", base, ExportConfig("head", "f32", name="hf-value"))
+    assert again.read_bytes() == (tmp_path / "none.gguf").read_bytes()
+    with pytest.raises(IncompatibleError, match="a head over a lfm2 is written for its base"):
+        export_value(ValueCheckpoint.open(tmp_path / "none"), tmp_path / "x.gguf", None, ExportConfig("head"))
+
+
+def test_a_coarser_adapter_is_written_as_such(kept: None, tmp_path: Path) -> None:
+    folder = hybrids.hybrid_hf("granitehybrid", tmp_path / "hf")
+    base = export_base(folder, tmp_path / "base.gguf", "f32", pre="qwen2")
+    checkpoint = tiny.tiny_checkpoint(tmp_path / "value", folder)
+    path = export_value(checkpoint, tmp_path / "value.gguf", base, ExportConfig("adapter", "f16"))
+    assert {tensor.type for tensor in read_gguf(path)[1]} == {1}
+    away = ValueCheckpoint.open(tmp_path / "value", tmp_path / "moved-away")
+    with pytest.raises(IncompatibleError, match="converted with the configuration of its Hugging Face folder"):
+        export_value(away, tmp_path / "x.gguf", base, ExportConfig("adapter"))
+    with pytest.raises(ConfigError, match="a granitemoehybrid is converted whole; only llama, qwen2, qwen3 can be"):
+        tiny.tiny_checkpoint(tmp_path / "short", folder, layers=1)
+
+
+def test_one_process_says_what_it_does_not_take(tmp_path: Path) -> None:
+    folder = hybrids.hybrid_hf("lfm2", tmp_path / "hf")
+    jobs = [
+        Job("model", str(folder), str(tmp_path / f"{i}.gguf"), "f32", pre=pre) for i, pre in enumerate((None, "qwen2"))
+    ]
+    with pytest.raises(IncompatibleError, match=r"does not take hf: BPE pre-tokenizer .*; name .* with --pre"):
+        llamacpp.run(*jobs)
+    assert read_gguf(tmp_path / "1.gguf")[0]["lfm2.block_count"].value == 2
+
+
+def test_only_the_pinned_archive_is_unpacked_and_only_the_converter(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    archive = tmp_path / "x.tar.gz"
+    names = ("convert_hf_to_gguf.py", "conversion/base.py", "conversion/../../out.py", "src/llama.cpp")
+    with tarfile.open(archive, "w:gz") as made:
+        for name in names:
+            member = tarfile.TarInfo(f"llama_cpp_python/vendor/llama.cpp/{name}")
+            member.size = 1
+            made.addfile(member, io.BytesIO(b"x"))
+    with pytest.raises(ModelFileError, match=r"x.tar.gz is another file than expected \(sha256"):
+        llamacpp.unpack(archive, tmp_path / "taken")
+    monkeypatch.setattr(llamacpp, "SHA256", hashlib.sha256(archive.read_bytes()).hexdigest())
+    llamacpp.unpack(archive, tmp_path / "taken")
+    found = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.py")}
+    assert found == {"taken/convert_hf_to_gguf.py", "taken/conversion/base.py"}
+
+
+def test_the_converter_is_that_of_the_pinned_release(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert f'"{llamacpp.REQUIREMENT}"' in (Path(__file__).parents[1] / "pyproject.toml").read_text()
+    monkeypatch.setenv("SIA_CONVERTER", str(tmp_path))
+    result = CliRunner().invoke(main, ["fetch-converter"])
+    assert result.exit_code == 2 and "which holds no convert_hf_to_gguf.py beside a folder conversion" in result.output
+    (tmp_path / "conversion").mkdir()
+    (tmp_path / "convert_hf_to_gguf.py").touch()
+    result = CliRunner().invoke(main, ["fetch-converter"])
+    assert (result.exit_code, result.output) == (0, f"{tmp_path}\n")
+
+
+@pytest.mark.parametrize("layout", ["merged", "lean", "adapter"])
+def test_values_are_those_of_peft_and_verify_agrees(layout: str, chain: dict[str, Any]) -> None:
+    checkpoint, config = chain["lora"], ExportConfig(layout, "f32", pre="qwen2" if layout == "merged" else None)
+    path = export_value(checkpoint, chain["root"] / f"{layout}.gguf", chain["base"], config)
+    with load(chain["base"], path) as sia:
+        prompt = sia.prompt("the old king")
+        value: Any = sia.value
+        read = list(value.tokens(prompt))
+        values = value.trajectory(0, prompt, IDS)
+    np.testing.assert_allclose(values, peft_values(checkpoint, [*read, *IDS])[len(read) :], atol=1e-3)
+    row = prove(checkpoint, path, chain["base"], chain["data"], limit=2, per_trajectory=2)
+    assert (row.kind, row.type, row.failures, row.same_prompt) == (layout, "F32", (), True)
+    assert row.junctions == 4 and row.max_abs < 1e-3 and row.spread > 0.01
