@@ -36,6 +36,7 @@ TORCH ?= torch==2.13.0
 $(VENV)/.test: $(VENV)/.runtime
 	$(BIN)/pip install --quiet $(TORCH)
 	$(BIN)/pip install --quiet --editable ".[convert,test]"
+	@$(BIN)/sia-convert fetch-converter
 	@touch $@
 
 # docs/cli.md, the help of every command.

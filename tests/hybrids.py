@@ -102,7 +102,7 @@ def hybrid_hf(name: str, folder: Path) -> Path:
             elif "conv" in where:
                 weight.copy_(0.5 * noise)
             else:
-                weight.copy_((0.15 if "embed" in where else 0.08) * noise)
+                weight.copy_((0.5 if "embed" in where else 0.08) * noise)
     model.save_pretrained(root)
     return root
 
@@ -127,4 +127,5 @@ class KeptConverter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.process.kill()
         self.process.communicate()

@@ -31,6 +31,7 @@ from sia_convert.formats.llamacpp import Job
 from test_export import IDS, load, peft_values
 from tiny import prove
 
+RUN = llamacpp.run  # in a process a call, where `kept` has one for all
 # What a value model is trained on beside attention: what stands in its place, and the feed forward layers.
 TARGETS = {
     "gemma3": ("attention",),
@@ -113,7 +114,7 @@ def test_one_process_says_what_it_does_not_take(tmp_path: Path) -> None:
         Job("model", str(folder), str(tmp_path / f"{i}.gguf"), "f32", pre=pre) for i, pre in enumerate((None, "qwen2"))
     ]
     with pytest.raises(IncompatibleError, match=r"does not take hf: BPE pre-tokenizer .*; name .* with --pre"):
-        llamacpp.run(*jobs)
+        RUN(*jobs)
     assert read_gguf(tmp_path / "1.gguf")[0]["lfm2.block_count"].value == 2
 
 

@@ -7,6 +7,7 @@ import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,11 +22,32 @@ import torch
 import transformers
 from sia_convert.cli import main
 from sia_convert.formats.checkpoint import ValueCheckpoint
+from sia_convert.formats.export import export_base
+from sia_convert.formats.tensors import TensorFolder, read_json
 from tiny import prove
 
 from sia_local import SIA
 
 KINDS = ("causal_lm", "sequence_classification")
+LLAMA32: dict[str, Any] = {
+    "tie_word_embeddings": True,
+    "rope_parameters": {
+        "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32,
+    },
+}  # fmt: skip
+
+
+@pytest.fixture
+def backbone(request: pytest.FixtureRequest, make_hf: Callable[..., Path], tmp_path: Path) -> tuple[str, Path, Path]:
+    """What the published value models stand on, with random weights, and the causal LM that its GGUF is made of: a
+    Qwen3 base itself, or a reward model over Llama 3.2 (LlamaForSequenceClassification, no lm_head, a score)."""
+    if request.param == "causal_lm":
+        return request.param, make_hf(), make_hf()
+    causal, folder = make_hf("llama", **LLAMA32), tiny.tiny_tokenizer(tmp_path / "skywork")
+    auto = transformers.AutoModelForSequenceClassification
+    auto.from_pretrained(causal, num_labels=1, pad_token_id=0).save_pretrained(folder)
+    return request.param, folder, causal
 
 
 def official(folder: Path, backbone: Path, kind: str) -> Path:
@@ -72,21 +94,26 @@ def peft_values(folder: Path, backbone: Path, kind: str, ids: list[int]) -> np.n
     return (hidden @ head["weight"][0] + head["bias"]).numpy()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_imports_exports_and_verifies(kind: str, make_hf: Callable[..., Path], tiny_base: Path, tmp_path: Path) -> None:
-    folder = official(tmp_path / "official", make_hf(), kind)
+@pytest.mark.parametrize("layout", ["lean", "merged", "adapter"])
+@pytest.mark.parametrize("backbone", KINDS, indirect=True)
+def test_imports_exports_and_verifies(backbone: tuple[str, Path, Path], layout: str, tmp_path: Path) -> None:
+    kind, place, causal = backbone
+    folder, base = official(tmp_path / "official", place, kind), export_base(causal, tmp_path / "base.gguf", "f32")
     out, gguf = tmp_path / "value", tmp_path / "value.gguf"
-    words = ["import-official", str(folder), str(out), "--gguf", str(gguf), "--base", str(tiny_base), "--dtype", "f32"]
-    result = CliRunner().invoke(main, words)
+    words = ["import-official", str(folder), str(out), "--gguf", str(gguf), "--base", str(base), "--dtype", "f32"]
+    result = CliRunner().invoke(main, [*words, "--layout", layout])
     assert result.exit_code == 0, result.output
-    data = tiny.tiny_trajectories(tmp_path / "data.jsonl", make_hf(), prompts=3, samples=1)
-    row = prove(ValueCheckpoint.open(out), gguf, tiny_base, data)
-    assert row.failures == () and row.max_abs < 1e-3
+    if kind == "sequence_classification":
+        assert read_json(place / "config.json")["architectures"] == ["LlamaForSequenceClassification"]
+        assert {"score.weight"} <= set(TensorFolder.open(place)) and "lm_head.weight" not in TensorFolder.open(place)
+    data = tiny.tiny_trajectories(tmp_path / "data.jsonl", place, prompts=3, samples=1)
+    row = prove(ValueCheckpoint.open(out), gguf, base, data)
+    assert row.failures == () and row.kind == layout and row.max_abs < 1e-3
     ids = list(range(3, 40))
-    with SIA.load(tiny_base, gguf, EXACT) as sia:
+    with SIA.load(base, gguf, EXACT) as sia:
         prompt = sia.prompt("hi", raw=True)
         values = source(sia).trajectory(0, prompt, ids)
-    wanted = peft_values(folder, make_hf(), kind, [*prompt.tokens, *ids])[-len(ids) :]
+    wanted = peft_values(folder, place, kind, [*prompt.tokens, *ids])[-len(ids) :]
     np.testing.assert_allclose(values, wanted, atol=2e-4)
 
 

@@ -137,7 +137,10 @@ class Hparams:
         """From a base GGUF's metadata. A llama3-scaled model keeps its factors in a tensor, not read here."""
         arch = str(fields["general.architecture"].value)
         if arch not in SUPPORTED:
-            raise IncompatibleError(f"architecture {arch!r} is not supported: expected one of {', '.join(SUPPORTED)}")
+            raise IncompatibleError(
+                f"a GGUF of architecture {arch!r} is not taken back to Hugging Face, only of {', '.join(SUPPORTED)}; use "
+                "the folder it was converted from"
+            )
 
         def get(name: str, default: Any = None) -> Any:
             found = fields.get(f"{arch}.{name}")
