@@ -138,8 +138,8 @@ class Hparams:
         arch = str(fields["general.architecture"].value)
         if arch not in SUPPORTED:
             raise IncompatibleError(
-                f"a GGUF of architecture {arch!r} is not taken back to Hugging Face, only of {', '.join(SUPPORTED)}; use "
-                "the folder it was converted from"
+                f"a GGUF of architecture {arch!r} is not taken back to Hugging Face, only of {', '.join(SUPPORTED)}; "
+                "use the folder it was converted from"
             )
 
         def get(name: str, default: Any = None) -> Any:
