@@ -27,7 +27,7 @@ assert isinstance(answer, dict)
 print(answer["choices"][0]["message"]["content"])
 
 # What it did is there, too, as from SIA itself.
-stats = sia.last_stats
+stats = sia.stats
 print(f"\n{stats.junctions} of {stats.tokens} tokens steered, {stats.flips} turned, KL {stats.kl_steering:.2f} nats")
 for step in [s for s in sia.steps if s.flipped][:3]:
     print(f"  turned to {step.text!r} at token {step.index}, entropy {step.entropy:.2f} nats")

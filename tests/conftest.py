@@ -7,6 +7,7 @@ from typing import Any
 import hypothesis
 import pytest
 import tiny
+from calling import LONG
 
 import models
 
@@ -21,6 +22,19 @@ def _nothing_fetched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SIA_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture
+def no_models(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No model is known by name: what a command uses, the test names."""
+    monkeypatch.setenv("SIA_MODELS", str(tmp_path / "nowhere"))
+
+
+@pytest.fixture
+def endless(tmp_path: Path) -> list[object]:
+    """Options for a text that does not end by itself."""
+    (tmp_path / "g.gbnf").write_text('root ::= [a-z ]+ "!"')
+    return [*LONG, tmp_path / "g.gbnf"]
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from sia_local.generation.writing import Desk, Run
 from sia_local.llama.engine import Engine
 from sia_local.prompts import PromptItem
 from sia_local.reasoning import ANSWER
-from sia_local.records import Messages, Prompt, Request
+from sia_local.records import Prompt, Request
 from sia_local.rewards.load import FunctionReward
 from sia_local.text import Shown
 from sia_local.values.sources import text_value
@@ -89,14 +89,13 @@ class TableSIA:
     def __init__(self, values: np.ndarray = VALUES):
         self.value = Values(values)
 
-    def prompt(self, prompt: str | Messages, raw: bool = False) -> Prompt:
+    def prompt_of(self, request: Request) -> Prompt:
         # Prompts begin at one of the two unsure words.
-        assert isinstance(prompt, str)
-        return Prompt((2 + len(prompt) % 2,), None, prompt)
+        assert isinstance(request.prompt, str)
+        return Prompt((2 + len(request.prompt) % 2,), None, request.prompt)
 
     def job(self, prompt: Request, *, id: int = 0) -> Job:
-        assert isinstance(prompt.prompt, str)
-        return Job(prompt, self.prompt(prompt.prompt), lambda token: token == 4, Words(), id=id)
+        return Job(prompt, self.prompt_of(prompt), lambda token: token == 4, Words(), id=id)
 
     def run(self, jobs: Iterable[Job]) -> Run:
         return Run(Desk(Loop(Base(2), self.value, 2)), jobs)

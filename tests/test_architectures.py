@@ -244,3 +244,17 @@ def test_prompts_read_side_by_side_change_nothing(make_gguf: Make, arch: str) ->
         with SIA.load(make_gguf("base", arch), value, EXACT, n_threads=2, overlap_prompts=overlap) as sia:
             texts.append([s.token for s in sia.generate("hello there " * 6, DENSE, max_tokens=6, seed=1)])
     assert texts[0] == texts[1]
+
+
+def test_a_recurrent_base_reads_each_text_anew(make_gguf: Make, value_gguf: Path) -> None:
+    mamba = make_gguf("base", "mamba")
+
+    def texts(slots: int, prompts: list[str]) -> list[list[int]]:
+        with SIA.load(mamba, value_gguf, n_ctx=96, slots=slots, n_threads=1) as sia:
+            jobs = [sia.job(p, SiaConfig(gate="dense"), max_tokens=5, seed=9, id=i) for i, p in enumerate(prompts)]
+            return [c.tokens for c in sorted(sia.complete(jobs), key=lambda c: c.job)]
+
+    prompts = ["hello", "hello", "hello there", "bye"]
+    alone = [texts(1, [prompt])[0] for prompt in prompts]
+    assert texts(1, prompts) == texts(2, prompts) == alone
+    assert alone[0] != alone[2]

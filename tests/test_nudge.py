@@ -212,6 +212,8 @@ def test_refusals(make_gguf: Make, base_gguf: Path) -> None:
             list(nudged.generate("hello", max_tokens=3))
         with pytest.raises(ConfigError, match="nudging and a grammar"):
             list(nudged.generate("hello", GREEDY.with_sampling(grammar="root ::= [a-z]+"), raw=True))
+        with pytest.raises(ConfigError, match="control tokens in the text"):
+            nudged.generate("hello", GREEDY, raw=True, special=True)
 
 
 def generate(*args: object) -> Result:

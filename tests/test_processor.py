@@ -63,8 +63,8 @@ def test_a_greedy_text_is_sias_own(llm: Llama, make_gguf: Make, source: str) -> 
         if a.steered:
             assert a.kl_steering == pytest.approx(b.kl_steering, abs=1e-4)
     assert ours[-1].token == -1 and np.isnan(ours[-1].logprob)
-    assert processor.last_stats.junctions == sum(s.steered for s in steps)
-    assert processor.last_stats.tokens == 20
+    assert processor.stats.junctions == sum(s.steered for s in steps)
+    assert processor.stats.tokens == 20
 
 
 def test_a_chat_completion_is_steered(llm: Llama, base_gguf: Path, value_gguf: Path) -> None:
@@ -78,7 +78,7 @@ def test_a_chat_completion_is_steered(llm: Llama, base_gguf: Path, value_gguf: P
         # llama-cpp-python leaves out the bytes of unfinished characters, SIA shows U+FFFD.
         assert answer["choices"][0]["message"]["content"] == expected.replace("\ufffd", "")
         completion: Any = llm("hello", **options)
-        assert completion["choices"][0]["text"] and processor.last_stats.junctions > 0
+        assert completion["choices"][0]["text"] and processor.stats.junctions > 0
 
 
 def test_logit_bias_leaves_the_processor_in_place(llm: Llama, value_gguf: Path) -> None:
@@ -125,7 +125,7 @@ def test_off_and_beta_zero_leave_the_scores_alone(base_gguf: Path, value_gguf: P
             scores = rng.standard_normal(320).astype(np.single)
             assert processor(ids, scores) is scores
             ids = np.append(ids, np.intc(token))
-        assert processor.last_stats.kl == 0
+        assert processor.stats.kl == 0
 
 
 @pytest.mark.parametrize("tail", [False, True])

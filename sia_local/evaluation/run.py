@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ import numpy as np
 from ..config import SiaConfig
 from ..errors import ConfigError, SiaError
 from ..prompts import PromptItem
+from ..records import Prompt
 from ..rewards.load import Reward
 from ..views.trace import config_dict
 from .arms import Arm
@@ -176,7 +177,7 @@ def _run_and_read(
 
 def _valued(sia: Runner, plan: Plan, text: Sample) -> None:
     """Notes the text's value as the source of values means it."""
-    text.value = sia.value_of(sia.prompt(text.prompt, plan.request.raw), text.all_tokens)
+    text.value = sia.value_of(_prompt(sia, plan, text), text.all_tokens)
 
 
 def _told_apart(sia: Runner, plan: Plan, text: Sample) -> None:
@@ -185,9 +186,13 @@ def _told_apart(sia: Runner, plan: Plan, text: Sample) -> None:
     log P(text | with it) - log P(text | without): its mean over texts is the KL of the one from the other.
     """
     told = text.nll
-    logp = sia.log_likelihoods(sia.prompt(text.prompt), text.all_tokens, SiaConfig(gate="off"))
+    logp = sia.log_likelihoods(_prompt(sia, plan, text), text.all_tokens, SiaConfig(gate="off"))
     text.nll = -float(logp.sum())
     text.kl_steering = text.nll - told
+
+
+def _prompt(sia: Runner, plan: Plan, text: Sample) -> Prompt:
+    return sia.prompt_of(replace(plan.request, prompt=text.prompt))
 
 
 def _collect(

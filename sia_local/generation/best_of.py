@@ -20,12 +20,11 @@ import numpy as np
 from ..config import SiaConfig
 from ..errors import ConfigError
 from ..llama.library import MAX_SEQUENCES
-from ..llama.model import Model
 from ..records import Completion, Messages, Prompt, Request, Step
 from ..rewards.load import Reward
 from ..steering.tilt import bon_kl_bound
 from ..values.sources import Source
-from .sia import SIA
+from .sia import SIA, WithSIA
 from .writing import Generation, Run
 
 CRITERIA = ("value", "reward", "likelihood")
@@ -90,7 +89,7 @@ class BestOfGeneration(Generation):
 
     def __init__(self, best: BestOf, request: Request):
         sia, self.texts = best.sia, best.n
-        made = request.prompt if isinstance(request.prompt, Prompt) else sia.prompt(request.prompt, request.raw)
+        made = sia.prompt_of(request)
         self.seeds = [request.seed if i == 0 else _derived(request.seed, i) for i in range(best.n)]
         jobs = [sia.job(replace(request, prompt=made, seed=seed), id=i) for i, seed in enumerate(self.seeds)]
         run = sia.run(jobs)
@@ -148,7 +147,7 @@ class BestOfGeneration(Generation):
         }
 
 
-class BestOf:
+class BestOf(WithSIA):
     """Writes like SIA, each text the best of n.
 
     by: `value` (the value model's estimate for the whole text; default where one is loaded), `reward` (needs `reward`,
@@ -160,30 +159,6 @@ class BestOf:
     def __init__(self, sia: SIA, n: int, by: str | None = None, reward: Reward | None = None):
         self.by = check_criterion(sia.value, n, by, reward)
         self.sia, self.n, self.reward = sia, n, reward
-
-    def __enter__(self) -> BestOf:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self.sia.close()
-
-    @property
-    def n_ctx(self) -> int:
-        return self.sia.n_ctx
-
-    @property
-    def model(self) -> Model:
-        return self.sia.model
-
-    @property
-    def value(self) -> Source | None:
-        return self.sia.value
-
-    def prompt(self, prompt: str | Messages, raw: bool = False) -> Prompt:
-        return self.sia.prompt(prompt, raw)
 
     def generate(
         self, prompt: str | Messages | Prompt | Request, config: SiaConfig | None = None, **changes: Any

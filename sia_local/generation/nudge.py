@@ -32,19 +32,17 @@ from ..text import TextStream
 from .decode import make_step
 from .duet import Duet, Voice
 from .filters import LogitFilter
-from .sia import SIA
+from .sia import SIA, WithSIA
 from .writing import Generation
 
 DEFAULT_THRESHOLD = 0.4
 
 
-class Nudged:
+class Nudged(WithSIA):
     """Writes like SIA: a Step a token of the base (steered False) or a nudged word (True; token: its last id).
 
     A nudge's KL from the base is not known: NaN. Use as a context manager, or call close().
     """
-
-    value = None
 
     def __init__(self, sia: SIA, small: Model, context: Context, threshold: float = DEFAULT_THRESHOLD):
         check_threshold(threshold)
@@ -86,27 +84,14 @@ class Nudged:
             small.close()
             raise
 
-    def __enter__(self) -> Nudged:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def close(self) -> None:
         self._context.close()
         self.small.close()
-        self.sia.close()
+        super().close()
 
     @property
-    def n_ctx(self) -> int:
-        return self.sia.n_ctx
-
-    @property
-    def model(self) -> Model:
-        return self.sia.model
-
-    def prompt(self, prompt: str | Messages, raw: bool = False) -> Prompt:
-        return self.sia.prompt(prompt, raw)
+    def value(self) -> None:
+        return None
 
     def small_tokens(self, prompt: Prompt) -> list[int]:
         """The prompt as the small model reads it: in its own chat template where it has one."""
@@ -140,9 +125,14 @@ class Nudged:
         """One text at a time: raises SiaError while another is being written."""
         if request.config.sampling.grammar:
             raise ConfigError("nudging and a grammar were asked for; nudged words follow no grammar, drop one of them")
+        if request.special:
+            raise ConfigError(
+                "nudging and control tokens in the text were asked for; two models read the text, and their control "
+                "tokens differ, drop one of them"
+            )
         if (writing := self._writing()) is not None and not writing.over:
             raise SiaError("another text is being nudged; read it to its end, or close() it, before the next")
-        made = request.prompt if isinstance(request.prompt, Prompt) else self.prompt(request.prompt, request.raw)
+        made = self.sia.prompt_of(request)
         duet = self._duet(made, request)
         generation = NudgedGeneration(self, request, duet)
         self._writing = weakref.ref(generation)

@@ -52,7 +52,7 @@ class SiaLogitsProcessor:
     what differs from what it holds.
 
     steps: of the text being written, in the order of its tokens; the token of the last one is not known yet (-1)
-    and its logprob NaN. last_stats: their sums. error: what made the rest of a text go unsteered, or None:
+    and its logprob NaN. stats: their sums. error: what made the rest of a text go unsteered, or None:
     llama-cpp-python calls from C, where an exception would be lost, so it becomes a warning.
     """
 
@@ -141,7 +141,7 @@ class SiaLogitsProcessor:
 
     def _forget(self) -> None:
         self.steps: list[Step] = []
-        self.last_stats = Stats()
+        self.stats = Stats()
         self._stream = TextStream(self.model.piece)
         self.error = None
         self._started = time.perf_counter()
@@ -150,7 +150,7 @@ class SiaLogitsProcessor:
         """A new text: what its prompt shares with what the source holds is not read again."""
         self._forget()
         self._choice = Choice(self.config, self.seed, self.value)
-        self.last_stats.prompt_tokens = len(ids)
+        self.stats.prompt_tokens = len(ids)
         prompt = Prompt(tuple(ids.tolist()), self._messages)
         if self._choice.uses_value:
             self.value.begin(0, prompt)
@@ -164,7 +164,7 @@ class SiaLogitsProcessor:
             self.value.accept(0, token)
 
     def _steer(self, scores: Scores) -> Scores:
-        choice, stats, clock = self._choice, self.last_stats, time.perf_counter
+        choice, stats, clock = self._choice, self.stats, time.perf_counter
         # llama-cpp-python hands over a strided view of llama.cpp's own candidate array.
         row = np.array(scores, np.single)
         look = choice.look(row)

@@ -6,7 +6,7 @@ import os
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, TypeVar
 
 from ..config import Setup, SiaConfig
 from ..errors import ConfigError, IncompatibleError, SiaError
@@ -27,6 +27,7 @@ from .writing import Desk, Generation, Run
 
 # Tokens at the end of a prompt in which a template may have opened, or ended, the reasoning.
 OPENING = 32
+W = TypeVar("W", bound="WithSIA")
 
 
 class SIA:
@@ -134,6 +135,10 @@ class SIA:
         told = {**self.setup.template_args, **(extra or {})}
         return read_prompt(self.model, self.n_ctx, prompt, raw, told)
 
+    def prompt_of(self, request: Request) -> Prompt:
+        """A request's prompt as both models will read it."""
+        return request.prompt if isinstance(request.prompt, Prompt) else self.prompt(request.prompt, request.raw)
+
     def generate(
         self, prompt: str | Messages | Prompt | Request, config: SiaConfig | None = None, **changes: Any
     ) -> Generation:
@@ -155,7 +160,7 @@ class SIA:
     ) -> Job:
         """A text to generate, for run(); arguments as for generate()."""
         request = Request.of(prompt, config, **changes)
-        made = request.prompt if isinstance(request.prompt, Prompt) else self.prompt(request.prompt, request.raw)
+        made = self.prompt_of(request)
         split = self._split(request, made)
         self._check(request.config, split is not None)
         sampling = request.config.sampling
@@ -231,3 +236,33 @@ class SIA:
                 f"k is {config.k}, the value model was loaded for {limit} candidates; load with "
                 f"max_candidates={config.k}"
             )
+
+
+class WithSIA:
+    """A way of writing that has its models, and reads prompts, as the SIA it writes with. Closing it closes that."""
+
+    sia: SIA
+
+    @property
+    def model(self) -> Model:
+        return self.sia.model
+
+    @property
+    def value(self) -> Source | None:
+        return self.sia.value
+
+    @property
+    def n_ctx(self) -> int:
+        return self.sia.n_ctx
+
+    def prompt(self, prompt: str | Messages, raw: bool = False) -> Prompt:
+        return self.sia.prompt(prompt, raw)
+
+    def __enter__(self: W) -> W:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self.sia.close()

@@ -107,8 +107,7 @@ def load_reward(spec: str) -> Reward:
     known = sorted({entry.name for entry in metadata.entry_points(group=ENTRY_POINT_GROUP)})
     raise ConfigError(
         f"reward '{spec}' is not known; expected vader, plain, common, refusal, polarity, data, "
-        "url:ADDRESS, package.module:name"
-        + "".join(f" or {name}:ARGUMENT" for name in known)
+        "url:ADDRESS, package.module:name" + "".join(f" or {name}:ARGUMENT" for name in known)
     )
 
 

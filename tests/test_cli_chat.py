@@ -1,0 +1,126 @@
+"""sia-local chat: messages in, answers out, in a pipe and in a terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from calling import FEW, run, start
+
+pytestmark = pytest.mark.usefixtures("no_models")
+
+
+def test_a_piped_chat_answers_line_by_line(base_gguf: Path, value_gguf: Path, tmp_path: Path) -> None:
+    (tmp_path / "g.gbnf").write_text("root ::= [a-z]+")
+    few = [*FEW, "--grammar-file", tmp_path / "g.gbnf"]
+    lines = f'hello\n/why\n\n"""one\ntwo"""\nthree \\\nfour\n/bogus\n/save {tmp_path / "c.json"}\n/quit\nnot read\n'
+    result = run("chat", "-m", base_gguf, "-v", value_gguf, *few, "--gate", "dense", input=lines)
+    assert result.exit_code == 0
+    assert "8 junctions in 8 tokens" in result.stdout and "\x1b" not in result.output
+    assert "Error: unknown command /bogus" in result.stderr
+    said = [t["content"] for t in json.loads((tmp_path / "c.json").read_text())["turns"] if t["role"] == "user"]
+    assert said == ["hello", "one\ntwo", "three \nfour"]
+    again = run("chat", "-m", base_gguf, *FEW, "--load", tmp_path / "c.json", input="/undo\n")
+    assert again.stdout == "forgotten: three \nfour\n"
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ("one", "one"),
+        ("one \\\ntwo", "one \ntwo"),
+        ("one\\", "one"),
+        ('"""one\n two\n"""', "one\n two"),
+        ('"""one\ntwo', "one\ntwo"),
+    ],
+)
+def test_the_end_of_input_ends_a_message(typed: str, message: str) -> None:
+    from sia_local.cli.chat import _message
+
+    lines = typed.split("\n")
+
+    def line_after(_prompt: str) -> str:
+        if not lines:
+            raise EOFError
+        return lines.pop(0)
+
+    assert _message(line_after) == message and not lines
+    with pytest.raises(EOFError):
+        _message(line_after)
+
+
+@pytest.mark.parametrize("colour", [True, False])
+def test_a_chat_in_a_terminal_begins_with_what_is_needed_and_marks_steered_words(
+    base_gguf: Path, value_gguf: Path, tmp_path: Path, colour: bool
+) -> None:
+    import pty
+
+    (tmp_path / "demo-base.gguf").symlink_to(base_gguf)
+    (tmp_path / "demo-value.gguf").symlink_to(value_gguf)
+    (tmp_path / "g.gbnf").write_text("root ::= [a-z]+")
+    master, slave = pty.openpty()
+    asked = [*FEW, "--gate", "dense", "--grammar-file", str(tmp_path / "g.gbnf")]
+    over = {"SIA_MODELS": str(tmp_path), "XDG_STATE_HOME": str(tmp_path), "TERM": "xterm", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, **over, "NO_COLOR": "" if colour else "1"}
+    command = [sys.executable, "-m", "sia_local", "chat", *asked]
+    said = b""
+
+    def read_until(ending: bytes) -> None:
+        nonlocal said
+        while not re.search(ending, said):
+            said += os.read(master, 4096)
+
+    with subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, env=environment) as process:
+        os.close(slave)
+        read_until(rb"\n\S*> $")
+        os.write(master, b"hello\r")
+        read_until(rb"tokens/s[^>]*> $")
+        os.write(master, b"\x04")
+    os.close(master)
+    screen = said.decode().replace("\r", "")
+    plain = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", screen)
+    assert process.returncode == 0 and "demo-base.gguf, steered by demo-value\n" in plain
+    assert "unsure of its next word" in plain and "/why explains" in plain and "Try: Tell me a story" in plain
+    assert re.search(r"\n8 tokens · 8 steered, \d turned · \d+ tokens/s · cut there, -n allows more\n", plain)
+    marks = re.findall(r"\x1b\[((?:1;)?4(?:;[\d;]+)?)m[a-z]", screen)
+    assert len(marks) == 8 + 2 and all(("38;5" in mark) == colour for mark in marks)
+
+
+def test_weights_change_during_a_chat(base_gguf: Path, value_gguf: Path, lean_gguf: Path) -> None:
+    values = ["-v", f"kind={value_gguf}:0.7", "-v", f"calm={lean_gguf}:0.3"]
+    lines = "/beta kind 1.5\n/beta sharp 2\n/beta calm\n/beta 2\nhello\n"
+    told = run("chat", "-m", base_gguf, *values, *FEW, "--kl-total", "0.5", input=lines + "/stats\n")
+    assert told.exit_code == 0 and "values: 1.5 kind + 0.3 calm\n" in told.stdout
+    assert "Error: no value is named 'sharp'; expected one of kind, calm" in told.stderr
+    assert "Error: /beta takes a number, 'calm' was given" in told.stderr
+    assert "beta 2" in told.stdout and "of 0.5 nats" in told.stdout
+    weighed = [run("chat", "-m", base_gguf, *values, *FEW, input=start + "hello\n").stdout
+               for start in ("", "/beta kind -40\n")]  # fmt: skip
+    assert weighed[0] != weighed[1].split("\n", 1)[1]
+
+
+def test_an_error_in_a_chat_does_not_end_it(base_gguf: Path) -> None:
+    result = run("chat", "-m", base_gguf, *FEW, input="x" + " x" * 200 + "\n/why\n")
+    assert result.exit_code == 0
+    assert "Error: the prompt is" in result.stderr and "there is no answer yet" in result.stdout
+
+
+def test_ctrl_c_in_a_chat_stops_the_answer_and_keeps_the_session(
+    base_gguf: Path, value_gguf: Path, endless: list[object]
+) -> None:
+    process = start("chat", "-m", base_gguf, "-v", value_gguf, *endless)
+    assert process.stdin is not None and process.stdout is not None
+    process.stdin.write(b"hello\n")
+    process.stdin.flush()
+    assert process.stdout.read(5)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.1)
+    out, err = process.communicate(b"/undo\n", timeout=30)
+    assert process.returncode == 0 and b"[stopped]" in err and out.endswith(b"forgotten: hello\n")
