@@ -185,7 +185,43 @@ class SiaConfig:
 
 
 @dataclass(frozen=True)
-class Setup:
+class ChatSettings:
+    """How a base is spoken to, and how it thinks.
+
+    chat_template: a jinja file, or a template that llama.cpp has by name, in place of the base's own. template_arg:
+    NAME=VALUE, what chat templates are told, a value in JSON or plain text. reasoning: how it is marked
+    (reasoning.find_format).
+    """
+
+    chat_template: str | None = setting(
+        None, "Chat template in place of the base's own: a jinja file, or one of llama.cpp's, such as chatml.",
+        metavar="FILE|NAME", show="the base's own",
+    )  # fmt: skip
+    template_arg: tuple[str, ...] = setting(
+        (), "What the chat template is told, such as enable_thinking=false; repeatable.", metavar="NAME=JSON",
+        multiple=True,
+    )  # fmt: skip
+    reasoning: str = setting(
+        "auto", f"How the model marks what it thinks to itself: none, {', '.join(FORMATS)}, or two marks as in "
+        "'<think>,</think>'; auto asks the chat template and the vocabulary.", metavar="NAME|OPEN,CLOSE",
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        for given in self.template_arg:
+            name, equals, _ = given.partition("=")
+            _require(
+                bool(equals) and name.isidentifier(),
+                f"the template argument is {given!r}; expected NAME=VALUE, such as enable_thinking=false",
+            )
+
+    @property
+    def template_args(self) -> dict[str, Any]:
+        """template_arg by name; what is no JSON is text."""
+        return {name: _json_or_text(value) for name, _, value in (given.partition("=") for given in self.template_arg)}
+
+
+@dataclass(frozen=True)
+class Setup(ChatSettings):
     """How models are loaded: what every text of one SIA shares.
 
     n_ctx: tokens a sequence may hold. slots: sequences that generate at once. n_threads: of the CPU, 0 for one a core.
@@ -193,9 +229,7 @@ class Setup:
     which scores in the base's own decode). type_k, type_v: KV cache formats. flash_attention: `auto`, `on` or `off`.
     overlap_prompts: the value source reads a prompt while the base does, not at the first junction. hidden_states: the
     base keeps the hidden state behind each row of logits, which a `value-qhead` asks for by itself. same_vocabulary:
-    ids mean the same though some control tokens have other names. chat_template: a jinja file, or a template that
-    llama.cpp has by name, in place of the base's own. template_arg: NAME=VALUE, what chat templates are told, a value
-    in JSON or plain text. reasoning: how it is marked (reasoning.find_format).
+    ids mean the same though some control tokens have other names.
     """
 
     n_ctx: int = setting(2048, "Tokens of context.", option="--ctx")
@@ -222,20 +256,9 @@ class Setup:
     same_vocabulary: bool = setting(
         False, "Token ids mean the same in both models, though control tokens have other names."
     )
-    chat_template: str | None = setting(
-        None, "Chat template in place of the base's own: a jinja file, or one of llama.cpp's, such as chatml.",
-        metavar="FILE|NAME", show="the base's own",
-    )  # fmt: skip
-    template_arg: tuple[str, ...] = setting(
-        (), "What the chat template is told, such as enable_thinking=false; repeatable.", metavar="NAME=JSON",
-        multiple=True,
-    )  # fmt: skip
-    reasoning: str = setting(
-        "auto", f"How the model marks what it thinks to itself: none, {', '.join(FORMATS)}, or two marks as in "
-        "'<think>,</think>'; auto asks the chat template and the vocabulary.", metavar="NAME|OPEN,CLOSE",
-    )  # fmt: skip
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _require(self.n_ctx >= 1, f"n_ctx is {self.n_ctx}; expected at least 1 token")
         _require(self.slots >= 1, f"slots is {self.slots}; expected at least 1 sequence")
         _require(self.n_threads >= 0, f"n_threads is {self.n_threads}; expected 0 (one a core) or more")
@@ -247,17 +270,6 @@ class Setup:
             self.flash_attention in FLASH_ATTENTION,
             f"unknown flash attention setting {self.flash_attention!r}; expected one of {', '.join(FLASH_ATTENTION)}",
         )
-        for given in self.template_arg:
-            name, equals, _ = given.partition("=")
-            _require(
-                bool(equals) and name.isidentifier(),
-                f"the template argument is {given!r}; expected NAME=VALUE, such as enable_thinking=false",
-            )
-
-    @property
-    def template_args(self) -> dict[str, Any]:
-        """template_arg by name; what is no JSON is text."""
-        return {name: _json_or_text(value) for name, _, value in (given.partition("=") for given in self.template_arg)}
 
     @property
     def candidates(self) -> int:

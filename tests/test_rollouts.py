@@ -62,6 +62,25 @@ def test_a_trajectory_holds_what_was_read_and_written(
     assert {"llama-cpp-python", "sia-local"} <= set(made["versions"]) and made["command"]
 
 
+def test_a_template_of_ones_own_and_what_it_is_told_reach_base_and_value_model(
+    tiny_base: Path, make_hf: Callable[..., Path], tmp_path: Path
+) -> None:
+    from sia_convert.data.examples import Reader
+    from transformers import AutoTokenizer
+
+    own = tmp_path / "own.jinja"
+    own.write_text("{{ messages[0].content }}{{ ' so' if wide else ' the' }}")
+    config = dataclasses.replace(CONFIG, samples=1, chat_template=str(own), template_arg=("wide=true",))
+    sample(PROMPTS[:1], tmp_path / "out.jsonl", tiny_base, config, MACHINE)
+    (found,) = by_id(tmp_path / "out.jsonl").values()
+    assert found.rendered == f"{PROMPTS[0]} so" and found.told == {"wide": True}
+    tokenizer = AutoTokenizer.from_pretrained(make_hf())
+    reader = Reader(tokenizer, own.read_text(), stop_token=tokenizer.eos_token)
+    ids = list(reader.prompt_ids(found))
+    assert tokenizer.decode(ids) == f"{PROMPTS[0]} so"
+    assert tokenizer.decode(reader.prompt_ids(dataclasses.replace(found, told=None))) == f"{PROMPTS[0]} the"
+
+
 def test_shards_together_are_the_whole(sampled: Path, tiny_base: Path, tmp_path: Path) -> None:
     parts = [tmp_path / "1.jsonl", tmp_path / "2.jsonl"]
     for index, part in enumerate(parts, 1):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -61,14 +62,15 @@ class Reader:
         """Token ids of the rendered prompt, begin-of-sequence once where the tokenizer adds one."""
         # A base without a template, or asked for raw text, hands its value model the same plain text.
         given = trajectory.raw or bool(self.as_base and trajectory.rendered)
-        key = trajectory.rendered if given else f"\0{trajectory.prompt}"
+        told = json.dumps(trajectory.told) if trajectory.told else ""
+        key = trajectory.rendered if given else f"\0{told}\0{trajectory.prompt}"
         if key not in self._prompts:
             rendered = key
             if not given:
                 from sia_local.llama.chat import render_chat
 
                 messages = [{"role": "user", "content": trajectory.prompt}]
-                rendered = render_chat(self.template, messages, self.bos, self.eos)
+                rendered = render_chat(self.template, messages, self.bos, self.eos, trajectory.told)
             ids = self.tokenizer(rendered, add_special_tokens=False).input_ids
             if self._adds_bos and ids[:1] != [self.tokenizer.bos_token_id]:
                 ids = [self.tokenizer.bos_token_id, *ids]

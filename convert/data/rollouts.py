@@ -10,7 +10,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sia_local.config import BETA_UNITS, GATES, SamplingConfig, SiaConfig, setting
+from sia_local.config import BETA_UNITS, GATES, ChatSettings, SamplingConfig, SiaConfig, setting
 from sia_local.errors import ConfigError, ContextFullError, DataError
 from sia_local.workers import Executor, Here, Worker, silent
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class RolloutConfig:
+class RolloutConfig(ChatSettings):
     """How texts are sampled: from the base, restricted to its top k as steering is."""
 
     samples: int = setting(4, "Responses a prompt.")
@@ -38,6 +38,7 @@ class RolloutConfig:
     seed: int = setting(0, "The same seed draws the same numbers for every text.")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if min(self.samples, self.max_tokens, self.slots) < 1:
             raise ConfigError("samples, max-tokens and slots must be at least 1")
         self.policy(None)
@@ -178,6 +179,7 @@ class Sampler:
             n_threads=machine.threads,
             n_gpu_layers=machine.gpu_layers,
             max_candidates=config.k if value is not None else None,
+            **settings_of(ChatSettings, config),
         )
         self.rendering = Rendering(self.sia.model, config)
 
@@ -229,9 +231,10 @@ class Rendering:
 
         @lru_cache(maxsize=4 * config.slots)
         def rendered(prompt: str) -> str:
-            return prompt if self.raw else render_chat(template, [{"role": "user", "content": prompt}], bos, eos)
+            messages = [{"role": "user", "content": prompt}]
+            return prompt if self.raw else render_chat(template, messages, bos, eos, config.template_args)
 
-        self.rendered = rendered
+        self.rendered, self.told = rendered, None if self.raw else config.template_args or None
 
     def trajectory(self, one: Wanted, text: Completion) -> Trajectory:
         return Trajectory(
@@ -244,6 +247,7 @@ class Rendering:
             finish="stop" if text.finish == "eog" else "length",
             stop=text.end,
             raw=self.raw,
+            told=self.told,
         )
 
 

@@ -73,11 +73,18 @@ def sample_served(
     """
     from sia_local.endpoint import Endpoint
     from sia_local.llama.model import Model
+    from sia_local.llama.templates import find_template
 
     from .dialects import dialect_of
     from .gap import gap
 
+    if servers.api == "chat" and (config.chat_template or config.template_arg):
+        raise ConfigError(
+            "a chat template, or what it is told, was given with --api chat, where the server renders the prompts; use "
+            "--api completions, or tell the server"
+        )
     with Model(base, vocab_only=True) as model:
+        model.template = find_template(config.chat_template) if config.chat_template is not None else None
         ends = [
             Endpoint(url.rstrip("/").removesuffix("/v1"), key, servers.timeout, servers.tries) for url in servers.url
         ]
@@ -133,9 +140,9 @@ class Served:
             for number, one in enumerate(items):
                 try:
                     if one.prompt not in read:
-                        read = {
-                            one.prompt: read_prompt(self.model, self.config.n_ctx, one.prompt, self.config.raw).tokens
-                        }
+                        told = self.config.template_args
+                        made = read_prompt(self.model, self.config.n_ctx, one.prompt, self.config.raw, told)
+                        read = {one.prompt: made.tokens}
                 except ContextFullError as error:
                     too_long.append((number, error))
                     continue

@@ -48,7 +48,8 @@ class Trajectory:
 
     tokens: generated ids without the token that ended them; finish: `stop` or `length`; stop: the id that
     ended it, if known; rendered: what the base read; raw: the plain prompt, without a chat template; reward: in
-    reward units, None before scoring; branches: what else was tried at some of its tokens.
+    reward units, None before scoring; branches: what else was tried at some of its tokens; told: what the chat template
+    was told, which a value model's own is, too.
     """
 
     id: str
@@ -62,6 +63,7 @@ class Trajectory:
     stop: int | None = None
     raw: bool = False
     branches: tuple[Branch, ...] = ()
+    told: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if self.finish not in ("stop", "length"):
@@ -125,6 +127,7 @@ def read_trajectories(paths: Iterable[str | os.PathLike[str]]) -> Iterator[Traje
                     # Files from before there was the field: what the base read tells.
                     bool(entry.get("raw", entry.get("rendered") == entry["prompt"])),
                     tuple(map(Branch.of, entry.get("branches", ()))),
+                    dict(entry["told"]) if entry.get("told") else None,
                 )
             except KeyError as error:
                 raise DataError(

@@ -92,7 +92,7 @@ def find_cases(
     progress = Progress("junctions", len(waiting))
     with load_runtime(base, None, config, machine) as sia:
         for trajectory in waiting:
-            prompt = sia.prompt(trajectory.prompt, raw=trajectory.raw)
+            prompt = sia.prompt(trajectory.prompt, raw=trajectory.raw, extra=trajectory.told)
             tokens = trajectory.tokens[: max(0, sia.n_ctx - 1 - len(prompt.tokens))]
             found: list[tuple[int, np.ndarray]] = []
             t = 0

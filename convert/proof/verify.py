@@ -119,7 +119,7 @@ def gguf_values(sia: SIA, case: Case) -> tuple[np.ndarray, list[int]]:
     """The runtime's V [J, k], with its queue, branches and commits, and the prompt tokens its value model read."""
     value: Any = sia.value
     trajectory = case.trajectory
-    prompt = sia.prompt(trajectory.prompt, raw=trajectory.raw)
+    prompt = sia.prompt(trajectory.prompt, raw=trajectory.raw, extra=trajectory.told)
     sia.engine.begin(0, prompt.tokens)
     value.begin(0, prompt)
     read = list(value.engine.slots[0].tokens)
