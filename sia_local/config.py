@@ -171,6 +171,10 @@ class SiaConfig:
             budget = getattr(self, name)
             _require(budget is None or budget >= 0, f"{name} is {budget}; expected 0 nats or more")
 
+    def acts_on(self, part: str) -> bool:
+        """Whether this part of a text is steered; see reasoning.ANSWER and the others."""
+        return self.steer in ("all", part)
+
     def with_sampling(self, **changes: Any) -> SiaConfig:
         return replace(self, sampling=replace(self.sampling, **changes))
 

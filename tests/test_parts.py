@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from loading import EXACT
 
 from sia_local import SIA, Request, Setup, SiaConfig
 from sia_local.chat.commands import Commands
 from sia_local.chat.session import Notice, Session
+from sia_local.cli import main
+from sia_local.cli.terminal import Style, Thoughts
 from sia_local.config import SamplingConfig
 from sia_local.errors import ConfigError
 from sia_local.reasoning import ANSWER, REASONING
@@ -154,3 +158,34 @@ def test_a_chat_keeps_the_answer_and_hands_the_reasoning_to_the_template(make_gg
         cut = Session(sia, Request("", forced(THINKS, gate="off"), max_tokens=3))
         notices = [e.text for e in cut.ask("hi") if isinstance(e, Notice)]
         assert notices == ["the answer ended while the model was still reasoning; -n allows more"]
+
+
+@pytest.mark.parametrize(("options", "said"), [((), ""), (("--show-reasoning",), "so ab\n\n")])
+def test_generate_keeps_reasoning_out_of_its_output(
+    make_gguf: Make, tmp_path: Path, options: tuple[str, ...], said: str
+) -> None:
+    base = make_gguf("base", template=TEMPLATE, marks=MARKS["control"])
+    (tmp_path / "thinks.gbnf").write_text(THINKS)
+    words = ["generate", "-m", str(base), "-p", "hi", "--ctx", "128", "--threads", "1", "--seed", "1"]
+    words += ["--grammar-file", str(tmp_path / "thinks.gbnf"), *options]
+    result = CliRunner().invoke(main, words)
+    assert result.stdout == "cd ef\n" and ("so ab\n\n" in result.stderr) == bool(said)
+    whole = json.loads(CliRunner().invoke(main, [*words, "--json"]).stdout)
+    assert (whole["text"], whole["reasoning"]) == ("cd ef", "so ab") and whole["stats"]["thought"] > 2
+    short = CliRunner().invoke(main, [*words, "-n", "3"])
+    assert short.stdout == "" and "while the model was still reasoning; -n allows more" in short.stderr
+
+
+def test_a_terminal_folds_reasoning() -> None:
+    out: list[str] = []
+    folded, shown, piped = (
+        Thoughts(out.append, Style(on), wanted) for on, wanted in ((True, False), (True, True), (False, False))
+    )
+    for thoughts in (folded, shown, piped):
+        thoughts.put("so")
+        thoughts.put("")
+        thoughts.end()
+        thoughts.end()
+        out.append("|")
+    line = "\r\x1b[2mreasoning, {} tokens\x1b[0m"
+    assert "".join(out) == f"{line.format(1)}{line.format(2)}\r\x1b[K|\x1b[2mso\x1b[0m\n\n||"

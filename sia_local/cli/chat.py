@@ -37,6 +37,7 @@ HISTORY_LINES = 1000
 @click.option("--system", help="System prompt.")
 @click.option("--url", metavar="URL", help="Talk to this OpenAI-compatible server instead, such as `sia-local serve`.")
 @click.option("--api-key", envvar="SIA_API_KEY", help="Key for the server at --url.")
+@click.option("--show-reasoning", is_flag=True, help="Show what the model thinks to itself before it answers.")
 @click.option("--load", "saved", type=click.Path(), help="Continue a chat written by /save.")
 @model_options(without=("slots",))
 @preset_options
@@ -75,7 +76,7 @@ def chat(**options: Any) -> None:
             notice(said)
         if style.on:
             notice(_welcome(style, known_from(options), steered))
-        _talk(session, commands.run, Terminal(session, writer(), style))
+        _talk(session, commands.run, Terminal(session, writer(), style, options["show_reasoning"]))
 
 
 def _writer(options: dict[str, Any]) -> tuple[Writer, Request]:
@@ -117,24 +118,30 @@ def _columns() -> int:
 class Terminal:
     """Prints answers as they come; Ctrl-C ends one between two tokens, a second Ctrl-C at once."""
 
-    def __init__(self, session: Session, write: Callable[[str], None], style: Style):
-        self.session, self.write, self.style = session, write, style
+    def __init__(self, session: Session, write: Callable[[str], None], style: Style, shows_reasoning: bool = False):
+        self.session, self.write, self.style, self.shows_reasoning = session, write, style, shows_reasoning
 
     def answer(self, stream: Iterator[Step | Notice]) -> None:
         from ..chat.session import Notice
+        from ..reasoning import REASONING
         from ..views.trace import short_line
-        from .terminal import Wrapped, interruptible, notice, visible
+        from .terminal import Thoughts, Wrapped, interruptible, notice, visible
 
-        wrapped = Wrapped(self.write, _columns)
+        wrapped, thoughts = Wrapped(self.write, _columns), Thoughts(self.write, self.style, self.shows_reasoning)
         wrote, stopped = "", False
         try:
             with interruptible(self.session.halt) as interrupted:
                 for event in stream:
                     if isinstance(event, Notice):
+                        thoughts.end()
                         wrapped.flush()
                         wrote = self._end_line(wrote)
                         notice(f"[{event.text}]")
                         continue
+                    if event.part == REASONING or event.reasoning:
+                        thoughts.put(event.reasoning)
+                    if event.text:
+                        thoughts.end()
                     if self.style.on:
                         mark = partial(self.style.token, steered=event.steered, turned=event.flipped)
                         wrapped.put(visible(event.text), mark)
@@ -146,6 +153,7 @@ class Terminal:
             stopped = True
         finally:
             stream.close()  # type: ignore[attr-defined]
+            thoughts.end()
             wrapped.flush()
             self._end_line(wrote)
         if stopped:

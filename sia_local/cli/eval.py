@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..config import Setup, SiaConfig
+from ..config import ChatSettings, Setup, SiaConfig
 from ..errors import ConfigError
 from ..evaluation.arms import ONE_OF, USUAL_RATE, Arm, Comparison
 from ..evaluation.plan import USUAL, Plan
@@ -183,8 +183,9 @@ def _settings(options: dict[str, Any], request: Request) -> dict[str, Any]:
     stated = ("max_tokens", "seed", "raw", "stop")
     return {
         "model": fingerprint(model_paths(options)[0]),
-        "config": {name: value for name, value in config.items() if name not in by_arm},
-        # What a request learnt later is left out where it is as usual, so that older folders go on.
+        # What was learnt later is left out where it is as usual, so that older folders go on.
+        "config": {name: x for name, x in config.items() if name not in by_arm and (name, x) != ("steer", "all")},
+        **{f.name: options[f.name] for f in fields(ChatSettings) if options.get(f.name)},
         **{name: value for name, value in asked.items() if name in stated or value != usual[name]},
         "kv_type": options["kv_type"],
         "kv_type_k": options["type_k"],

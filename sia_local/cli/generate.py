@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import click
@@ -29,6 +30,9 @@ from .ways import nudge_options, spread_notice, way_options, writer_from
 @nudge_options
 @click.option("--trace", "trace_file", metavar="FILE.jsonl", help="Write every token with its candidates.")
 @click.option("--report", "report_file", metavar="FILE.html", help="Write the text with its junctions marked.")
+@click.option(
+    "--show-reasoning", is_flag=True, help="Show what the model thinks to itself before it answers, on standard error."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def generate(**options: Any) -> None:
     """Generate text from a prompt, steered at its junctions: the tokens where the base is unsure of the next one.
@@ -48,8 +52,9 @@ def generate(**options: Any) -> None:
     from .. import __version__
     from ..files import atomic_write
     from ..llama.library import versions
+    from ..reasoning import REASONING
     from ..views import trace
-    from .terminal import interruptible, notice, visible, writer
+    from .terminal import Style, Thoughts, interruptible, notice, visible, writer
 
     reads = (options["system"] or "") + prompt
     with ExitStack() as files, writer_from(options, request, reads) as sia:
@@ -67,14 +72,20 @@ def generate(**options: Any) -> None:
         label, write = trace.token_text(sia.model), writer()
         made = sia.write(replace(request, prompt=asked, trace=wants_trace))
         steps = []
+        thoughts = Thoughts(partial(click.echo, err=True, nl=False), Style(False), options["show_reasoning"])
         with interruptible(made.stop) as interrupted:
             try:
                 for step in made:
                     if wants_trace:
                         steps.append(step)
+                    if step.part == REASONING or step.reasoning:
+                        thoughts.put(step.reasoning)
+                    if step.text:
+                        thoughts.end()
                     if not options["as_json"]:
                         write(visible(step.text))
             finally:
+                thoughts.end()
                 if not options["as_json"] and made.text and not made.text.endswith("\n"):
                     write("\n")
         models = {
@@ -104,6 +115,7 @@ def generate(**options: Any) -> None:
             budgets = trace.kl_budgets(made.stats, config, made.texts)
             whole = {
                 "text": made.text,
+                **({"reasoning": made.reasoning} if made.reasoning else {}),
                 "finish": finish or "interrupted",
                 "tokens": made.tokens,
                 "seed": request.seed,
@@ -115,6 +127,8 @@ def generate(**options: Any) -> None:
                 "versions": about,
             }
             click.echo(json.dumps(whole, ensure_ascii=False))
+    if made.reasoning and not made.text:
+        notice("the text ended while the model was still reasoning; -n allows more, --show-reasoning shows it")
     if finish == "context":
         notice("the text ends here because the context is full; raise --ctx for more")
     notice(f"{line} · seed {request.seed}")

@@ -111,6 +111,31 @@ class Wrapped:
         self._column = len(rest) if line_break else self._column + len(rest)
 
 
+class Thoughts:
+    """Reasoning as it comes: in full, dim, with an empty line behind it; or, on a terminal, a line that counts its
+    tokens and goes when the answer begins."""
+
+    def __init__(self, write: Callable[[str], None], style: Style, shown: bool):
+        self._write, self._style, self._shown = write, style, shown
+        self._count = 0
+
+    def put(self, text: str) -> None:
+        """Of one token; it may be empty."""
+        self._count += 1
+        if self._shown:
+            self._write(self._style.dim(visible(text)) if text else "")
+        elif self._style.on:
+            self._write("\r" + self._style.dim(f"reasoning, {self._count} tokens"))
+
+    def end(self) -> None:
+        """The answer begins, or the text is over."""
+        if self._count and self._shown:
+            self._write("\n\n")
+        elif self._count and self._style.on:
+            self._write("\r\x1b[K")
+        self._count = 0
+
+
 class Style:
     """How steered tokens look: coloured and underlined, only underlined under NO_COLOR, plain off a terminal."""
 

@@ -66,7 +66,9 @@ class _Search:
         self.points: dict[float, Point] = {}
         unsteered = replace(task.request.config, gate="off")
         entropies: list[float] = []
-        self.off = self._measure(unsteered, lambda step: entropies.append(step.entropy))
+        self.off = self._measure(
+            unsteered, lambda step: entropies.append(step.entropy) if unsteered.acts_on(step.part) else None
+        )
         self.thresholds = {rate: _short(float(np.quantile(entropies, 1 - rate))) for rate in RATES}
         self.threshold = _short(float(np.quantile(entropies, 1 - task.rate)))
         say(f"{len(entropies)} unsteered tokens: {100 * task.rate:g} % have {self.threshold:g} nats or more")

@@ -148,7 +148,7 @@ def _run(
     for step in sia.run(jobs()):
         text = open_texts[step.job]
         text.add(step)
-        if keep_entropies:
+        if keep_entropies and config.acts_on(step.part):
             text.entropies = text.entropies or []
             text.entropies.append(round(step.entropy, 4))
         if step.finish:

@@ -13,6 +13,8 @@ from typing import IO, Any
 from ..errors import ConfigError, DataError
 from ..records import Completion
 
+_UNSAID = ("job", "_thoughts")
+
 
 @dataclass(kw_only=True)
 class Sample(Completion):
@@ -34,7 +36,9 @@ class Sample(Completion):
 
     def record(self) -> dict[str, Any]:
         """The sample as a line of the file has it: its text under `response`."""
-        whole = {name: value for name, value in asdict(self).items() if value is not None and name != "job"}
+        whole = {name: value for name, value in asdict(self).items() if value is not None and name not in _UNSAID}
+        if not self.reasoning:
+            del whole["reasoning"]
         return {"response": whole.pop("text"), **whole}
 
     @classmethod

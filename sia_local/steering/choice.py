@@ -141,7 +141,7 @@ class Choice:
         """
         config = self.config
         self.index += 1
-        inside = config.steer in ("all", part)
+        inside = config.acts_on(part)
         self._inside += inside
         log_z = log_partition(row)
         if not math.isfinite(log_z):
