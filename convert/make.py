@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sia_local.errors import SiaError
+from sia_local.shipped import PROFILE_SUFFIX
 
 from .formats.export import BaseConfig, ExportConfig
 from .paths import Artefact, Round
@@ -247,6 +248,7 @@ class Chain:
             *self._quantize("value", files, section.quantize_rows),
             Step("verify", verify, asked, inputs, (self.files.report,)),
             *self._distill(files.last),
+            *self._calibrate(self.plan.distill.out if self.plan.distill else files.last),
         ]
 
     def _distill(self, teacher: Path) -> list[Step]:
@@ -262,3 +264,19 @@ class Chain:
 
         settings = {**dataclasses.asdict(section.collecting), "fit": dataclasses.asdict(section.fit)}
         return [Step("distill", run, settings, (teacher, self.base, prompts), (section.out,))]
+
+    def _calibrate(self, value: Path) -> list[Step]:
+        section, plan = self.plan.calibrate, self.plan
+        if section is None:
+            return []
+        prompts, out = section.prompts or plan.rollouts.prompts, value.with_name(value.stem + PROFILE_SUFFIX)
+
+        def run() -> None:
+            from .data.calibrate import calibrate_file
+
+            reward = plan.reward_spec if section.weigh else None
+            self.echo(
+                calibrate_file(self.base, value, prompts, section, plan.rollouts.n_ctx, reward, out, plan.machine)
+            )
+
+        return [Step("calibrate", run, dataclasses.asdict(section), (value, self.base, prompts), (out,))]

@@ -12,6 +12,7 @@ from typing import Any
 
 from sia_local.config import setting
 from sia_local.errors import ConfigError, DataError
+from sia_local.evaluation.plan import Goal
 from sia_local.learning.collect import CollectConfig
 from sia_local.learning.fit import FitConfig
 
@@ -119,6 +120,23 @@ class DistillSection(CollectConfig):
         return CollectConfig(**settings_of(CollectConfig, self))
 
 
+@dataclass(frozen=True, kw_only=True)
+class CalibrateSection(Goal):
+    """Settings for the Q-head, or for the value model where none is distilled, as a profile beside it.
+
+    prompts: the first `limit` of them, those of the rollouts where none are named. weigh: the plan's reward is
+    measured, too.
+    """
+
+    prompts: Path | None = None
+    limit: int = 64
+    max_tokens: int = 80
+    k: int = 10
+    slots: int = 8
+    seed: int = 0
+    weigh: bool = True
+
+
 @dataclass(frozen=True)
 class Plan:
     """Everything the TOML files say. Paths are absolute; `steered` has one entry a further round."""
@@ -133,6 +151,7 @@ class Plan:
     verify: VerifySection
     steered: tuple[SteeredSection, ...] = ()
     distill: DistillSection | None = None
+    calibrate: CalibrateSection | None = None
     machine: Machine = field(default_factory=Machine)
 
     @property
@@ -183,8 +202,9 @@ class Plan:
         if self.backbone not in made and not place.is_file():
             raise DataError(f"[value] backbone: nothing at {place}")
         read_template(self.value.template)
-        if self.distill is not None and self.distill.prompts is not None and not self.distill.prompts.is_file():
-            raise DataError(f"[distill] prompts: nothing at {self.distill.prompts}")
+        for name, section in (("distill", self.distill), ("calibrate", self.calibrate)):
+            if section is not None and section.prompts is not None and not section.prompts.is_file():
+                raise DataError(f"[{name}] prompts: nothing at {section.prompts}")
         if self.distill is not None and self.distill.prompts is None and self.rollouts.pairs:
             raise ConfigError("[distill] samples texts, but [rollouts] takes pairs: name prompts in [distill]")
         self._check_export()
@@ -247,7 +267,7 @@ def read_plan(*paths: Path) -> Plan:
     def at(name: str) -> Path:
         return (folder / Path(name).expanduser()).resolve()
 
-    sections = ("base", "rollouts", "reward", "steered", "value", "export", "verify", "distill")
+    sections = ("base", "rollouts", "reward", "steered", "value", "export", "verify", "distill", "calibrate")
     known = ("work", "threads", "gpu_layers", *sections)
     for key in tables:
         if key not in known:
@@ -259,7 +279,7 @@ def read_plan(*paths: Path) -> Plan:
 
 
 def _plan(tables: dict[str, Any], at: Callable[[str], Path]) -> Plan:
-    for name in ("base", "rollouts", "reward", "value", "export", "verify", "distill"):
+    for name in ("base", "rollouts", "reward", "value", "export", "verify", "distill", "calibrate"):
         if not isinstance(tables.get(name, {}), dict):
             raise ConfigError(f"[{name}] is {tables[name]!r}; expected a section")
     take = partial(from_table, at=at)
@@ -285,6 +305,7 @@ def _plan(tables: dict[str, Any], at: Callable[[str], Path]) -> Plan:
         verify=_verify(tables.get("verify", {}), rollouts, at),
         steered=tuple(take(SteeredSection, "steered", t) for t in rounds),
         distill=take(DistillSection, "distill", tables["distill"]) if "distill" in tables else None,
+        calibrate=take(CalibrateSection, "calibrate", tables["calibrate"]) if "calibrate" in tables else None,
         machine=machine,
     )
 

@@ -28,7 +28,7 @@ PROMPTS = [PromptItem(str(i), "x" * i) for i in range(1, 41)]
 
 
 def task(**over: Any) -> Task:
-    return Task(PROMPTS, Request("", SiaConfig(k=5), max_tokens=12), **{"rate": 0.6, **over})
+    return Task(prompts=PROMPTS, request=Request("", SiaConfig(k=5), max_tokens=12), **{"rate": 0.6, **over})
 
 
 def run(what: Task, values: np.ndarray = VALUES, reward: Any = None) -> Profile:
@@ -97,13 +97,13 @@ def test_goals_out_of_reach_are_refused() -> None:
 
 def test_a_profile_survives_its_file_and_gives_the_same_bytes(tmp_path: Path) -> None:
     config = SiaConfig(k=5, clip=(-0.5, 0.5), center=True, sampling=SamplingConfig(temperature=0.7))
-    made = calibrate(TableSIA(), Task(PROMPTS, Request("", config, max_tokens=12), 0.6), GOOD)
+    made = calibrate(TableSIA(), Task(prompts=PROMPTS, request=Request("", config, max_tokens=12), rate=0.6), GOOD)
     made.write(tmp_path / "a.profile.toml")
     read = Profile.read(tmp_path / "a.profile.toml")
     assert read == made
     used = SiaConfig(**{**read.config_fields(), "sampling": SamplingConfig(**read.sampling)})
     assert used.clip == (-0.5, 0.5) and used.center and used.sampling.temperature == 0.7 and used.gate == "entropy"
-    again = calibrate(TableSIA(), Task(PROMPTS, Request("", config, max_tokens=12), 0.6), GOOD)
+    again = calibrate(TableSIA(), Task(prompts=PROMPTS, request=Request("", config, max_tokens=12), rate=0.6), GOOD)
     again.write(tmp_path / "b.profile.toml")
     assert (tmp_path / "b.profile.toml").read_bytes() == (tmp_path / "a.profile.toml").read_bytes()
 

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from sia_local.errors import ConfigError, DataError, SiaError
+from sia_local.evaluation.profile import Profile
 from sia_local.values.qhead import QHeadFile
 
 pytest.importorskip("torch")
@@ -118,6 +119,14 @@ def test_chain_ends_in_a_verified_q8_0_and_reruns_only_what_changed(plan: Path, 
     assert run(plan, change) == ["distill"]
     distillation = QHeadFile.read(plan.parent / "q.gguf").meta.distillation
     assert distillation is not None and distillation.teacher == "value-Q8_0"
+    with change.open("a") as handle:
+        handle.write(
+            "[calibrate]\nby = 'gain'\nrate = 0.5\nkl_per_token = 0.05\nlimit = 3\nmax_tokens = 8\nk = 6\nslots = 2\n"
+        )
+    assert run(plan, change) == ["calibrate"]
+    profile = Profile.read(plan.parent / "q.profile.toml")
+    assert (profile.value, profile.steering["gate"], profile.steering["rate"]) == ("q.gguf", "gain", 0.5)
+    assert profile.measured["kl_per_token"] == pytest.approx(0.05, rel=0.5) and "reward_off" in profile.measured
 
 
 def preview(*paths: Path) -> list[str]:

@@ -55,13 +55,10 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Task:
-    """What to calibrate on and for. Give one goal: kl_per_token (nats), or reward_per_kl, below which another nat
-    of KL a text is not worth its reward. by: the gate, one of BY. request: what every text asks for; its gate and beta
-    are ignored."""
+class Goal:
+    """What to calibrate for: kl_per_token (nats), or reward_per_kl, below which another nat of KL a text is not worth
+    its reward; one of them. by: the gate, one of BY."""
 
-    prompts: Sequence[PromptItem]
-    request: Request = setting(cli=False)
     rate: float = setting(0.2, "Share of tokens to steer.")
     by: str = setting(
         "entropy", "Steer the least sure tokens, or those where it changes most.", option="--gate", choices=BY
@@ -82,3 +79,11 @@ class Task:
             goal = getattr(self, name)
             if goal is not None and not (math.isfinite(goal) and goal > 0):
                 raise ConfigError(f"{name.replace('_', ' ')} is {goal}; expected a number above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task(Goal):
+    """A goal, and what to calibrate on. request: what every text asks for; its gate and beta are ignored."""
+
+    prompts: Sequence[PromptItem] = setting(cli=False)
+    request: Request = setting(cli=False)
