@@ -202,9 +202,9 @@ class Plan:
         if self.backbone not in made and not place.is_file():
             raise DataError(f"[value] backbone: nothing at {place}")
         read_template(self.value.template)
-        for name, section in (("distill", self.distill), ("calibrate", self.calibrate)):
-            if section is not None and section.prompts is not None and not section.prompts.is_file():
-                raise DataError(f"[{name}] prompts: nothing at {section.prompts}")
+        for name, later in (("distill", self.distill), ("calibrate", self.calibrate)):
+            if later is not None and later.prompts is not None and not later.prompts.is_file():
+                raise DataError(f"[{name}] prompts: nothing at {later.prompts}")
         if self.distill is not None and self.distill.prompts is None and self.rollouts.pairs:
             raise ConfigError("[distill] samples texts, but [rollouts] takes pairs: name prompts in [distill]")
         self._check_export()
