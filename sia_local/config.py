@@ -233,7 +233,8 @@ class Setup(ChatSettings):
     which scores in the base's own decode). type_k, type_v: KV cache formats. flash_attention: `auto`, `on` or `off`.
     overlap_prompts: the value source reads a prompt while the base does, not at the first junction. hidden_states: the
     base keeps the hidden state behind each row of logits, which a `value-qhead` asks for by itself. same_vocabulary:
-    ids mean the same though some control tokens have other names.
+    ids mean the same though some control tokens have other names. prompt_cache: bytes of the computer's memory for
+    texts that lost their slot to another, so that they are not read again when they go on.
     """
 
     n_ctx: int = setting(2048, "Tokens of context.", option="--ctx")
@@ -260,12 +261,14 @@ class Setup(ChatSettings):
     same_vocabulary: bool = setting(
         False, "Token ids mean the same in both models, though control tokens have other names."
     )
+    prompt_cache: int = setting(0, cli=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _require(self.n_ctx >= 1, f"n_ctx is {self.n_ctx}; expected at least 1 token")
         _require(self.slots >= 1, f"slots is {self.slots}; expected at least 1 sequence")
         _require(self.n_threads >= 0, f"n_threads is {self.n_threads}; expected 0 (one a core) or more")
+        _require(self.prompt_cache >= 0, f"prompt_cache is {self.prompt_cache}; expected 0 (none) or more bytes")
         most = self.max_candidates
         _require(most is None or most >= 1, f"max_candidates is {most}; expected at least 1")
         for name in (self.type_k, self.type_v):

@@ -52,7 +52,7 @@ class Running:
 @contextmanager
 def running(base: Path, value: Path | None, **settings: Any) -> Iterator[Running]:
     config = ServerConfig(**{"port": 0, "grace": 0.2, **settings})
-    load = partial(SIA.load, base, value, slots=config.slots, n_ctx=256, n_threads=1)
+    load = partial(SIA.load, base, value, slots=config.slots, n_ctx=256, n_threads=1, prompt_cache=config.prompt_cache)
     server = Server(config, load, Defaults(CONFIG, config.max_tokens))
     listener = socket.create_server(("127.0.0.1", 0))
     web = uvicorn.Server(uvicorn.Config(server.app, log_level="warning", timeout_graceful_shutdown=3))

@@ -179,6 +179,30 @@ def test_what_cannot_be_done_is_refused_by_name(on: Running) -> None:
         on.openai.chat.completions.create(model="", messages=CHAT, extra_body={"sia": {"gate": "x"}})
 
 
+def test_a_conversation_that_lost_its_slot_reads_only_what_is_new(
+    make_gguf: Callable[..., Path], value_gguf: Path
+) -> None:
+    talks = [[{"role": "user", "content": text}] for text in ("Tell me of a lost dog.", "A cat in the rain, please.")]
+    answers, read = [], []
+    for room in (1 << 24, 0):
+        with running(make_gguf("base", ascii=True), value_gguf, slots=1, prompt_cache=room) as server:
+            said = [list(talk) for talk in talks]
+            for turn in range(3):
+                for talk in said:
+                    whole = server.chat(messages=talk, seed=turn, max_tokens=6, logit_bias={"<|im_end|>": False})
+                    answers.append(whole["choices"][0]["message"]["content"])
+                    usage = whole["usage"]
+                    read.append((usage["prompt_tokens"], usage["prompt_tokens_details"]["cached_tokens"]))
+                    talk += [{"role": "assistant", "content": answers[-1]}, {"role": "user", "content": "And then?"}]
+            assert (server.metric("sia_prompt_cache_bytes") > 0) == (room > 0)
+    kept, anew = read[:6], read[6:]
+    assert answers[:6] == answers[6:]
+    # Of a follow-up turn everything was there that its conversation had read before: its last prompt, and most of what
+    # was written since, unless a tokenizer reads that otherwise than it was written.
+    assert all(kept[i][1] >= kept[i - 2][0] for i in range(2, 6))
+    assert all(cached < 40 < prompt for prompt, cached in anew[2:])
+
+
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_reader_that_leaves_frees_its_slot(on: Running, stream: bool) -> None:
     totals = on.server.engine.totals

@@ -40,5 +40,5 @@ def serve(**options: Any) -> None:
         raise IncompatibleError(
             f"the server needs {error.name}, which is not installed; run: pip install 'sia-local[server]'"
         ) from None
-    load = partial(load_from, {**options, "slots": settings.slots}, config)
+    load = partial(load_from, {**options, "slots": settings.slots, "prompt_cache": settings.prompt_cache}, config)
     run(settings, load, Defaults(config, settings.max_tokens, profile), partial(click.echo, err=True))

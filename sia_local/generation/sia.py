@@ -13,6 +13,7 @@ from ..errors import ConfigError, IncompatibleError, SiaError
 from ..llama.context import Context, options_for
 from ..llama.engine import Engine
 from ..llama.model import Model
+from ..llama.store import StateStore
 from ..llama.templates import WORKER, find_template
 from ..reasoning import Splitter, find_format
 from ..records import Completion, Float64, Messages, Prompt, Request
@@ -46,6 +47,8 @@ class SIA:
         self._marks = {token for mark in marks for token in model.spelled(mark) if not model.piece(token)}
         others = value.engines if setup.overlap_prompts and value is not None else []
         base: Base = SideBySide(engine, others) if others else engine
+        self.store = StateStore(setup.prompt_cache) if setup.prompt_cache else None
+        self._keep_states(engine, *(value.engines if value is not None else ()))
         self.desk = Desk(Loop(base, value, setup.slots, setup.n_ctx))
         # The desk lives as long as anything that still reads from it.
         owned = owned or ExitStack()
@@ -120,6 +123,11 @@ class SIA:
     def put(self, source: Source | None) -> None:
         """Steers by a source that is loaded already, or not at all."""
         self.value = self.desk.loop.value = source
+        self._keep_states(*(source.engines if source is not None else ()))
+
+    def _keep_states(self, *engines: Engine) -> None:
+        for engine in engines:
+            engine.store = self.store
 
     @property
     def n_ctx(self) -> int:

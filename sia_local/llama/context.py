@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ..config import FLASH_ATTENTION, KV_FORMATS, Setup
 from ..errors import ConfigError, IncompatibleError, SiaError
@@ -253,6 +254,22 @@ class Context:
         else:
             self.seq_cp(src, dst)
             self.seq_rm(dst, p1)
+
+    def state_size(self, seq: int) -> int:
+        """Bytes that the state of a sequence takes."""
+        return int(C.llama_state_seq_get_size(self._ptr, seq))
+
+    def state(self, seq: int, size: int) -> npt.NDArray[np.uint8]:
+        """A copy of what a sequence has read, [size]; behind a sliding window of what its end still sees."""
+        data = np.empty(size, np.uint8)
+        C.llama_state_seq_get_data(self._ptr, data.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8)), size, seq)
+        return data
+
+    def set_state(self, seq: int, data: npt.NDArray[np.uint8]) -> bool:
+        """Makes a copied state that of an empty sequence. False, and it stays empty, where the state does not fit."""
+        pointer = data.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        with quietly():
+            return bool(C.llama_state_seq_set_data(self._ptr, pointer, data.nbytes, seq))
 
 
 class Batch:

@@ -13,23 +13,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from ..errors import ConfigError, ContextFullError, SiaError
 from .context import Context
 from .embeddings import EmbeddingRows
 from .library import FloatArray
-from .memory import common_prefix, memory_of
+from .memory import memory_of
+from .reuse import Beginnings, Ids
 from .slots import Slot
-
-Ids = Sequence[int] | npt.NDArray[np.int32]
+from .store import StateStore
 
 LONGEST_HIDDEN_QUEUE = 8
 # A row of a trail pays the output layer and a row of logits, unless those are left out, so it comes in pieces.
 LONGEST_TRAIL = 32
-SHORTEST_SHARED_PREFIX = 4
-# Cells that are copied in the time that reading a token takes, on a CPU, where both grow with the model.
-CELLS_COPIED_A_TOKEN = 256
 
 
 class Engine:
@@ -64,25 +60,27 @@ class Engine:
         if rows is not None:
             context.batch.use_embeddings(rows.n_embd)
         self.capacity = context.n_ctx // slots - branches
-        # Between streams the cells of a whole context are copied, which takes as long as reading some tokens does.
-        copied = 0 if context.options.unified else self.capacity // CELLS_COPIED_A_TOKEN
-        self._worth_sharing = max(SHORTEST_SHARED_PREFIX, copied)
+        self._beginnings = Beginnings(context, self.memory, self.slots, self._run_queue)
+
+    @property
+    def store(self) -> StateStore | None:
+        """Where texts that lose their slot are kept, so that they are not read again when they come back."""
+        return self._beginnings.store
+
+    @store.setter
+    def store(self, store: StateStore | None) -> None:
+        self._beginnings.store = store
 
     def best_slot(self, free: Sequence[int], tokens: Ids) -> int:
-        """The free slot whose text `tokens` go on with, else the first one.
-
-        A slot of which they would keep less than half is another conversation: its shared beginning is copied from it,
-        and it stays.
-        """
-        kept = {slot: common_prefix(self.slots[slot].tokens, tokens) for slot in free}
-        best = max(free, key=kept.__getitem__)
-        return best if 2 * kept[best] > len(self.slots[best].tokens) else free[0]
+        """The free slot whose text `tokens` go on with, else the first one."""
+        return self._beginnings.best_slot(free, tokens)
 
     def begin(self, slot: int, tokens: Ids) -> int:
         """Makes `tokens` the content of a slot; returns how many of them need no decode.
 
-        The prefix shared with what the slot, or any other slot, holds is reused: a longer chat re-encodes only
-        its new turn, and several samples of one prompt encode it once. Raises ContextFullError if they do not fit.
+        The prefix shared with what the slot, any other slot, or the store holds is reused: a longer chat re-encodes
+        only its new turn, and several samples of one prompt encode it once. Raises ContextFullError if they do not
+        fit.
         """
         self._settle()
         if len(tokens) >= self.capacity:
@@ -90,33 +88,8 @@ class Engine:
                 f"the prompt is {len(tokens)} tokens for {self.context.model.path.name}, its context holds "
                 f"{self.capacity}; shorten it or raise --ctx"
             )
-        state = self.slots[slot]
-        wanted = [int(t) for t in tokens]
         self._close_branch(slot)
-        common = min(common_prefix(state.tokens, wanted), state.n_past)
-        shared, donor = max(
-            ((common_prefix(other.tokens, wanted), i) for i, other in enumerate(self.slots) if i != slot),
-            default=(0, -1),
-        )
-        # The last token is always decoded: its output row is what the caller wants next.
-        common, shared = min(common, len(wanted) - 1), min(shared, len(wanted) - 1)
-        common = self.memory.reachable(slot, common, state.n_past)
-        if shared > max(common, self._worth_sharing):
-            shared = self.memory.lendable(donor, shared, self.slots[donor].n_past)
-        if shared > max(common, self._worth_sharing):
-            self._run_queue(donor, min(shared, len(self.slots[donor].tokens) - 1))
-        shared = min(shared, self.slots[donor].n_past)
-        if shared > max(common, self._worth_sharing):
-            self._forget(slot, 0)
-            with state.changing():
-                self.memory.share(donor, slot, shared, self.slots[donor].n_past)
-                state.n_past = common = shared
-        elif common < state.n_past:
-            self._forget(slot, common)
-        state.tokens, state.row = wanted, None
-        with state.changing():
-            self.memory.mark(slot, len(wanted) - 1, state.n_past)
-        return common
+        return self._beginnings.begin(slot, [int(t) for t in tokens])
 
     def room(self, slot: int) -> int:
         """Tokens that a slot can still take."""
@@ -170,7 +143,7 @@ class Engine:
         pending = [s for s in slots if self.slots[s].row is None]
         for slot in pending:
             if self.queue_length(slot) == 0:
-                self._forget(slot, self.slots[slot].n_past - 1)
+                self._beginnings.forget(slot, self.slots[slot].n_past - 1)
         if pending:
             self._decode(pending, [])
         return [row for s in slots if (row := self.slots[s].row) is not None]
@@ -214,6 +187,8 @@ class Engine:
             self.begin(slot, prefix)
             self._run_queue(slot, len(prefix))
         else:
+            self._settle()
+            self._beginnings.put_aside(slot)
             self.release(slot)
         state = self.slots[slot]
         chunk = self.context.batch.capacity
@@ -230,19 +205,14 @@ class Engine:
             yield self.context.hidden(len(part)) if hidden else self.context.logits(len(part))
         # The last token queues again: its row is what a continuation would want.
         if not self.memory.reads_apart:
-            self._forget(slot, len(state.tokens) - 1)
+            self._beginnings.forget(slot, len(state.tokens) - 1)
 
     def release(self, slot: int) -> None:
         """Forgets a slot's content and frees its KV cells."""
         self._settle()
         self._close_branch(slot)
-        self._forget(slot, 0)
+        self._beginnings.forget(slot, 0)
         self.slots[slot] = Slot()
-
-    def _forget(self, slot: int, keep: int) -> None:
-        state = self.slots[slot]
-        with state.changing():
-            state.n_past, state.row = self.memory.forget(slot, keep, state.n_past), None
 
     def _close_branch(self, slot: int) -> None:
         state = self.slots[slot]

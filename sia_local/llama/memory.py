@@ -11,9 +11,12 @@ from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from .context import Context
 from .library import IntArray
+
+Bytes = npt.NDArray[np.uint8]
 
 
 class Memory(Protocol):
@@ -47,6 +50,18 @@ class Memory(Protocol):
 
     def share(self, donor: int, slot: int, n: int, held: int) -> None:
         """Gives an empty slot the first n tokens of another that holds `held`."""
+        ...
+
+    def goes_back(self, n: int) -> bool:
+        """Whether a state of n tokens that was copied out and back can be cut to fewer."""
+        ...
+
+    def states(self, slot: int, held: int) -> Iterable[tuple[int, int]]:
+        """The sequences whose states are worth keeping when a slot is lost, each with the tokens it has read."""
+        ...
+
+    def restore(self, slot: int, data: Bytes, n: int) -> int:
+        """Gives an empty slot a state of n tokens; returns what it holds, 0 where llama.cpp refuses it."""
         ...
 
     def mark(self, slot: int, at: int, held: int) -> None:
@@ -88,28 +103,50 @@ class Rollback:
 
     def __init__(self, context: Context, sequences: IntArray):
         self.context, self.sequences = context, sequences
+        self._window = context.model.window
+        # Behind a window a state that was copied out has only what its end sees: no going back before it.
+        self._first = [0] * len(sequences)
 
     def carried(self, slot: int) -> IntArray:
         row: IntArray = self.sequences[slot]
         return row
 
     def reachable(self, slot: int, keep: int, held: int) -> int:
-        return min(keep, held)
+        return min(keep, held) if keep >= self._first[slot] else 0
 
     def lendable(self, slot: int, wanted: int, held: int) -> int:
-        return wanted
+        return wanted if wanted >= self._first[slot] else 0
 
     def forget(self, slot: int, keep: int, held: int) -> int:
+        keep = self.reachable(slot, keep, held)
         for seq in self.sequences[slot]:
             self.context.seq_rm(int(seq), keep)
-        return min(keep, held)
+        if keep == 0:
+            self._first[slot] = 0
+        return keep
 
     def clear(self, slot: int) -> None:
         self.forget(slot, 0, 0)
 
     def share(self, donor: int, slot: int, n: int, held: int) -> None:
+        self._first[slot] = self._first[donor]
         for seq in self.sequences[slot]:
             self.context.seq_share(int(self.sequences[donor, 0]), int(seq), n)
+
+    def goes_back(self, n: int) -> bool:
+        return n <= self._window or self._window == 0
+
+    def states(self, slot: int, held: int) -> list[tuple[int, int]]:
+        return [(int(self.sequences[slot, 0]), held)]
+
+    def restore(self, slot: int, data: Bytes, n: int) -> int:
+        main, *shadows = map(int, self.sequences[slot])
+        if not self.context.set_state(main, data):
+            return 0
+        for shadow in shadows:
+            self.context.seq_share(main, shadow, n)
+        self._first[slot] = 0 if self.goes_back(n) else n
+        return n
 
     def mark(self, slot: int, at: int, held: int) -> None:
         """It can go back anywhere."""
@@ -191,6 +228,17 @@ class CopyState:
     def share(self, donor: int, slot: int, n: int, held: int) -> None:
         source = int(self.sequences[donor, 0]) if n == held else self._marks[donor]
         self.context.seq_share(source, int(self.sequences[slot, 0]), n)
+
+    def goes_back(self, n: int) -> bool:
+        return False
+
+    def states(self, slot: int, held: int) -> list[tuple[int, int]]:
+        kept = [(int(self.sequences[slot, 0]), held)]
+        marked = self._marked[slot]
+        return [(self._marks[slot], marked), *kept] if 0 < marked < held else kept
+
+    def restore(self, slot: int, data: Bytes, n: int) -> int:
+        return n if self.context.set_state(int(self.sequences[slot, 0]), data) else 0
 
     def mark(self, slot: int, at: int, held: int) -> None:
         if self._marks and at != self._marked[slot]:

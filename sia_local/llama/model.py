@@ -73,6 +73,11 @@ class Model:
         return bool(C.llama_model_is_hybrid(self._ptr))
 
     @property
+    def window(self) -> int:
+        """Tokens that layers with a sliding window see; 0 where every layer sees all."""
+        return int(C.llama_model_n_swa(self._ptr))
+
+    @property
     def positions(self) -> int:
         """Positions a token of input takes: 4 with M-RoPE, whose sections of a text are the same, else 1."""
         return 4 if C.llama_model_rope_type(self._ptr) in (C.LLAMA_ROPE_TYPE_MROPE, C.LLAMA_ROPE_TYPE_IMROPE) else 1

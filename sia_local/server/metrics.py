@@ -36,6 +36,9 @@ def _figures(engine: EngineThread) -> Iterator[tuple[str, str, str, float]]:
     yield "llamacpp:requests_processing", "gauge", "Requests being written.", running
     yield "llamacpp:requests_deferred", "gauge", "Requests that wait for a slot.", deferred
     yield "llamacpp:n_busy_slots_per_decode", "gauge", "Texts that share a round.", _ratio(totals.steps, totals.rounds)
+    store = engine.sia.store if engine.sia is not None else None
+    used = store.used if store is not None else 0
+    yield "sia_prompt_cache_bytes", "gauge", "Memory of conversations that lost their slot.", used
     yield "sia_requests_total", "counter", "Requests taken.", totals.requests
     yield "sia_requests_refused_total", "counter", "Requests refused because too many waited.", totals.refused
     yield "sia_requests_cancelled_total", "counter", "Requests whose reader went away.", totals.cancelled

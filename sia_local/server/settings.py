@@ -31,6 +31,10 @@ class ServerConfig:
         default=0, metadata={"help": "Length of an answer where a request says none; 0: as the context allows."}
     )
     max_body: int = field(default=4 << 20, metadata={"help": "Largest request, bytes; beyond it: 413."})
+    prompt_cache: int = field(
+        default=1 << 29,
+        metadata={"help": "Memory for conversations that lost their slot to another, bytes; 0: they are read again."},
+    )
     send_timeout: float = field(
         default=30.0, metadata={"help": "Seconds that a reader who takes nothing keeps its connection."}
     )
@@ -38,7 +42,16 @@ class ServerConfig:
     page: bool = field(default=True, metadata={"help": "The page at /."})
 
     def __post_init__(self) -> None:
-        least = {"port": 0, "slots": 1, "queue": 0, "per_client": 0, "max_tokens": 0, "max_body": 1, "grace": 0}
+        least = {
+            "port": 0,
+            "slots": 1,
+            "queue": 0,
+            "per_client": 0,
+            "max_tokens": 0,
+            "max_body": 1,
+            "prompt_cache": 0,
+            "grace": 0,
+        }
         for name, low in least.items():
             if getattr(self, name) < low:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected {low} or more")
