@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,6 +12,7 @@ from typing import Any
 from sia_local.config import setting
 from sia_local.errors import ConfigError, DataError
 from sia_local.evaluation.plan import Goal
+from sia_local.files import parse_toml
 from sia_local.learning.collect import CollectConfig
 from sia_local.learning.fit import FitConfig
 
@@ -335,15 +335,11 @@ class _Also:
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
     if not path.is_file():
         raise DataError(f"no file at {path}: expected a TOML file such as models/demo.toml")
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        return parse_toml(path.read_bytes())
+    except ValueError as error:
         raise DataError(f"{path} is not valid TOML ({error})") from error
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from sia_local.errors import DataError
-from sia_local.files import atomic_write
+from sia_local.files import atomic_write, parse_json
 
-from .aside import provenance, sweep
 from .progress import duration
+from .provenance import provenance
 
 # What decides how a Hugging Face folder behaves; anything else in it may change freely.
 MODEL_FILES = (".json", ".safetensors", ".bin", ".model", ".jinja", ".txt")
@@ -51,8 +51,11 @@ class State:
     def load(cls, path: Path) -> State:
         if not path.exists():
             return cls(path)
-        saved = json.loads(path.read_text(encoding="utf-8"))
-        return cls(path, saved.get("steps", {}), saved.get("hashes", {}))
+        try:
+            saved = parse_json(path.read_bytes())
+            return cls(path, dict(saved.get("steps", {})), dict(saved.get("hashes", {})))
+        except (ValueError, TypeError, AttributeError) as error:
+            raise DataError(f"{path}: is no record of steps ({error}); remove it to make each anew") from None
 
     def save(self) -> None:
         with atomic_write(self.path) as handle:
@@ -98,7 +101,6 @@ class State:
 
 def run_steps(steps: Sequence[Step], state: State, echo: Callable[[str], None] = print) -> float:
     """Runs what is not done and returns the seconds that all steps took when they ran."""
-    sweep(state.path)
     for step in steps:
         key = state.key(step)
         before = state.steps.get(step.name, {})

@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NoReturn
+
+# Ends the process with a sentence where C code would abort it. Set by the command line; other programs are their own.
+give_up: Callable[[str], NoReturn] | None = None
+
+
+CONTROLS = {code: "\ufffd" for code in (*range(32), 127, *range(128, 160)) if chr(code) not in "\n\t"}
+
 
 class SiaError(Exception):
-    """Root of the hierarchy; the command line prints it as one line and exits with 2."""
+    """Root of the hierarchy; the command line prints it as one line and exits with 2. What a message quotes of a file
+    holds no control characters, which could steer a terminal, and no page."""
+
+    def __init__(self, message: str = ""):
+        message = message.translate(CONTROLS)
+        super().__init__(message if len(message) <= 1500 else f"{message[:1000]} … {message[-400:]}")
 
 
 class ConfigError(SiaError, ValueError):

@@ -2,37 +2,144 @@
 
 from __future__ import annotations
 
+import errno
+import glob
+import json
 import os
+import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from .errors import ConfigError
+from .errors import ConfigError, ModelFileError
+
+# A full disk, a quota, a limit of the process on a file's size.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def parse_json(text: str | bytes) -> Any:
+    """json.loads, whose only error is ValueError, of text nested too deeply, too."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def parse_toml(text: bytes) -> dict[str, Any]:
+    """tomllib.loads of UTF-8, whose only error is ValueError, of text nested too deeply, too."""
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        return tomllib.loads(text.decode("utf-8"))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def hold(handle: int | IO[Any]) -> bool:
+    """Takes the lock of an open file until it is closed or the process ends; False if another process holds it.
+
+    True without a lock where there are none: on Windows, on some network file systems.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in (errno.EWOULDBLOCK, errno.EACCES)
+    return True
+
+
+def held(path: Path) -> bool:
+    """Whether a running process holds the file or folder."""
+    try:
+        fd = os.open(path, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        return not hold(fd)
+    finally:
+        os.close(fd)
+
+
+def sweep(path: str | os.PathLike[str]) -> None:
+    """Removes the temporary files and folders that killed writers of `path` left; those of a running one are held."""
+    target = Path(path)
+    for left in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
+        if not held(left):
+            with suppress(OSError):
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+
+@contextmanager
+def aside(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yields a temporary path beside `path`, moved into place when the block ends without an error.
+
+    For writers that open their file themselves; `atomic_write` serves the others. What killed runs left of the same
+    file is removed. Raises ModelFileError when the disk is full. After an error nothing of the new content is left and
+    an older file at `path` is untouched.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    sweep(target)
+    fd, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+    temporary = Path(name)
+    try:
+        hold(fd)
+        yield temporary
+        os.fsync(fd)
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        os.replace(temporary, target)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        _if_full(error, target)
+        raise
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def scratch(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary folder beside `path`, for what becomes a folder or needs room on the way. Gone in the end, and what
+    killed runs left of it at the next run. Raises ModelFileError when the disk is full."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    sweep(target)
+    made = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+    fd = os.open(made, os.O_RDONLY) if os.name != "nt" else None
+    try:
+        if fd is not None:
+            hold(fd)
+        yield made
+    except OSError as error:
+        _if_full(error, target)
+        raise
+    finally:
+        if fd is not None:
+            os.close(fd)
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def _if_full(error: BaseException, target: Path) -> None:
+    if isinstance(error, OSError) and error.errno in FULL:
+        raise ModelFileError(
+            f"the disk filled up while writing {target}; nothing of it was kept: free space and run again"
+        ) from error
 
 
 @contextmanager
 def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[Any]]:
-    """Opens a temporary file beside `path` and moves it into place when the block ends without an error.
-
-    After an error nothing of the new content is left and an older file at `path` is untouched.
-    """
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    fd, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
-    try:
-        with os.fdopen(fd, mode, encoding=None if "b" in mode else "utf-8") as handle:
-            yield handle
-            handle.flush()
-            os.fsync(handle.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)
-        os.replace(name, target)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    """An open temporary file beside `path`, moved into place when the block ends without an error: see aside()."""
+    with aside(path) as temporary, temporary.open(mode, encoding=None if "b" in mode else "utf-8") as handle:
+        yield handle
 
 
 def read_text(path: str | os.PathLike[str], what: str) -> str:

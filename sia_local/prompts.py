@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import DataError
+from .files import parse_json
 
 COLUMNS = ("prompt", "instruction", "goal", "behavior", "question", "query", "text")
 CONTEXT = "contextstring"  # HarmBench puts the text a behaviour refers to here
@@ -83,8 +83,8 @@ def _read_file(source: Path) -> list[PromptItem]:
 
 def _parse(text: str, source: Path, where: str) -> Any:
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
+        return parse_json(text)
+    except ValueError as error:
         raise DataError(f"{where} of '{source}' is not JSON ({error}); expected one value a line in .jsonl, "
                         "one list in .json") from error  # fmt: skip
 

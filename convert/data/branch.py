@@ -23,7 +23,7 @@ from sia_local.seeds import text_seed
 from sia_local.text import TextStream
 from sia_local.workers import Executor, silent
 
-from ..aside import file_mark
+from ..provenance import file_mark
 from ..settings import Machine, settings_of
 from .rollouts import Rendering, RolloutConfig, Wanted, collect
 from .trajectories import Branch, Shard, Trajectory

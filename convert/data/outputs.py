@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sia_local.errors import DataError
-from sia_local.files import atomic_write
+from sia_local.files import atomic_write, hold, parse_json
 
-from ..aside import hold, provenance, sweep
+from ..provenance import provenance
 from .trajectories import Trajectory, read_trajectories
 
 
@@ -48,7 +48,6 @@ class Appender:
             made = self.path.with_name(f"{self.path.name}.made.json")
             if self.done and made.exists():
                 self._check_settings(made)
-            sweep(made)
             with atomic_write(made) as handle:
                 json.dump({"settings": self.settings, **provenance()}, handle, indent=1)
         except BaseException:
@@ -58,7 +57,7 @@ class Appender:
 
     def _check_settings(self, made: Path) -> None:
         try:
-            before = json.loads(made.read_text(encoding="utf-8")).get("settings", {})
+            before = parse_json(made.read_text(encoding="utf-8")).get("settings", {})
         except (ValueError, AttributeError):
             return  # cut short by a kill: nothing is known
         now = json.loads(json.dumps(self.settings))

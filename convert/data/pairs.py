@@ -10,7 +10,7 @@ from typing import Any
 
 from sia_local.errors import DataError
 
-from ..aside import file_mark
+from ..provenance import file_mark
 from .outputs import Appender
 from .trajectories import Shard, Trajectory, read_jsonl
 

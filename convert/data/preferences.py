@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import gzip
-import json
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from sia_local.errors import DataError
+from sia_local.files import parse_json
 
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 Message = dict[str, str]
@@ -40,12 +40,12 @@ def read_pairs(path: str | os.PathLike[str], turns: int = 1) -> list[Pair]:
     if not source.is_file():
         raise DataError(f"no file at {source}: expected preference pairs (JSONL with chosen and rejected)")
     pairs = []
-    with gzip.open(source, "rt", encoding="utf-8") if source.suffix == ".gz" else source.open(encoding="utf-8") as file:
+    with gzip.open(source) if source.suffix == ".gz" else source.open("rb") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
             try:
-                entry = json.loads(line)
+                entry = parse_json(line)
                 chosen, rejected = str(entry["chosen"]), str(entry["rejected"])
             except (ValueError, KeyError, TypeError) as error:
                 raise DataError(f"{source}, line {number}: expected JSON with chosen and rejected ({error})") from error

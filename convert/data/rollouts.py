@@ -14,8 +14,8 @@ from sia_local.config import BETA_UNITS, GATES, ChatSettings, SamplingConfig, Si
 from sia_local.errors import ConfigError, ContextFullError, DataError
 from sia_local.workers import Executor, Here, Worker, silent
 
-from ..aside import file_mark
 from ..progress import Progress
+from ..provenance import file_mark
 from ..settings import Machine, settings_of
 from .outputs import Appender
 from .trajectories import Shard, Trajectory

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sia_local.errors import ConfigError, DataError
+from sia_local.files import parse_json
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,8 @@ def read_jsonl(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, An
             if not line.strip():
                 continue
             try:
-                entry = json.loads(line)
-            except (json.JSONDecodeError, UnicodeDecodeError) as error:
+                entry = parse_json(line)
+            except ValueError as error:
                 if not line.endswith(b"\n"):
                     return
                 raise DataError(f"{source}, line {number}: not valid JSON ({error})") from error
@@ -134,7 +135,7 @@ def read_trajectories(paths: Iterable[str | os.PathLike[str]]) -> Iterator[Traje
                     f"{path}, line {number}: no {error} in the trajectory; expected id, prompt_id, prompt, tokens, "
                     "response (see `sia-convert rollouts`)"
                 ) from error
-            except (TypeError, ValueError) as error:
+            except (TypeError, ValueError, OverflowError) as error:
                 raise DataError(f"{path}, line {number}: {error}") from error
             if found.id in ids:
                 raise DataError(

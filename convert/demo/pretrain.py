@@ -20,7 +20,7 @@ from typing import Any
 
 from sia_local.config import setting
 from sia_local.errors import ConfigError, DataError
-from sia_local.files import atomic_write
+from sia_local.files import atomic_write, scratch
 
 from .corpus import END_OF_TEXT, IM_END, IM_START, Sources, check_sources, epoch, load_sources
 
@@ -218,16 +218,12 @@ def build_model(config: PretrainConfig, tokenizer: Any) -> Any:
 
 def save_hf(model: Any, tokenizer: Any, folder: Path) -> None:
     """Writes a Hugging Face folder aside and moves it into place."""
-    aside = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(aside, ignore_errors=True)
-    model.save_pretrained(aside)
-    tokenizer.save_pretrained(aside)
-    old = folder.with_name(folder.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        os.replace(folder, old)
-    os.replace(aside, folder)
-    shutil.rmtree(old, ignore_errors=True)
+    with scratch(folder) as room:
+        model.save_pretrained(room / "new")
+        tokenizer.save_pretrained(room / "new")
+        if folder.exists():
+            os.replace(folder, room / "old")
+        os.replace(room / "new", folder)
 
 
 def _append(log: Path, record: dict[str, Any]) -> None:

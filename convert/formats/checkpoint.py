@@ -16,7 +16,7 @@ from sia_local.errors import IncompatibleError, ModelFileError
 from sia_local.files import atomic_write
 from sia_local.llama import keys
 
-from ..aside import file_mark, provenance
+from ..provenance import file_mark, provenance
 from .gguf_io import KV, f32, f32_array, text, u32, u64
 from .hf import Backbone
 from .lora import Lora

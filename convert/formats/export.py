@@ -11,9 +11,10 @@ import numpy as np
 
 from sia_local.config import setting
 from sia_local.errors import IncompatibleError, ModelFileError
+from sia_local.files import aside
 from sia_local.llama import keys
 
-from ..aside import aside, provenance_json
+from ..provenance import provenance_json
 from ..settings import check_choice
 from . import foreign, native
 from .arch import Hparams, is_native

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from sia_local.errors import IncompatibleError
+from sia_local.files import scratch
 from sia_local.llama.gguf import GgufMetadata, dequantize
 
-from ..aside import folder_beside
 from . import llamacpp
 from .gguf_io import KV, Tensor, f32, read_gguf, stored_tensors, text, u32, write_gguf
 from .hf import Backbone
@@ -39,7 +39,7 @@ def converted(backbone: Backbone, layout: str, dtype: str, pre: str | None, temp
     """
     folder, kind = str(backbone.folder), _KINDS.get(layout)
     has_tokenizer = any((backbone.folder / name).exists() for name in ("tokenizer.json", "tokenizer.model"))
-    with folder_beside(temporary) as root:
+    with scratch(temporary) as root:
         jobs = []
         if kind is not None:
             lora = _plain_lora(backbone, root / "lora") if backbone.lora else None

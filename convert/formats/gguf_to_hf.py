@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
-import shutil
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from sia_local.errors import IncompatibleError, ModelFileError
+from sia_local.files import scratch
 
-from ..aside import hold, sweep
 from .arch import Hparams, Rope, hf_name, restore_rows
 from .gguf_io import files_of, read_gguf
 
@@ -47,27 +44,16 @@ def gguf_to_hf(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> 
             )
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ModelFileError(f"{target} exists already; name a new folder, or remove it")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    sweep(target)
-    made = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
-    fd = os.open(made, os.O_RDONLY)
-    hold(fd)
-    try:
+    with scratch(target) as room:
+        made = room / "new"
+        made.mkdir()
         tokenizer = load_tokenizer(source)
         check_tokenizer(source, tokenizer)
         tokenizer.save_pretrained(made)
         _write_weights(source, hparams, made)
-        made.chmod(0o755)
         if target.exists():
             target.rmdir()
         made.replace(target)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise ModelFileError(f"the disk filled up while writing {target}; nothing of it was kept") from error
-        raise
-    finally:
-        os.close(fd)
-        shutil.rmtree(made, ignore_errors=True)
     return target
 
 

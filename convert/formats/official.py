@@ -11,7 +11,7 @@ import numpy as np
 from sia_local.errors import IncompatibleError, ModelFileError
 from sia_local.files import atomic_write
 
-from ..aside import provenance
+from ..provenance import provenance
 from .checkpoint import RAW_TEMPLATE, Head, ValueCheckpoint, ValueMeta
 from .hf import Backbone, load_tokenizer
 from .lora import Lora

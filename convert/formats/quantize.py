@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from sia_local.errors import ConfigError, IncompatibleError
+from sia_local.files import aside
 from sia_local.llama import keys
 from sia_local.llama.embeddings import EmbeddingRows, write_trailer
 
-from ..aside import aside
 from .gguf_io import encode
 
 

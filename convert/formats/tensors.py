@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from sia_local.errors import DataError, ModelFileError
+from sia_local.files import parse_json
 
 from .arch import canonical
 
@@ -19,10 +19,10 @@ from .arch import canonical
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     """A JSON object from a file; DataError for anything else."""
     try:
-        loaded = json.loads(Path(path).read_text(encoding="utf-8"))
+        loaded = parse_json(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise DataError(f"no file at {path}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise DataError(f"{path} is not valid JSON ({error})") from error
     if not isinstance(loaded, dict):
         raise DataError(f"{path} holds no JSON object")

@@ -16,8 +16,8 @@ from sia_local.errors import NumericError
 from sia_local.files import atomic_write
 from sia_local.llama import keys
 
-from ..aside import provenance
 from ..progress import Progress
+from ..provenance import provenance
 from ..settings import Machine
 from ..train.metrics import spearman
 from .junctions import Case, load_runtime

@@ -16,12 +16,12 @@ import numpy as np
 from sia_local.errors import DataError, NumericError
 from sia_local.files import atomic_write
 
-from ..aside import file_mark, sweep
 from ..data.examples import Reader
 from ..data.trajectories import Trajectory, read_trajectories
 from ..formats.checkpoint import ValueCheckpoint
 from ..formats.hf import load_tokenizer
 from ..progress import Progress
+from ..provenance import file_mark
 from ..settings import Machine
 from .junctions import Case, JunctionConfig, find_cases, torch_values
 
@@ -125,7 +125,6 @@ def _key(
 
 def _write(path: Path, key: str, made: Walk, trajectories: list[Trajectory]) -> None:
     index = {id(t): i for i, t in enumerate(trajectories)}
-    sweep(path)
     try:
         with atomic_write(path, "wb") as handle:
             np.savez_compressed(

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from sia_local.errors import ConfigError, NumericError
-from sia_local.files import atomic_write
+from sia_local.files import atomic_write, sweep
 
-from ..aside import provenance, sweep
 from ..data.examples import Example, Reader, Split, batches, load_split
 from ..formats.checkpoint import ValueCheckpoint, ValueMeta
 from ..formats.hf import load_tokenizer
 from ..formats.tensors import load_torch_file
 from ..progress import Progress, duration
+from ..provenance import provenance
 from .config import Place, TrainConfig
 from .metrics import pairwise_accuracy, r2, spearman
 from .model import build, pad, save_changes, value_loss

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..aside import aside
+from sia_local.files import aside
 
 
 def loss_curve(curve: Sequence[Sequence[float]], history: Sequence[dict[str, float]], path: Path) -> None:

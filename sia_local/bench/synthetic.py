@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError
+from ..files import scratch
 from ..llama import keys as keys
 from ..values.qhead import QHead, QHeadMeta, write_qhead
 from .shapes import Shape, parse_shape, vocabulary
@@ -306,8 +307,8 @@ def ensure(
         return path
     folder.mkdir(parents=True, exist_ok=True)
     say(f"writing {path} (random weights, once)")
-    half, done = (path.with_name(f".{path.name}.{os.getpid()}.{part}.tmp") for part in ("f16", "new"))
-    try:
+    with scratch(path) as room:
+        half, done = room / "f16.gguf", room / "new.gguf"
         if kind == "adapter":
             write_adapter(done, shape)
         elif kind == "head":
@@ -328,7 +329,4 @@ def ensure(
             if kind == "lean":
                 append_rows(done, shape)
         os.replace(done, path)
-    finally:
-        half.unlink(missing_ok=True)
-        done.unlink(missing_ok=True)
     return path

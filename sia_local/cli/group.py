@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import errno
+import os
+import sys
 from collections.abc import Mapping
 from importlib import import_module
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
-from ..errors import SiaError
+from .. import errors
+from ..errors import CONTROLS, SiaError
 
 
 def _remember_debug(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
@@ -25,6 +28,12 @@ def _debug_option() -> click.Option:
         callback=_remember_debug,
         help="Show the traceback of an error.",
     )
+
+
+def _give_up(said: str) -> NoReturn:
+    sys.stdout.flush()
+    os.write(2, f"Error: {said}\n".encode("utf-8", "replace"))
+    os._exit(2)
 
 
 class LazyCommands(click.Group):
@@ -56,6 +65,7 @@ class LazyCommands(click.Group):
             formatter.write_dl(list(self.lazy.items()))
 
     def invoke(self, ctx: click.Context) -> Any:
+        errors.give_up = None if ctx.meta.get("sia.debug") else _give_up
         try:
             return super().invoke(ctx)
         except SiaError as error:
@@ -64,12 +74,15 @@ class LazyCommands(click.Group):
             click.echo(f"Error: {error}", err=True)
             ctx.exit(2)
         except OSError as error:
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            from ..files import FULL
+
+            full = error.errno in FULL
             # A reader that went away (EPIPE) is click's to end quietly.
             if ctx.meta.get("sia.debug") or error.errno == errno.EPIPE or not (full or error.filename):
                 raise
             advice = "free space and run again" if full else "check the path and try again"
-            click.echo(f"Error: {error.filename or 'while writing'}: {error.strerror}; {advice}", err=True)
+            name = str(error.filename or "while writing").translate(CONTROLS)
+            click.echo(f"Error: {name}: {error.strerror}; {advice}", err=True)
             ctx.exit(2)
         except KeyboardInterrupt:
             click.echo(f"\n{self.on_interrupt}" if self.on_interrupt else "", err=True)

@@ -14,6 +14,8 @@ from typing import Any
 
 import click
 
+from ..errors import CONTROLS
+
 
 def writer() -> Callable[[str], None]:
     """Writes and flushes text to standard output; a character the terminal cannot show becomes `?`."""
@@ -31,10 +33,7 @@ def writer() -> Callable[[str], None]:
 
 def visible(text: str) -> str:
     """Text as it may reach a terminal: a model can write escape sequences, which must not steer it. Elsewhere as is."""
-    return text.translate(_CONTROLS) if sys.stdout.isatty() else text
-
-
-_CONTROLS = {code: "\ufffd" for code in (*range(32), 127, *range(128, 160)) if chr(code) not in "\n\t"}
+    return text.translate(CONTROLS) if sys.stdout.isatty() else text
 
 
 def notice(text: str) -> None:

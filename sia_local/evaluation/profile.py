@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from itertools import pairwise
@@ -16,7 +15,7 @@ from typing import Any
 
 from ..config import SamplingConfig, SiaConfig
 from ..errors import ConfigError, DataError
-from ..files import atomic_write
+from ..files import atomic_write, parse_toml
 
 SUFFIX = ".profile.toml"
 VERSION = 1
@@ -120,17 +119,13 @@ def find_profile(name: str, folders: list[Path]) -> Path:
 
 
 def _parse(path: Path) -> dict[str, Any]:
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return parse_toml(path.read_bytes())
     except FileNotFoundError:
         raise DataError(f"{path}: no such profile; write one with `sia-local calibrate`") from None
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}; expected a profile, check the path") from None
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except ValueError as error:
         raise DataError(f"{path}: is not TOML ({error}); expected a profile that `sia-local calibrate` wrote") from None
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..errors import ConfigError, DataError
+from ..files import parse_json
 from ..records import Completion
 
 _UNSAID = ("job", "_thoughts")
@@ -129,14 +130,14 @@ def parse_samples(text: str, source: str) -> tuple[dict[str, Any], dict[str, Any
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
+            record = parse_json(line)
             if "settings" in record:
                 settings = record["settings"]
             elif "fixed" in record:
                 fixed |= record["fixed"]
             else:
                 samples.append(Sample.of_record(record))
-        except (json.JSONDecodeError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError) as error:
             raise DataError(
                 f"line {number} of '{source}' is no evaluation sample ({error}); remove it, or start over with --fresh"
             ) from error

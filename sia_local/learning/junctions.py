@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ConfigError, DataError
-from ..files import atomic_write
+from ..files import atomic_write, parse_json
 
 FORMAT = "sia-junctions-1"
 Float32 = npt.NDArray[np.float32]
@@ -246,10 +246,10 @@ def read_settings(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """What the junctions of a folder were collected with. DataError if it is no such folder."""
     path = Path(folder) / "settings.json"
     try:
-        settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        settings: dict[str, Any] = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise DataError(f"{folder}: no settings.json; expected a folder of collected junctions") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise DataError(f"{path}: not valid JSON ({error}); collect the junctions again") from error
     if not isinstance(settings, dict) or settings.get("format") != FORMAT:
         raise DataError(f"{path}: not of the format {FORMAT}; expected a folder of collected junctions")

@@ -150,7 +150,7 @@ class Context:
         self.outputs_all = self._final_norm is None
         if self._final_norm is not None:
             params.cb_eval = self._final_norm.callback
-        with quietly():
+        with quietly(model.path):
             self._ptr = C.llama_init_from_model(model._ptr, params)
         if not self._ptr:
             raise SiaError(
@@ -210,7 +210,7 @@ class Context:
         batch.n = 0
         if self._final_norm is not None:
             self._final_norm.clear()
-        with quietly():
+        with quietly(self.model.path):
             status = C.llama_decode(self._ptr, batch.struct)
         if status == 1:
             raise SiaError(

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from ..errors import IncompatibleError, ModelFileError
 from . import keys
-from .library import FloatArray, quietly, reason
+from .library import C, FloatArray, quietly, reason
 
 
 def check_gguf(path: str | os.PathLike[str]) -> Path:
@@ -62,7 +62,7 @@ class GgufMetadata:
         self.path = check_gguf(path)
         self._lib = ggml_base()
         self._later: list[GgufMetadata] | None = None
-        with quietly():
+        with quietly(self.path):
             self._ctx = self._lib.gguf_init_from_file(os.fsencode(self.path), _GgufInit(True, None))
         if not self._ctx:
             raise ModelFileError(
@@ -110,16 +110,29 @@ class GgufMetadata:
 
     def keys(self) -> Iterator[str]:
         for i in range(self._lib.gguf_get_n_kv(self._ctx)):
-            yield self._lib.gguf_get_key(self._ctx, i).decode()
+            yield self._lib.gguf_get_key(self._ctx, i).decode("utf-8", "replace")
 
     def __contains__(self, key: str) -> bool:
         return self._lib.gguf_find_key(self._ctx, key.encode()) >= 0
 
     def get(self, key: str, default: Any = None) -> Any:
-        """Scalar, str, numpy array (numeric arrays) or list[bytes] (string arrays); `default` if absent."""
+        """Scalar, str, numpy array (numeric arrays) or list[bytes] (string arrays); `default` if absent.
+
+        ModelFileError where a key that is known here holds what it should not.
+        """
         i = self._lib.gguf_find_key(self._ctx, key.encode())
         if i < 0:
             return default
+        found = self._read(i)
+        expected = keys.expected(key)
+        if expected is not None and keys.kind_of(found) not in expected:
+            raise ModelFileError(
+                f"{self.path}: {key} holds {keys.kind_of(found)}, expected {' or '.join(expected)}; the file is "
+                "damaged, download or convert it again"
+            )
+        return found
+
+    def _read(self, i: int) -> Any:
         kind = self._lib.gguf_get_kv_type(self._ctx, i)
         if kind == 8:
             return self._lib.gguf_get_val_str(self._ctx, i).decode("utf-8", "replace")
@@ -152,19 +165,19 @@ class GgufMetadata:
             shape = [ne[d] for d in range(4)]
             while len(shape) > 1 and shape[-1] == 1:
                 shape.pop()
-            out[self._lib.gguf_get_tensor_name(self._ctx, i).decode()] = tuple(shape)
+            out[self._lib.gguf_get_tensor_name(self._ctx, i).decode("utf-8", "surrogateescape")] = tuple(shape)
         return out
 
     def part_of(self, name: str) -> GgufMetadata:
         """The part with a tensor. KeyError if there is none of that name."""
         for part in self.parts:
-            if self._lib.gguf_find_tensor(part._ctx, name.encode()) >= 0:
+            if self._lib.gguf_find_tensor(part._ctx, name.encode("utf-8", "surrogateescape")) >= 0:
                 return part
         raise KeyError(name)
 
     def tensor_span(self, name: str) -> tuple[int, int, int]:
         """(ggml type, offset, bytes) of one tensor in this very file. KeyError if there is none of that name."""
-        i = self._lib.gguf_find_tensor(self._ctx, name.encode())
+        i = self._lib.gguf_find_tensor(self._ctx, name.encode("utf-8", "surrogateescape"))
         if i < 0:
             raise KeyError(name)
         offset = self._lib.gguf_get_data_offset(self._ctx) + self._lib.gguf_get_tensor_offset(self._ctx, i)
@@ -218,9 +231,14 @@ def ggml_base() -> Any:
     """ggml-base with the prototypes of ggml/include/gguf.h, ggml.h and ggml-backend.h that are used here."""
     global _gguf_lib
     if _gguf_lib is None:
-        folder = Path(llama_cpp.__file__).parent / "lib"
-        names = ("libggml-base.so", "libggml-base.dylib", "ggml-base.dll", "libggml-base.dll")
-        lib: Any = ctypes.CDLL(str(next(folder / n for n in names if (folder / n).exists())))
+        lib: Any = C._lib
+        if not hasattr(lib, "gguf_init_from_file"):
+            # On Windows a library does not show what it depends on. Elsewhere the file of that name would be loaded a
+            # second time, a copy that knows nothing of the log set in the first.
+            folder = Path(llama_cpp.__file__).parent / "lib"
+            lib = ctypes.CDLL(
+                str(next(folder / n for n in ("ggml-base.dll", "libggml-base.dll") if (folder / n).exists()))
+            )
         ptr, i64, string, size = ctypes.c_void_p, ctypes.c_int64, ctypes.c_char_p, ctypes.c_size_t
         prototypes: dict[str, tuple[Any, list[Any]]] = {
             "gguf_init_from_file": (ptr, [string, _GgufInit]),

@@ -13,6 +13,9 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
 
 CONTRACT_VERSION = 1  # of the three kinds of `KINDS`
 QHEAD_VERSION = 2  # of a value-qhead
@@ -63,6 +66,49 @@ KINDS = ("value", "value-adapter", "value-head")
 QHEAD_KIND = "value-qhead"
 KINDS_BY_VERSION = {1: KINDS, 2: (*KINDS, QHEAD_KIND)}
 LAYOUTS = ("merged", "lean")
+
+TEXT, NUMBER, NUMBERS, TEXTS = "text", "a number", "an array of numbers", "an array of texts"
+_EXPECTED = {
+    **dict.fromkeys((VERSION, HEAD_BIAS, REWARD_MEAN, REWARD_STD, VALUE_SPREAD, TRAIN_TOKENS), (NUMBER,)),
+    **dict.fromkeys((QHEAD_RANK, QHEAD_N_EMBD, QHEAD_SCALE, QHEAD_LEVEL_BIAS, QHEAD_JUNCTIONS, QHEAD_K), (NUMBER,)),
+    **dict.fromkeys((QHEAD_R2, QHEAD_AGREEMENT, QHEAD_GAIN_SHARE, "general.file_type"), (NUMBER,)),
+    **dict.fromkeys((HEAD_WEIGHT, HEAD_HIDDEN_WEIGHT, HEAD_HIDDEN_BIAS, QHEAD_LEVEL_WEIGHT), (NUMBERS,)),
+    **dict.fromkeys((QHEAD_WEIGHT, QHEAD_BIAS, QHEAD_HIDDEN_WEIGHT, QHEAD_HIDDEN_BIAS), (NUMBERS,)),
+    **dict.fromkeys((QHEAD_TOKEN_WEIGHT, QHEAD_TOKEN_BIAS, "tokenizer.ggml.token_type"), (NUMBERS,)),
+    **dict.fromkeys((KIND, LAYOUT, HEAD_ACTIVATION, VOCAB_SHA256, PROMPT_TEMPLATE, BASE_NAME, REWARD_NAME), (TEXT,)),
+    **dict.fromkeys((TRAIN_LOSS, QHEAD_ACTIVATION, QHEAD_TEACHER, "general.architecture", "general.name"), (TEXT,)),
+    **dict.fromkeys(("general.type", "tokenizer.ggml.model", "tokenizer.ggml.pre", "tokenizer.chat_template"), (TEXT,)),
+    **dict.fromkeys(("split.no", "split.count"), (NUMBER,)),
+    "tokenizer.ggml.tokens": (TEXTS,),
+}
+# Of a model's own architecture, by how the key ends; some have a number a layer.
+_OF_MODEL = {
+    **dict.fromkeys(
+        ("context_length", "embedding_length", "block_count", "expert_count", "expert_group_count"), (NUMBER,)
+    ),
+    **dict.fromkeys(("expert_group_used_count", "nextn_predict_layers", "rope.dimension_count"), (NUMBER,)),
+    **dict.fromkeys(("attention.key_length", "attention.value_length", "shortconv.l_cache"), (NUMBER,)),
+    **dict.fromkeys(("ssm.inner_size", "ssm.state_size", "ssm.conv_kernel", "ssm.group_count"), (NUMBER,)),
+    **dict.fromkeys(("full_attention_interval",), (NUMBER,)),
+    **dict.fromkeys(("attention.head_count", "attention.head_count_kv", "feed_forward_length"), (NUMBER, NUMBERS)),
+    **dict.fromkeys(("expert_used_count", "attention.recurrent_layers"), (NUMBER, NUMBERS)),
+    "rope.scaling.type": (TEXT,),
+}
+
+
+def expected(key: str) -> tuple[str, ...] | None:
+    """What a metadata value may be, in words; None for a key that nothing here reads."""
+    return _EXPECTED.get(key) or _OF_MODEL.get(key.partition(".")[2])
+
+
+def kind_of(value: Any) -> str:
+    """What a metadata value is, in the words of expected()."""
+    if isinstance(value, str):
+        return TEXT
+    if isinstance(value, list):
+        return TEXTS
+    return NUMBERS if isinstance(value, np.ndarray) else NUMBER
+
 
 # A lean file may carry the embedding rows after the tensor data, closed by this footer:
 # ggml type, n_embd, n_rows, reserved (0), magic.

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .. import errors
 from ..errors import ConfigError, SiaError
 
 PINNED = "0.3.36"
@@ -48,17 +49,20 @@ class _Calls(threading.local):
 
 
 _calls = _Calls()
+_files: list[str] = []  # what calls under way are about; an assertion may fail in a thread of llama.cpp's own
 
 
 @contextmanager
-def quietly() -> Iterator[None]:
+def quietly(file: str | os.PathLike[str] = "") -> Iterator[None]:
     """What llama.cpp logs inside is ours: errors are kept for reason(), nothing is printed. The log of the rest of the
-    process, such as a caller's own `Llama(verbose=True)`, goes where llama-cpp-python sends it."""
+    process, such as a caller's own `Llama(verbose=True)`, goes where llama-cpp-python sends it. file: what is read."""
     _calls.depth += 1
+    _files.append(str(file))
     try:
         yield
     finally:
         _calls.depth -= 1
+        _files.remove(str(file))
 
 
 @C.llama_log_callback
@@ -72,7 +76,25 @@ def _on_log(level: int, text: bytes, data: Any) -> None:
         del _last_errors[:-8]
 
 
+@ctypes.CFUNCTYPE(None, ctypes.c_char_p)
+def _on_abort(message: bytes) -> None:
+    """An assertion of ggml or llama.cpp failed; the process ends when this returns, if not before."""
+    failed = message.decode("utf-8", "replace")
+    if _files:
+        file = next((file for file in reversed(_files) if file), "a model")
+        failed = (
+            f"{file}: llama.cpp gave up on this file ({failed.rpartition(': ')[2]}); it is damaged or not what it says "
+            "it is, download or convert it again"
+        )
+        if errors.give_up is not None:
+            errors.give_up(failed)
+    os.write(2, f"{failed}\n".encode())
+
+
 C.llama_log_set(_on_log, ctypes.c_void_p(0))
+if hasattr(C._lib, "ggml_set_abort_callback"):
+    C._lib.ggml_set_abort_callback.restype = ctypes.c_void_p
+    C._lib.ggml_set_abort_callback(_on_abort)
 C.llama_backend_init()
 # GCC drops the tile configuration of this release's AMX kernels, and the first decode is a segmentation fault
 # (llama.cpp's pull request 26954). Without the extra buffer types the AVX-512 kernels run instead.

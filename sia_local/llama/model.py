@@ -8,6 +8,8 @@ import os
 from ..errors import ConfigError, IncompatibleError, ModelFileError
 from .gguf import GgufMetadata, check_gguf
 from .library import AMX, C, gpu_layers, quietly, reason
+from .sound import check_sound
+from .vocabulary import Vocabulary
 
 
 class Model:
@@ -22,16 +24,18 @@ class Model:
         params.vocab_only = vocab_only
         params.use_extra_bufts = not AMX
         self.n_gpu_layers = n_gpu_layers
-        with quietly():
+        self._ptr = None
+        with GgufMetadata(self.path) as meta:
+            # A part that is not the first, or one that is missing, says so.
+            meta.parts  # noqa: B018
+            self.vocabulary = Vocabulary.of(meta)
+            check_sound(meta, self.vocabulary.tokens if self.vocabulary else ())
+        with quietly(self.path):
             self._ptr = C.llama_model_load_from_file(os.fsencode(self.path), params)
         if not self._ptr:
-            why = reason()
-            with GgufMetadata(self.path) as meta:
-                # A part that is not the first, or one that is missing, says so.
-                meta.parts  # noqa: B018
             raise ModelFileError(
                 f"{self.path}: llama.cpp cannot load this file; it may be truncated, damaged, or of an "
-                f"architecture this release does not know{why}"
+                f"architecture this release does not know{reason()}"
             )
         self._vocab = C.llama_model_get_vocab(self._ptr)
         self.n_vocab = int(C.llama_vocab_n_tokens(self._vocab))
@@ -172,7 +176,7 @@ class LoraAdapter:
 
     def __init__(self, model: Model, path: str | os.PathLike[str]):
         self.path = check_gguf(path)
-        with quietly():
+        with quietly(self.path):
             self._ptr = C.llama_adapter_lora_init(model._ptr, os.fsencode(self.path))
         if not self._ptr:
             raise IncompatibleError(

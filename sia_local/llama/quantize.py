@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-from pathlib import Path
 
 from ..errors import ConfigError, ModelFileError
 from .gguf import check_gguf
@@ -29,8 +28,8 @@ def quantization_name(file_type: int) -> str:
 
 
 def quantize(src: str | os.PathLike[str], dst: str | os.PathLike[str], ftype: str, n_threads: int = 0) -> None:
-    """Writes `src` quantized as `ftype` to `dst` (whole or not at all). Metadata, the value head included,
-    passes through untouched."""
+    """Writes `src` quantized as `ftype` to `dst`, which its caller puts into place (files.aside). Metadata, the value
+    head included, passes through untouched."""
     check_gguf(src)
     if ftype.upper() not in _FTYPES:
         raise ConfigError(f"unknown quantization {ftype!r}; expected one of {', '.join(quantization_types())}")
@@ -38,13 +37,7 @@ def quantize(src: str | os.PathLike[str], dst: str | os.PathLike[str], ftype: st
     params.ftype = _FTYPES[ftype.upper()]
     params.nthread = n_threads or default_threads()
     params.allow_requantize = True
-    target = Path(dst)
-    aside = target.with_name(f".{target.name}.tmp")
-    try:
-        with quietly():
-            status = C.llama_model_quantize(os.fsencode(src), os.fsencode(aside), ctypes.byref(params))
-        if status != 0:
-            raise ModelFileError(f"{src}: llama.cpp could not quantize this file to {ftype}{reason()}")
-        os.replace(aside, target)
-    finally:
-        aside.unlink(missing_ok=True)
+    with quietly(src):
+        status = C.llama_model_quantize(os.fsencode(src), os.fsencode(dst), ctypes.byref(params))
+    if status != 0:
+        raise ModelFileError(f"{src}: llama.cpp could not quantize this file to {ftype}{reason()}")

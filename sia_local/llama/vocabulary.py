@@ -34,12 +34,17 @@ class Vocabulary:
     def read(cls, path: str | os.PathLike[str]) -> Vocabulary | None:
         """None for a file without one."""
         with GgufMetadata(path) as meta:
-            tokens = meta.get("tokenizer.ggml.tokens")
-            types = meta.get("tokenizer.ggml.token_type")
+            return cls.of(meta)
+
+    @classmethod
+    def of(cls, meta: GgufMetadata) -> Vocabulary | None:
+        """None for a file without one."""
+        tokens = meta.get("tokenizer.ggml.tokens")
         if not tokens:
             return None
+        types = meta.get("tokenizer.ggml.token_type")
         control = frozenset() if types is None else frozenset((types == _CONTROL).nonzero()[0].tolist())
-        return cls(Path(path), tokens, control)
+        return cls(meta.path, tokens, control)
 
     @property
     def unpadded(self) -> int:

@@ -22,7 +22,6 @@ from ..llama.gguf import GgufMetadata
 from ..llama.keys import KIND, QHEAD_KIND, TRAIN_LOSS
 from ..llama.library import FloatArray
 from ..llama.model import Model
-from ..llama.vocabulary import Vocabulary
 from ..records import Float64, IntArray, Prompt, Values
 from .guides import Guides, PathLike, check_weight, open_guides
 from .hidden import open_qhead
@@ -205,7 +204,7 @@ def open_sources(
     """
     if not specs:
         return None
-    vocabulary = Vocabulary.read(base.path)
+    vocabulary = base.vocabulary
     with ExitStack() as undo:
         opened: list[Source] = []
         for spec, file in zip(specs, files, strict=True):

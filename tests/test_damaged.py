@@ -1,0 +1,127 @@
+"""What is damaged is refused with a sentence: files, before llama.cpp sees what it only asserts, and texts."""
+
+from __future__ import annotations
+
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import fuzz
+import pytest
+from click.testing import CliRunner
+
+from sia_local import SIA
+from sia_local.cli import main
+from sia_local.errors import ConfigError, DataError, ModelFileError
+from sia_local.files import parse_json, parse_toml
+from sia_local.llama.model import Model
+
+Make = Callable[..., Path]
+
+
+def changed(source: Path, target: Path, key: str, value: bytes) -> Path:
+    """A copy whose metadata `key`, of the type it has, is `value`."""
+    file = fuzz.Gguf.of(source.read_bytes())
+    kv = next(kv for kv in file.kvs if kv[0] == key.encode())
+    kv[2] = value
+    target.write_bytes(file.bytes())
+    return target
+
+
+def u32(number: int) -> bytes:
+    return struct.pack("<I", number)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("block_count", 0, "block_count is 0, expected 1 to 512"),
+        ("block_count", 1 << 31, "block_count is 2147483648, expected 1 to 512"),
+        ("embedding_length", 0, "embedding_length is 0, expected 1 or more"),
+        ("expert_used_count", 5, "expert_used_count is 5, expected 1 to the 4 experts there are"),
+        ("expert_used_count", 0, "expert_used_count is 0, expected 1 to the 4 experts there are"),
+        ("rope.dimension_count", 15, "rope.dimension_count is 15, expected an even number of at most 16"),
+        ("rope.dimension_count", 8, "rope.dimension_count is 8, expected 16, as wide as the keys"),
+        ("attention.value_length", 8, "attention.value_length is 8, expected 16, as wide as the keys"),
+        ("attention.head_count_kv", 3, "attention.head_count_kv is 3, expected a divisor of the 4 heads"),
+    ],
+)
+def test_what_llama_cpp_only_asserts_is_refused(
+    make_gguf: Make, tmp_path: Path, key: str, value: int, said: str
+) -> None:
+    path = changed(make_gguf("base", "qwen3moe"), tmp_path / "bad.gguf", f"qwen3moe.{key}", u32(value))
+    with pytest.raises(ModelFileError, match=said):
+        Model(path)
+
+
+def test_two_equal_tokens_are_named(make_gguf: Make, tmp_path: Path) -> None:
+    path = make_gguf("base", renamed={300: "hello\x1b[2J", 7: "hello\x1b[2J"})
+    with pytest.raises(
+        ModelFileError, match=r"the token 'hello.*' stands twice in the vocabulary, at 7 and 300;"
+    ) as said:
+        Model(path)
+    assert "\x1b" not in str(said.value)
+    # Empty ones have names of their own in llama.cpp.
+    with Model(make_gguf("base", renamed={300: "", 7: ""})) as model:
+        assert model.n_vocab == 320
+
+
+def test_a_key_of_another_type_is_named(make_gguf: Make, tmp_path: Path) -> None:
+    file = fuzz.Gguf.of(make_gguf("base").read_bytes())
+    kv = next(kv for kv in file.kvs if kv[0] == b"tokenizer.ggml.tokens")
+    kv[2] = struct.pack("<IQ", 5, 3) + bytes(12)
+    (tmp_path / "bad.gguf").write_bytes(file.bytes())
+    with pytest.raises(ModelFileError, match="tokens holds an array of numbers, expected an array of texts"):
+        Model(tmp_path / "bad.gguf")
+
+
+def test_what_no_check_foresees_ends_the_command_with_a_sentence(make_gguf: Make, tmp_path: Path) -> None:
+    """A negative epsilon is asserted deep in a graph; nothing of it is in the metadata's types."""
+    key = "qwen3.attention.layer_norm_rms_epsilon"
+    path = changed(make_gguf("base"), tmp_path / "bad.gguf", key, struct.pack("<f", -1.0))
+    command = [sys.executable, "-m", "sia_local", "generate", "-m", str(path), "-p", "hello", "-n", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stdout == ""
+    assert [line.split(":")[0] for line in done.stderr.splitlines()] == ["no value model", "Error"]
+    assert f"{path}: llama.cpp gave up on this file (GGML_ASSERT(eps >= 0.0f) failed)" in done.stderr
+
+
+def test_nothing_of_a_file_steers_the_terminal(make_gguf: Make, tmp_path: Path) -> None:
+    name = "\x1b]0;owned\x07\x1b[2J"
+    path = changed(make_gguf("base"), tmp_path / "a.gguf", "general.architecture", fuzz.text(name.encode()))
+    said = CliRunner().invoke(main, ["generate", "-m", str(path), "-p", "hello", "-n", "2"])
+    assert said.exit_code == 2 and not {"\x1b", "\x07"} & set(said.output)
+    template = changed(
+        make_gguf("base"),
+        tmp_path / "b.gguf",
+        "tokenizer.chat_template",
+        fuzz.text(b"{{ raise_exception('\x1b[2J') }}"),
+    )
+    with SIA.load(template, n_ctx=64, n_threads=1) as sia, pytest.raises(ConfigError) as refused:
+        sia.generate("hello")
+    assert "\x1b" not in str(refused.value)
+
+
+def test_text_nested_too_deeply_is_a_value_error() -> None:
+    for parse, text in ((parse_json, b"[" * 100_000), (parse_toml, b"a = " + b"[" * 5_000)):
+        with pytest.raises(ValueError, match="nested too deeply"):
+            parse(text)
+
+
+def test_a_line_nested_too_deeply_is_named(tmp_path: Path) -> None:
+    from sia_convert.data.trajectories import read_trajectories
+
+    (tmp_path / "t.jsonl").write_text("[" * 100_000 + "\n")
+    with pytest.raises(DataError, match=r"line 1: not valid JSON \(it is nested too deeply\)"):
+        list(read_trajectories([tmp_path / "t.jsonl"]))
+
+
+def test_a_few_damaged_files(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The command's own loop, for a few files of every kind."""
+    targets = [*fuzz.gguf_targets(tmp_path), *fuzz.text_targets(tmp_path)]
+    counts = fuzz.campaign(targets, 8, seed=1000, keep=None)
+    bad = {name for name in counts if name.split(" ", 1)[1] not in fuzz.GOOD}
+    assert not bad, capfd.readouterr().out
+    assert counts.total() > 60
