@@ -402,7 +402,7 @@ def text_targets(folder: Path) -> list[Target]:
 
     def loaded_chat(path: Path) -> None:
         with SIA.load(base, **LOAD) as sia:
-            Session(sia, SiaConfig()).load(path)
+            Session(sia).load(path)
 
     def chosen_pairs(path: Path) -> None:
         read_pairs(path, 2)
