@@ -71,7 +71,9 @@ def held(path: Path) -> bool:
 def sweep(path: str | os.PathLike[str]) -> None:
     """Removes the temporary files and folders that killed writers of `path` left; those of a running one are held."""
     target = Path(path)
-    for left in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
+    name = glob.escape(target.name)
+    # With two dots: a folder beside the file that is being written beside the target.
+    for left in [*target.parent.glob(f".{name}.*.tmp"), *target.parent.glob(f"..{name}.*.tmp")]:
         if not held(left):
             with suppress(OSError):
                 shutil.rmtree(left) if left.is_dir() else left.unlink()

@@ -94,6 +94,7 @@ def test_the_next_run_removes_what_killed_ones_left(tmp_path: Path) -> None:
     target = tmp_path / "model[1].gguf"
     (tmp_path / ".model[1].gguf.abc.tmp").write_bytes(b"half")
     (tmp_path / ".model[1].gguf.dir.tmp").mkdir()
+    (tmp_path / "..model[1].gguf.dir.tmp.abc.tmp").mkdir()
     (tmp_path / ".other.gguf.abc.tmp").write_bytes(b"half")
     with aside(target) as held:
         held.write_bytes(b"whole")
