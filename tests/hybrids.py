@@ -85,14 +85,37 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
 
 def hybrid_hf(name: str, folder: Path) -> Path:
     """A random causal LM of CONFIGS with its tokenizer, in `folder`. No weight is where it would not be noticed."""
+    import transformers
+
+    kind, over = CONFIGS[name]
+    config = getattr(transformers, kind)(**SHAPE, **over)
+    return _saved(transformers.AutoModelForCausalLM, config, folder)
+
+
+def seeing_hf(folder: Path) -> Path:
+    """A random Qwen3.5 as it is published, with a part that sees."""
+    import transformers
+
+    sight = {"depth": 1, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": 64}
+    config = transformers.Qwen3_5Config(
+        text_config={**SHAPE, **CONFIGS["qwen35"][1]},
+        vision_config={**sight, "patch_size": 4, "num_position_embeddings": 16},
+        image_token_id=5,
+        video_token_id=6,
+        vision_start_token_id=7,
+        vision_end_token_id=8,
+    )
+    return _saved(transformers.AutoModelForImageTextToText, config, folder)
+
+
+def _saved(auto: Any, config: Any, folder: Path) -> Path:
     import torch
     import transformers
 
     transformers.logging.disable_progress_bar()
     transformers.logging.set_verbosity_error()  # it would advise kernels for GPUs
     root = tiny.tiny_tokenizer(folder)
-    kind, over = CONFIGS[name]
-    model = transformers.AutoModelForCausalLM.from_config(getattr(transformers, kind)(**SHAPE, **over))
+    model = auto.from_config(config)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for where, weight in model.named_parameters():

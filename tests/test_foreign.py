@@ -95,6 +95,20 @@ def test_what_training_leaves_alone_or_changes_whole(kept: None, tmp_path: Path)
         export_value(ValueCheckpoint.open(tmp_path / "none"), tmp_path / "x.gguf", None, ExportConfig("head"))
 
 
+def test_a_model_that_sees_is_trained_and_exported_as_the_language_model_in_it(kept: None, tmp_path: Path) -> None:
+    folder, out = hybrids.seeing_hf(tmp_path / "hf"), tmp_path / "value"
+    base = export_base(folder, tmp_path / "base.gguf", "f32", pre="qwen2")
+    data = tiny.tiny_trajectories(tmp_path / "data.jsonl", folder, prompts=4, samples=2)
+    words = ["train", str(folder), str(data), "--out", str(out), "--epochs", "1", "--held-out", "0.5", "--lr", "0.01"]
+    result = CliRunner().invoke(main, [*words, "--placement", "adapter", "--lora-r", "4"])
+    assert result.exit_code == 0, result.output
+    checkpoint = ValueCheckpoint.open(out)
+    path = export_value(checkpoint, tmp_path / "value.gguf", base, ExportConfig(dtype="f32"))
+    assert {"blk.0.attn_qkv.weight.lora_a", "blk.0.ssm_out.weight.lora_b"} <= {t.name for t in read_gguf(path)[1]}
+    row = prove(checkpoint, path, base, data, limit=2, per_trajectory=2)
+    assert (row.kind, row.failures) == ("adapter", ()) and row.max_abs < 1e-3
+
+
 def test_a_coarser_adapter_is_written_as_such(kept: None, tmp_path: Path) -> None:
     folder = hybrids.hybrid_hf("granitehybrid", tmp_path / "hf")
     base = export_base(folder, tmp_path / "base.gguf", "f32", pre="qwen2")

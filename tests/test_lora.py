@@ -21,6 +21,7 @@ import torch
 import transformers
 from sia_convert.formats.checkpoint import ValueCheckpoint
 from sia_convert.formats.export import ExportConfig, export_value
+from sia_convert.formats.gguf_io import read_gguf
 from sia_convert.formats.lora import Lora
 
 IDS = np.random.default_rng(2).integers(3, 384, 40).tolist()
@@ -115,3 +116,29 @@ def test_settings_that_are_not_known_and_ranks_that_are_not_so_are_refused(
             Lora.open(path.parent)
     path.write_text(json.dumps({**saved, "use_newlora": None, "qalora_group_size": 16}))
     assert Lora.open(path.parent).rank == 4
+
+
+def test_verify_does_not_read_an_adapter_as_export_does(
+    make_hf: Callable[..., Path], tiny_base: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A scale that export reads wrongly is a difference, not the same mistake on both sides."""
+    checkpoint = adapted(tmp_path / "value", make_hf(), lora_alpha=16)
+    data = tiny.tiny_trajectories(tmp_path / "data.jsonl", make_hf(), prompts=2, samples=1)
+    monkeypatch.setattr("sia_convert.formats.lora.scale_of", lambda alpha, rank, rslora: 1.0)
+    path = export_value(checkpoint, tmp_path / "value.gguf", tiny_base, ExportConfig("merged", "f32"))
+    assert tiny.prove(checkpoint, path, tiny_base, data).failures[0].startswith("max |dV|")
+    monkeypatch.undo()
+    path = export_value(checkpoint, tmp_path / "value.gguf", tiny_base, ExportConfig("merged", "f32"))
+    assert tiny.prove(checkpoint, path, tiny_base, data).failures == ()
+
+
+@pytest.mark.parametrize(("dtype", "kind"), [("f32", 0), ("f16", 1), ("bf16", 30)])
+def test_the_matrices_of_an_adapter_are_of_the_type_asked_for(
+    dtype: str, kind: int, make_hf: Callable[..., Path], tiny_base: Path, tmp_path: Path
+) -> None:
+    checkpoint = tiny.tiny_checkpoint(tmp_path / "value", make_hf())
+    path = export_value(checkpoint, tmp_path / "value.gguf", tiny_base, ExportConfig("adapter", dtype))
+    assert {tensor.type for tensor in read_gguf(path)[1]} == {kind}
+    data = tiny.tiny_trajectories(tmp_path / "data.jsonl", make_hf(), prompts=2, samples=1)
+    row = tiny.prove(checkpoint, path, tiny_base, data, limit=2)
+    assert (row.type, row.failures) == (dtype.upper(), ()) and (row.max_abs < 1e-5) == (dtype == "f32")
