@@ -234,7 +234,8 @@ class Setup(ChatSettings):
     overlap_prompts: the value source reads a prompt while the base does, not at the first junction. hidden_states: the
     base keeps the hidden state behind each row of logits, which a `value-qhead` asks for by itself. same_vocabulary:
     ids mean the same though some control tokens have other names. prompt_cache: bytes of the computer's memory for
-    texts that lost their slot to another, so that they are not read again when they go on.
+    texts that lost their slot to another, so that they are not read again when they go on. shortlist: of two sources
+    of values the first, a Q-head, picks so many candidates, which the second scores; 0 for their sum.
     """
 
     n_ctx: int = setting(2048, "Tokens of context.", option="--ctx")
@@ -253,6 +254,12 @@ class Setup(ChatSettings):
         "Attention with less memory, on GPUs faster; a quantized --kv-type-v needs it.",
         metavar="|".join(FLASH_ATTENTION),
     )
+    shortlist: int = setting(
+        0,
+        "Of two -v, the first a Q-head: the second scores only so many candidates, those that the Q-head favours.",
+        metavar="N",
+        show="off",
+    )
     overlap_prompts: bool = setting(
         False,
         "The value model reads a prompt while the base does, on some of the cores, not at the first junction.",
@@ -269,6 +276,7 @@ class Setup(ChatSettings):
         _require(self.slots >= 1, f"slots is {self.slots}; expected at least 1 sequence")
         _require(self.n_threads >= 0, f"n_threads is {self.n_threads}; expected 0 (one a core) or more")
         _require(self.prompt_cache >= 0, f"prompt_cache is {self.prompt_cache}; expected 0 (none) or more bytes")
+        _require(self.shortlist >= 0, f"shortlist is {self.shortlist}; expected 0 or more candidates")
         most = self.max_candidates
         _require(most is None or most >= 1, f"max_candidates is {most}; expected at least 1")
         for name in (self.type_k, self.type_v):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from sia_local.cli import main
 from sia_local.errors import ConfigError
 from sia_local.learning.collect import CollectConfig, Progress, collect
 from sia_local.learning.junctions import read_junctions, read_transitions
+from sia_local.learning.targets import read_targets
 from sia_local.seeds import text_seed
 from sia_local.values.guides import GuidePair, instruction
 from sia_local.values.qhead import QHeadFile
@@ -117,3 +120,51 @@ def test_one_model_under_two_instructions_shares_its_weights(base_gguf: Path) ->
     with SIA.load(base_gguf, pair, setup=EXACT) as sia:
         guides = source(sia, GuidePair)
         assert guides.minus is not None and guides.plus.model is guides.minus.model is sia.model
+
+
+def test_branches_are_targets_without_a_teacher(make_gguf: Callable[..., Path], tmp_path: Path) -> None:
+    base, out, targets = make_gguf("base"), tmp_path / "q.gguf", tmp_path / "branched.jsonl"
+    lines: list[dict[str, Any]] = []
+    for p, prompt in enumerate(PROMPTS):
+        branches = [
+            {"at": at, "ids": [3 + at, 9, 40][:n], "logits": [2.0, 1.5, 1.0][:n], "means": [0.5, 0.25, float(p)][:n]}
+            | {"stds": [0.0] * n, "counts": [2, 2, 4][:n]}
+            for at, n in ((0, 3), (2, 2))
+        ]
+        lines.append({"prompt_id": p, "prompt": prompt, "tokens": [5, 6, 7], "branches": branches})
+    lines.append({"prompt_id": 0, "prompt": "hello", "tokens": [5], "reward": 0.1})
+    targets.write_text("\n".join(map(json.dumps, lines)))
+    with SIA.load(base, None, setup=EXACT, hidden_states=True) as sia:
+        found = read_targets(sia, targets)
+        assert found.ids.tolist()[:2] == [[3, 9, 40], [5, 9, 0]] and found.prompts.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+        np.testing.assert_array_equal(found.values[:2], [[0.5, 0.25, 0.0], [0.5, 0.25, np.nan]])
+        assert found.counts is not None and found.counts.tolist()[:2] == [[2, 2, 4], [2, 2, 0]]
+        read = sia.prompt("a dog").tokens
+        for at, tokens in ((2, read), (3, (*read, 5, 6))):
+            *_, rows = sia.engine.trail(0, [], list(tokens), hidden=True)
+            np.testing.assert_allclose(found.hidden[at], rows[-1], atol=1e-4)
+    asked = [
+        "-m",
+        base,
+        "--targets",
+        targets,
+        "-o",
+        out,
+        "--rank",
+        "2",
+        "--hidden",
+        "0",
+        "--epochs",
+        "1",
+        "--threads",
+        "1",
+    ]
+    done = CliRunner().invoke(main, ["learn", *map(str, asked)])
+    assert done.exit_code == 0, done.output
+    facts = QHeadFile.read(out).meta.distillation
+    assert facts is not None and (facts.teacher, facts.k) == ("branches", 3)
+    both = CliRunner().invoke(main, ["learn", "Be brief.", *map(str, asked)])
+    assert both.exit_code == 2 and "a sentence and --targets were given" in both.stderr
+    targets.write_text(json.dumps(lines[-1]))
+    none = CliRunner().invoke(main, ["learn", *map(str, asked)])
+    assert none.exit_code == 2 and "no text in it has branches" in none.stderr

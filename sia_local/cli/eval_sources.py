@@ -64,6 +64,8 @@ def fix_files(options: dict[str, Any], arms: list[Arm], store: SampleFile) -> No
                 files.append({"plus_prompt": spec.plus_prompt, "minus_prompt": spec.minus_prompt})
             else:
                 files.append({**fingerprint(spec.path), "weight": spec.weight})
+        if options["shortlist"]:
+            files.append({"shortlist": options["shortlist"]})
         if store.fix(f"source {source}", files) != files:
             names = ", ".join(file["file"] for file in files if "file" in file)
             raise ConfigError(
@@ -77,6 +79,7 @@ def kinds_of(options: dict[str, Any], arms: list[Arm]) -> dict[str, list[str]]:
     from ..values.sources import Guides, parse_specs, read_files
 
     kinds: dict[str, list[str]] = {}
+    short = f":{options['shortlist']}" if options["shortlist"] else ""
     for source in dict.fromkeys(arm.source for arm in arms if arm.uses_values):
         specs = parse_specs(model_paths(only(options, source))[1])
         try:
@@ -87,6 +90,6 @@ def kinds_of(options: dict[str, Any], arms: list[Arm]) -> dict[str, list[str]]:
             if isinstance(spec, Guides):
                 models = ["guide"] * (1 if spec.minus is None else 2)
             else:
-                models = [file.kind] if file is not None else []
+                models = [file.kind + short] if file is not None else []
             kinds.setdefault(source, []).extend(models)
     return kinds

@@ -19,6 +19,8 @@ from .options import model_options
 from .resolve import known_from, model_paths, setup_from
 
 if TYPE_CHECKING:
+    from ..learning.collect import Progress
+    from ..learning.fit import Epoch
     from ..values.guides import Guides
 
 SETUP = Setup(n_ctx=1024, slots=4)
@@ -31,6 +33,9 @@ SETUP = Setup(n_ctx=1024, slots=4)
     "--prompts", type=click.Path(path_type=Path), help="One prompt a line, or JSONL.  [default: the model's own]"
 )
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="The steering file, GGUF.")
+@click.option(
+    "--targets", type=click.Path(path_type=Path), help="Learn from the branches in this file, without a teacher."
+)
 @click.option("--junctions", type=click.Path(path_type=Path), help="Folder of what was collected.  [default: OUT.d]")
 @options_for(CollectConfig)
 @options_for(FitConfig)
@@ -40,23 +45,28 @@ def learn(**options: Any) -> None:
 
     PLUS is an instruction: `sia-local learn "Answer in very simple words." --minus "Answer in academic language."`
     steers towards the one and away from the other, as the base itself understands them; no training data, no PyTorch.
-    With -v VALUE.gguf instead, a value model is the teacher.
+    With -v VALUE.gguf instead, a value model is the teacher; with --targets FILE no one is, but what candidates earned
+    when `sia-convert branch` tried them.
 
     Run again after an interruption: it goes on with the texts that are missing.
     """
-    from ..learning.distill import distill, summary
+    from ..learning.distill import distill, from_targets, summary
     from ..prompts import read_prompts
 
     base, values = model_paths({**options, "value": options["value"] or ("none",)})
     teacher: Any = _guides(base, options) if options["plus"] else values
-    if options["plus"] and values:
-        raise ConfigError("a sentence and -v were given; give one teacher")
+    given = {"a sentence": options["plus"], "-v": values, "--targets": options["targets"]}
+    if len(several := [name for name, what in given.items() if what]) > 1:
+        raise ConfigError(f"{' and '.join(several)} were given; give one teacher")
+    out, setup, fitting = options["out"], setup_from(options, base, usual=SETUP), build(FitConfig, dict(options))
+    say = _Say()
+    if options["targets"]:
+        made = from_targets(base, options["targets"], out, fitting, setup, say.texts, say.epoch)
+        click.echo(summary(made))
+        return
     if not teacher:
         raise ConfigError('no teacher was given; give an instruction, as in "Answer in very simple words.", or -v FILE')
-    prompts = options["prompts"] or _prompts(options)
-    out, folder = options["out"], options["junctions"] or Path(f"{options['out']}.d")
-    setup = setup_from(options, base, usual=SETUP)
-    say = _Say()
+    prompts, folder = options["prompts"] or _prompts(options), options["junctions"] or Path(f"{out}.d")
     made = distill(
         base,
         teacher if options["plus"] else (values[0] if len(values) == 1 else values),
@@ -64,10 +74,10 @@ def learn(**options: Any) -> None:
         out,
         folder,
         build(CollectConfig, dict(options)),
-        build(FitConfig, dict(options)),
+        fitting,
         setup,
-        lambda p: say.now(f"{p.texts} of {p.of} texts, {p.junctions} junctions", p.texts == p.of),
-        lambda e: say.now(f"pass {e.epoch}: loss {e.loss:.4f}, held out {e.held_out:.4f}", True),
+        say.texts,
+        say.epoch,
     )
     click.echo(summary(made))
 
@@ -98,3 +108,9 @@ class _Say:
             self.last = time.monotonic()
             click.echo(sentence, err=True)
             sys.stderr.flush()
+
+    def texts(self, p: Progress) -> None:
+        self.now(f"{p.texts} of {p.of} texts, {p.junctions} junctions", p.texts == p.of)
+
+    def epoch(self, e: Epoch) -> None:
+        self.now(f"pass {e.epoch}: loss {e.loss:.4f}, held out {e.held_out:.4f}", True)

@@ -27,19 +27,22 @@ def value_rows(sample: Sample, kinds: Sequence[str], picked: bool = False) -> in
 
     A value model decodes the candidates of every junction and, on its way to the last one, the tokens in between
     (the winner of a junction is already decoded); what it leaves unread behind the last junction is counted, too,
-    since a sample does not say where that was. A value-head's candidates run in the base's decode, where the winner
-    saves the base its next row. A Q-head decodes nothing. A guide reads the text along, whatever the candidates.
+    since a sample does not say where that was. `value:3`: a shortlist leaves it three candidates a junction.
+    A value-head's candidates run in the base's decode, where the winner saves the base its next row. A Q-head decodes
+    nothing. A guide reads the text along, whatever the candidates.
     picked: the whole text is read once more for the value by which the best of N is chosen.
     """
     rows = 0
-    for kind in kinds:
+    for model in kinds:
+        kind, _, few = model.partition(":")
         if sample.junctions and kind == "value-qhead":
             pass
         elif sample.junctions and kind == "guide":
             rows += sample.steps
         elif sample.junctions:
             read = 0 if kind == "value-head" else sample.steps
-            rows += sample.values_asked - sample.junctions + read
+            asked = min(sample.values_asked, int(few) * sample.junctions) if few else sample.values_asked
+            rows += asked - sample.junctions + read
         if picked:
             rows += sample.steps
     return rows

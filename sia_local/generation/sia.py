@@ -75,7 +75,7 @@ class SIA:
         specs = parse_specs(value)
         files = read_files(specs)
         kinds = {file.kind for file in files if file is not None}
-        branches = setup.head_candidates if "value-head" in kinds else 0
+        branches = (setup.shortlist or setup.head_candidates) if "value-head" in kinds else 0
         with ExitStack() as undo:
             if not isinstance(model, Model):
                 model = Model(model, n_gpu_layers=setup.n_gpu_layers)

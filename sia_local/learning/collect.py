@@ -90,7 +90,7 @@ def collect(
             kept.setdefault(step.job, []).append(step)
             if step.finish:
                 text, steps, number = read.pop(step.job), kept.pop(step.job), step.job % len(prompts)
-                hidden = _hidden(sia, text, steps)
+                hidden = hidden_states(sia, text, [s.token for s in steps[:-1]])
                 junctions = _junctions(hidden, steps, number, config.k)
                 found += 0 if junctions is None else len(junctions)
                 done += 1
@@ -98,12 +98,11 @@ def collect(
                 progress(Progress(done, config.texts, found))
 
 
-def _hidden(sia: SIA, prompt: Prompt, steps: Sequence[Step]) -> Float32:
-    """The base's hidden state before each token of a text, float32 [n, n_embd]."""
+def hidden_states(sia: SIA, prompt: Prompt, tokens: Sequence[int]) -> Float32:
+    """The base's hidden state behind a prompt and after each of `tokens`, float32 [n + 1, n_embd]."""
     *before, last = prompt.tokens
     with sia.desk.slot() as slot:
-        tokens = [last, *(step.token for step in steps[:-1])]
-        return np.concatenate([rows.copy() for rows in sia.engine.trail(slot, before, tokens, hidden=True)])
+        return np.concatenate([rows.copy() for rows in sia.engine.trail(slot, before, [last, *tokens], hidden=True)])
 
 
 def _transitions(sia: SIA, hidden: Float32, prompt: Prompt, steps: Sequence[Step], number: int) -> Transitions:

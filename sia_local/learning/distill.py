@@ -21,8 +21,9 @@ from ..values.sources import Specs
 from .baseline import predict_table
 from .collect import CollectConfig, Progress, collect
 from .fit import Epoch, Fit, FitConfig, fit, predict
-from .junctions import read_junctions, read_transitions, split
+from .junctions import Junctions, Transitions, read_junctions, read_transitions, split
 from .report import Report, compare
+from .targets import read_targets
 
 # Of the spread: what writing as halves may move a value by.
 ROUNDING = 0.02
@@ -61,6 +62,22 @@ def distill(
     return fit_folder(base, folder, out, fitting, name, reward, on_epoch)
 
 
+def from_targets(
+    base: str | os.PathLike[str],
+    targets: str | os.PathLike[str],
+    out: Path,
+    fitting: FitConfig,
+    setup: Setup,
+    on_text: Callable[[Progress], None] = lambda _: None,
+    on_epoch: Callable[[Epoch], None] = lambda _: None,
+) -> Distilled:
+    """A Q-head from what candidates earned when `sia-convert branch` tried them, without a teacher. Raises as
+    read_targets and fit_junctions do."""
+    with SIA.load(base, None, setup, hidden_states=True) as sia:
+        junctions = read_targets(sia, targets, on_text)
+    return fit_junctions(base, junctions, None, out, fitting, "branches", "", on_epoch)
+
+
 def fit_folder(
     base: str | os.PathLike[str],
     folder: Path,
@@ -72,9 +89,23 @@ def fit_folder(
 ) -> Distilled:
     """Fits a Q-head to the junctions of a folder and writes it to `out`."""
     junctions, _ = read_junctions(folder)
+    return fit_junctions(base, junctions, read_transitions(folder), out, fitting, teacher, reward, on_epoch)
+
+
+def fit_junctions(
+    base: str | os.PathLike[str],
+    junctions: Junctions,
+    taken: Transitions | None,
+    out: Path,
+    fitting: FitConfig,
+    teacher: str,
+    reward: str,
+    on_epoch: Callable[[Epoch], None],
+) -> Distilled:
+    """Fits a Q-head, a tenth of the prompts held out, writes it to `out`, and checks what the file says."""
     learned, held = split(junctions)
     rows = EmbeddingRows.output_of(base)
-    made = fit(learned, held, rows, fitting, on_epoch, read_transitions(folder))
+    made = fit(learned, held, rows, fitting, on_epoch, taken)
     report = made.report
     facts = Distillation(teacher, len(learned), junctions.k, report.r2, report.agreement, report.gain_share)
     with GgufMetadata(base) as meta:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,6 +27,7 @@ from .guides import Guides, PathLike, check_weight, open_guides
 from .hidden import open_qhead
 from .model import ValueFile, open_value
 from .qhead import QHeadFile
+from .shortlist import Shortlisted
 
 AnyFile = ValueFile | QHeadFile
 
@@ -205,26 +206,42 @@ def open_sources(
     if not specs:
         return None
     vocabulary = base.vocabulary
+    if setup.shortlist:
+        _check_shortlist(specs, files, base_engine)
     with ExitStack() as undo:
         opened: list[Source] = []
+        loading = replace(setup, max_candidates=setup.shortlist) if setup.shortlist else setup
         for spec, file in zip(specs, files, strict=True):
             source: Source
             if isinstance(spec, Guides):
-                source = open_guides(spec, base, vocabulary, setup)
+                source = open_guides(spec, base, vocabulary, loading)
             elif isinstance(file, QHeadFile):
                 source = open_qhead(file, base, base_engine, vocabulary, setup.same_vocabulary)
             else:
                 assert file is not None
-                source = open_value(file, base, base_engine, vocabulary, setup)
+                source = open_value(file, base, base_engine, vocabulary, loading)
             undo.callback(source.close)
             opened.append(source)
-        if len(opened) == 1 and specs[0].weight is None:
-            made: Source = opened[0]
+        made: Source
+        if setup.shortlist:
+            assert base_engine is not None
+            made = Shortlisted(opened[0], opened[1], setup.shortlist, base_engine)
+        elif len(opened) == 1 and specs[0].weight is None:
+            made = opened[0]
         else:
             weights = [1.0 if spec.weight is None else spec.weight for spec in specs]
             made = MixedValues(opened, weights, names_of(specs))
         undo.pop_all()
         return made
+
+
+def _check_shortlist(specs: Sequence[Spec], files: Sequence[AnyFile | None], base_engine: Engine | None) -> None:
+    weights = [spec.weight for spec in specs if spec.weight is not None]
+    if len(specs) != 2 or not isinstance(files[0], QHeadFile) or weights or base_engine is None:
+        raise ConfigError(
+            f"a shortlist of {len(specs)} values; expected a Q-head, then what scores the candidates that it favours, "
+            "without weights: -v q.gguf -v value.gguf --shortlist 3"
+        )
 
 
 def names_of(specs: Sequence[Spec]) -> list[str]:

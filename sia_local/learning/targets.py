@@ -1,0 +1,76 @@
+"""Targets without a teacher: what candidates earned when they were tried, as `sia-convert branch` writes it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import ContextFullError, DataError
+from ..generation.sia import SIA
+from .collect import Progress, hidden_states
+from .junctions import Junctions, concatenate
+
+
+def read_targets(
+    sia: SIA, path: str | os.PathLike[str], progress: Callable[[Progress], None] = lambda _: None
+) -> Junctions:
+    """The branches of a file as junctions: values are mean rewards, counts the texts behind each.
+
+    sia: the base that wrote the texts, which keeps hidden states (Setup.hidden_states); each text is read once. A
+    candidate that was not tried at a junction where others were is NaN with count 0. Texts that do not fit the context
+    are left out. Raises DataError where no line has branches, or is none of `sia-convert branch`.
+    """
+    lines = list(_lines(Path(path)))
+    k = max((len(b["ids"]) for _, entry in lines for b in entry["branches"]), default=0)
+    found: list[Junctions] = []
+    for n, (number, entry) in enumerate(lines):
+        if entry["branches"]:
+            try:
+                found.append(_junctions(sia, entry, k))
+            except ContextFullError:
+                continue
+            except (KeyError, TypeError, ValueError) as error:
+                raise DataError(f"{path}, line {number}: {error!r}; expected a line of `sia-convert branch`") from error
+        progress(Progress(n + 1, len(lines), sum(map(len, found))))
+    if not found:
+        raise DataError(f"{path}: no text in it has branches; make some with `sia-convert branch`")
+    return concatenate(found)
+
+
+def _junctions(sia: SIA, entry: dict[str, Any], k: int) -> Junctions:
+    branches = entry["branches"]
+    prompt = sia.prompt(entry["prompt"], bool(entry.get("raw", False)))
+    at = [int(b["at"]) for b in branches]
+    hidden = hidden_states(sia, prompt, [int(t) for t in entry["tokens"][: max(at)]])
+
+    def table(name: str, missing: float, dtype: type) -> np.ndarray[Any, Any]:
+        return np.array([[*b[name], *[missing] * (k - len(b[name]))] for b in branches], dtype)
+
+    return Junctions(
+        hidden=hidden[at],
+        ids=table("ids", 0, np.int32),
+        logits=table("logits", 0.0, np.float32),
+        values=table("means", np.nan, np.float32),
+        prompts=np.full(len(at), int(entry["prompt_id"]), np.int32),
+        counts=table("counts", 0.0, np.float32),
+    )
+
+
+def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    if not path.is_file():
+        raise DataError(f"no file at {path}: expected the JSONL of `sia-convert branch`")
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{path}, line {number}: not valid JSON ({error})") from error
+        if not isinstance(entry, dict):
+            raise DataError(f"{path}, line {number}: expected a JSON object, found {type(entry).__name__}")
+        yield number, {**entry, "branches": entry.get("branches", [])}
