@@ -229,8 +229,9 @@ class Setup(ChatSettings):
     """How models are loaded: what every text of one SIA shares.
 
     n_ctx: tokens a sequence may hold. slots: sequences that generate at once. n_threads: of the CPU, 0 for one a core.
-    n_gpu_layers: -1 for all. max_candidates: most candidates a junction can score (None: 10; 4 for a `value-head`,
-    which scores in the base's own decode). type_k, type_v: KV cache formats. flash_attention: `auto`, `on` or `off`.
+    n_gpu_layers: -1 for all. rpc: machines that hold all layers of the base, host:port of the ggml-rpc-server on each.
+    max_candidates: most candidates a junction can score (None: 10; 4 for a `value-head`, which scores in the base's own
+    decode). type_k, type_v: KV cache formats. flash_attention: `auto`, `on` or `off`.
     overlap_prompts: the value source reads a prompt while the base does, not at the first junction. hidden_states: the
     base keeps the hidden state behind each row of logits, which a `value-qhead` asks for by itself. same_vocabulary:
     ids mean the same though some control tokens have other names. prompt_cache: bytes of the computer's memory for
@@ -242,6 +243,9 @@ class Setup(ChatSettings):
     slots: int = setting(1, "Texts in one decode.")
     n_threads: int = setting(0, "CPU threads.", option="--threads", show="one a core")
     n_gpu_layers: int = setting(0, "Layers on the GPU, -1 for all.")
+    rpc: tuple[str, ...] = setting(
+        (), "Other machines that hold the base's layers, each with a ggml-rpc-server.", metavar="HOST:PORT,…"
+    )
     max_candidates: int | None = setting(None, cli=False)
     type_k: str = setting(
         "f16", "KV cache format of the keys alone.", option="--kv-type-k", metavar="TYPE", show="that of --kv-type"

@@ -78,7 +78,7 @@ class SIA:
         branches = (setup.shortlist or setup.head_candidates) if "value-head" in kinds else 0
         with ExitStack() as undo:
             if not isinstance(model, Model):
-                model = Model(model, n_gpu_layers=setup.n_gpu_layers)
+                model = Model(model, n_gpu_layers=setup.n_gpu_layers, rpc=setup.rpc)
                 undo.callback(model.close)
             if setup.chat_template is not None:
                 model.template = find_template(setup.chat_template)

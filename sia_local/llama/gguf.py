@@ -9,13 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import llama_cpp
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import IncompatibleError, ModelFileError
 from . import keys
-from .library import C, FloatArray, quietly, reason
+from .library import FloatArray, library_with, quietly, reason
 
 
 def check_gguf(path: str | os.PathLike[str]) -> Path:
@@ -231,14 +230,7 @@ def ggml_base() -> Any:
     """ggml-base with the prototypes of ggml/include/gguf.h, ggml.h and ggml-backend.h that are used here."""
     global _gguf_lib
     if _gguf_lib is None:
-        lib: Any = C._lib
-        if not hasattr(lib, "gguf_init_from_file"):
-            # On Windows a library does not show what it depends on. Elsewhere the file of that name would be loaded a
-            # second time, a copy that knows nothing of the log set in the first.
-            folder = Path(llama_cpp.__file__).parent / "lib"
-            lib = ctypes.CDLL(
-                str(next(folder / n for n in ("ggml-base.dll", "libggml-base.dll") if (folder / n).exists()))
-            )
+        lib = library_with("gguf_init_from_file", "ggml-base")
         ptr, i64, string, size = ctypes.c_void_p, ctypes.c_int64, ctypes.c_char_p, ctypes.c_size_t
         prototypes: dict[str, tuple[Any, list[Any]]] = {
             "gguf_init_from_file": (ptr, [string, _GgufInit]),

@@ -33,6 +33,9 @@ from llama_cpp import llama_cpp as C  # noqa: E402
 from llama_cpp._logger import llama_log_callback as _their_log  # noqa: E402
 from llama_cpp._logger import logger as _their_logger  # noqa: E402
 
+# Where the libraries lie: in the package, or where LLAMA_CPP_LIB_PATH says.
+LIBRARIES = Path(C._base_path)
+
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int32]
 MAX_SEQUENCES = int(C.llama_max_parallel_sequences())
@@ -101,6 +104,17 @@ C.llama_backend_init()
 AMX = b"AMX_INT8 = 1" in C.llama_print_system_info()
 
 
+def library_with(function: str, name: str) -> Any:
+    """The library that shows a function of ggml: libllama, which depends on it, or the one of this name.
+
+    On Windows a library does not show what it depends on. Elsewhere the file of that name would be loaded a second
+    time, a copy that knows nothing of what was set in the first.
+    """
+    if hasattr(C._lib, function):
+        return C._lib
+    return ctypes.CDLL(str(next(LIBRARIES / n for n in (f"{name}.dll", f"lib{name}.dll") if (LIBRARIES / n).exists())))
+
+
 def reason() -> str:
     """The last thing llama.cpp logged as an error, for the tail of a sentence."""
     said = next((line for line in _last_errors if line and "failed to load model" not in line), "")
@@ -144,8 +158,12 @@ def _read(path: Path) -> str:
 
 
 def has_gpu() -> bool:
-    """Whether this build of llama.cpp can put layers anywhere but on the CPU."""
-    return bool(C.llama_supports_gpu_offload())
+    """Whether there is a GPU that this build of llama.cpp can use; other machines do not count."""
+    if not C.llama_supports_rpc():
+        return bool(C.llama_supports_gpu_offload())
+    from .devices import local_gpus
+
+    return bool(local_gpus())
 
 
 def gpu_layers(n: int) -> int:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Sequence
 
 from ..errors import ConfigError, IncompatibleError, ModelFileError
+from .devices import local_gpus, remote
 from .gguf import GgufMetadata, check_gguf
 from .library import AMX, C, gpu_layers, quietly, reason
 from .sound import check_sound
@@ -15,12 +17,32 @@ from .vocabulary import Vocabulary
 class Model:
     """Weights and vocabulary of one GGUF file. Close it after every context made from it."""
 
-    def __init__(self, path: str | os.PathLike[str], *, n_gpu_layers: int = 0, vocab_only: bool = False):
-        """template: what stands in for the file's own chat template, if anything does."""
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        n_gpu_layers: int = 0,
+        vocab_only: bool = False,
+        rpc: Sequence[str] = (),
+    ):
+        """rpc: ggml-rpc-server programs, host:port, that hold its layers, beside the GPUs it may use here.
+
+        template: what stands in for the file's own chat template, if anything does.
+        """
         self.path = check_gguf(path)
         self.template: str | None = None
         params = C.llama_model_default_params()
         params.n_gpu_layers = gpu_layers(n_gpu_layers)
+        devices: list[int] | None = None
+        if rpc:
+            devices = remote(rpc) + (local_gpus() if n_gpu_layers else [])
+            params.n_gpu_layers = n_gpu_layers = -1
+        elif C.llama_supports_rpc():
+            # A model that was not told to leaves this machine no more than it did before the servers were named.
+            devices = local_gpus()
+        if devices is not None:
+            listed = (ctypes.c_void_p * (len(devices) + 1))(*devices, None)
+            params.devices = ctypes.cast(listed, ctypes.c_void_p)
         params.vocab_only = vocab_only
         params.use_extra_bufts = not AMX
         self.n_gpu_layers = n_gpu_layers
