@@ -173,10 +173,10 @@ class Chain:
                 reward_name=plan.reward_name,
                 base_name=self.base.stem,
             )
-            if plan.value.processes > 1:
+            if plan.value.accelerate is not None or (plan.value.processes or 1) > 1:
                 from .train.launch import launch
 
-                launch(config, plan.value.processes, self.files.job(at))
+                launch(config, self.files.job(at), plan.value.processes, plan.value.accelerate)
                 return
             import torch
 

@@ -75,7 +75,8 @@ class SteeredSection(Steering):
 @dataclass(frozen=True, kw_only=True)
 class ValueSection(TrainSettings):
     backbone: Path | None = None
-    processes: int = 1
+    processes: int | None = None
+    accelerate: Path | None = None  # a file of `accelerate config`
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -202,6 +203,8 @@ class Plan:
         if self.backbone not in made and not place.is_file():
             raise DataError(f"[value] backbone: nothing at {place}")
         read_template(self.value.template)
+        if self.value.accelerate is not None and not self.value.accelerate.is_file():
+            raise DataError(f"[value] accelerate: no file at {self.value.accelerate}")
         for name, later in (("distill", self.distill), ("calibrate", self.calibrate)):
             if later is not None and later.prompts is not None and not later.prompts.is_file():
                 raise DataError(f"[{name}] prompts: nothing at {later.prompts}")

@@ -27,9 +27,11 @@ from sia_convert.formats.checkpoint import ValueCheckpoint
 from sia_convert.formats.export import export_value
 from sia_convert.formats.hf import load_tokenizer
 from sia_convert.train.config import LoraSettings, TrainConfig
+from sia_convert.train.launch import launch
+from sia_convert.train.launch import main as main_of_launch
 from sia_convert.train.loop import Trainer, train
 from sia_convert.train.metrics import pairwise_accuracy, r2, spearman
-from sia_convert.train.model import value_loss
+from sia_convert.train.model import build, load, value_loss
 
 VALUES = torch.tensor([[9.0, 2.0, 3.0, 9.0], [0.5, 1.0, 4.0, 6.0]])
 MASK = torch.tensor([[0.0, 1.0, 1.0, 0.0], [0.0, 1.0, 1.0, 1.0]])
@@ -104,6 +106,50 @@ def test_no_prompt_is_on_both_sides_and_training_rewards_set_the_scale(
     rewards = np.array([e.reward for e in split.train])
     assert (split.mean, split.std) == (rewards.mean(), rewards.std())
     assert load_split([data], reader, 400, held_out=0.3, max_length=512, seed=2).held_out != split.held_out
+
+
+def test_two_processes_train_the_model_that_one_does(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two batches a step: of one process, or one of each."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    lora = replace(config.lora, dropout=0.0)  # each process draws its own
+    config = replace(config, head_hidden=8, lora=lora, accumulate=2, epochs=1)
+    alone = train(config)
+    two = replace(config, out=f"{config.out}-two", accumulate=1)
+    launch(two, tmp_path / "job.json", 2)
+    report = json.loads((Path(two.out) / "training.json").read_text())
+    assert (alone["processes"], report["processes"]) == (1, 2)
+    assert [loss for _, loss in report["loss_curve"]] == pytest.approx([x for _, x in alone["loss_curve"]], abs=1e-5)
+    assert report["best"]["loss"] == pytest.approx(alone["best"]["loss"], abs=1e-5)
+    one, other = (load(ValueCheckpoint.open(folder)) for folder in (config.out, two.out))
+    for (name, a), b in zip(one.named_parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=0, msg=name)
+    torch.manual_seed(config.seed)
+    before = build(config.backbone, config.tuning, config.lora, n_hidden=8)
+    learned = other.head.out.weight - before.head.out.weight * report["reward_std"]
+    assert float(learned.abs().max()) > 1e-3
+
+
+def test_accelerates_own_configuration_passes_through(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+
+    def run(words: list[str], check: bool) -> object:
+        asked.append(words)
+        return type("Done", (), {"returncode": 1})
+
+    monkeypatch.setattr("sia_convert.train.launch.subprocess.run", run)
+    own = tmp_path / "fsdp.yaml"
+    with pytest.raises(ConfigError, match=r"no file at .*expected what `accelerate config` writes"):
+        launch(config, tmp_path / "job.json", accelerate=own)
+    own.touch()
+    with pytest.raises(SiaError, match="ended with code 1"):
+        launch(config, tmp_path / "job.json", 8, own, restart=True)
+    words = ["-m", "accelerate.commands.launch", "--config_file", str(own), "--num_processes", "8", "--module"]
+    assert asked[0][1:] == [*words, "sia_convert.train.launch", str(tmp_path / "job.json"), "--restart"]
+    assert main_of_launch(str(tmp_path / "job.json")) == 2  # eight were asked for, here is one
 
 
 class Interrupted(KeyboardInterrupt):

@@ -20,14 +20,20 @@ from ..train.config import TrainConfig, read_template
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the value model.")
 @options_for(TrainConfig)
 @click.option("--threads", type=int, help="CPU threads.  [default: all]")
-@click.option("--processes", type=int, default=1, help="Train in so many processes of this machine.  [default: 1]")
+@click.option("--processes", type=click.IntRange(min=1), help="Train in so many processes.  [default: 1]")
+@click.option(
+    "--accelerate",
+    type=click.Path(path_type=Path),
+    help="File of `accelerate config`: machines, processes, FSDP. Give the same command on each machine.",
+)
 @click.option("--restart", is_flag=True, help="Begin again instead of continuing an interrupted run.")
 def train(
     backbone: str,
     data: tuple[Path, ...],
     out: Path,
     threads: int | None,
-    processes: int,
+    processes: int | None,
+    accelerate: Path | None,
     restart: bool,
     **options: Any,
 ) -> None:
@@ -42,8 +48,8 @@ def train(
 
     config = build(TrainConfig, options, backbone=backbone, data=tuple(map(str, data)), out=str(out))
     config = dataclasses.replace(config, template=read_template(config.template))
-    if processes > 1:
-        launch(config, processes, out.with_name(f"{out.name}-train.json"), restart)
+    if accelerate is not None or (processes or 1) > 1:
+        launch(config, out.with_name(f"{out.name}-train.json"), processes, accelerate, restart)
         return
     import torch
 

@@ -4,43 +4,72 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
-from sia_local.errors import SiaError
+from sia_local.errors import ConfigError, SiaError
 from sia_local.files import atomic_write
 
 from ..formats.tensors import read_json
 from .config import LoraSettings, TrainConfig
 
 
-def launch(config: TrainConfig, processes: int, job: Path, restart: bool = False) -> None:
-    """Trains `config` in `processes` processes of this machine. SiaError when it fails."""
-    import torch
+def launch(
+    config: TrainConfig, job: Path, processes: int | None = None, accelerate: Path | None = None, restart: bool = False
+) -> None:
+    """Trains `config` in several processes.
 
+    They are started by `accelerate launch` as a configuration file says: the one at `accelerate`, else the one that
+    `accelerate config` has left on this machine. It may name several machines, each of which is given the same command.
+    Where there is neither, `processes` of this machine. job: a file for what they read. Raises ConfigError for a file
+    that is not there, SiaError when training fails, and when other than `processes` were started.
+    """
+    if accelerate is not None and not accelerate.is_file():
+        raise ConfigError(f"no file at {accelerate}: expected what `accelerate config` writes")
     with atomic_write(job) as handle:
-        json.dump(dataclasses.asdict(config), handle, indent=1)
-    where = ["--multi_gpu"] if torch.cuda.device_count() > 1 else [] if torch.cuda.is_available() else ["--cpu"]
-    words = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(processes), *where]
-    words += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    words += ["--module", f"{__package__}.launch", str(job), *(["--restart"] if restart else [])]
+        json.dump({"config": dataclasses.asdict(config), "processes": processes}, handle, indent=1)
+    words = [sys.executable, *_starter(processes, accelerate)]
+    words += [f"{__package__}.launch", str(job), *(["--restart"] if restart else [])]
     done = subprocess.run(words, check=False)
     if done.returncode:
         raise SiaError(
-            f"training in {processes} processes ended with code {done.returncode}: its message is above; the same "
-            "command continues from the last saved state"
+            f"training in several processes ended with code {done.returncode}: its message is above; the same command "
+            "continues from the last saved state"
         )
+
+
+def _starter(processes: int | None, accelerate: Path | None) -> list[str]:
+    """The program that starts the processes, up to the name of the module that they run."""
+    import torch
+    from accelerate.commands.config.config_args import default_config_file
+
+    words = ["-m", "accelerate.commands.launch"]
+    several = ["--num_processes", str(processes)] if processes is not None else []
+    if accelerate is not None:
+        return [*words, "--config_file", str(accelerate), *several, "--module"]
+    if os.path.isfile(default_config_file):
+        return [*words, *several, "--module"]
+    if not torch.cuda.is_available():
+        # `accelerate launch --cpu` starts one process, however many are asked for.
+        return ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes or 1), "-m"]
+    where = ["--multi_gpu"] if torch.cuda.device_count() > 1 else []
+    unsaid = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]  # it would warn
+    return [*words, *where, *several, *unsaid, "--module"]
 
 
 def main(job: str, *flags: str) -> int:
     """What every process runs; returns the exit code."""
     from .loop import train
 
-    settings = read_json(job)
+    told = read_json(job)
+    settings, wanted = told["config"], told["processes"]
     settings["lora"]["targets"] = tuple(settings["lora"]["targets"])
     settings |= {"lora": LoraSettings(**settings["lora"]), "data": tuple(settings["data"])}
     try:
+        if wanted is not None and wanted != (found := int(os.environ.get("WORLD_SIZE", "1"))):
+            raise SiaError(f"{wanted} processes were asked for, {found} started: see the configuration of accelerate")
         train(TrainConfig(**settings), resume="--restart" not in flags)
     except SiaError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import io
 import json
@@ -17,7 +16,7 @@ from torch import Tensor
 from sia_local.errors import ConfigError, NumericError
 from sia_local.files import atomic_write, sweep
 
-from ..data.examples import Example, Reader, Split, batches, load_split
+from ..data.examples import Reader, Split, batches, load_split
 from ..formats.checkpoint import ValueCheckpoint, ValueMeta
 from ..formats.hf import load_tokenizer
 from ..formats.tensors import load_torch_file
@@ -25,7 +24,8 @@ from ..progress import Progress, duration
 from ..provenance import provenance
 from .config import Place, TrainConfig
 from .metrics import pairwise_accuracy, r2, spearman
-from .model import build, pad, save_changes, value_loss
+from .model import build, save_changes, value_loss
+from .shared import SharedModel
 
 # What a killed run may have been writing.
 WRITTEN = (
@@ -82,10 +82,10 @@ class Trainer:
             weight_decay=config.weight_decay,
         )
         self.rates = [config.lr, head_lr]
-        self.wrapped = self.accelerator.prepare_model(self.model)
         self.device = self.accelerator.device
+        self.world = self.accelerator.num_processes
+        self.shared = SharedModel(self.accelerator, self.model, max(config.batch, 32))
         self.place = Place()
-        self.states: dict[str, dict[int, Tensor]] = {}  # of a frozen backbone, of "train" and "held-out" examples
 
     def run(self, resume: bool) -> dict[str, Any]:
         c, p, main = self.config, self.place, self.accelerator.is_main_process
@@ -93,8 +93,7 @@ class Trainer:
         if main:
             for name in WRITTEN:
                 sweep(self.out / name)
-        if resume:
-            self.restore()
+        self.restore(resume)
         p = self.place
         n, m = len(self.split.train), len(self.split.held_out)
         if main:
@@ -118,15 +117,15 @@ class Trainer:
     def epoch(self) -> None:
         """Trains from where the place says to the end of the epoch."""
         c, p = self.config, self.place
-        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        rank, world = self.accelerator.process_index, self.world
         rng = np.random.default_rng([c.seed, p.epoch])
         packed = batches(self.split.train, c.batch, rng)
         per_step = c.accumulate * world
         steps = [packed[i : i + per_step] for i in range(0, len(packed), per_step)]
-        if c.tuning == "none":  # before the clock of the epoch starts: it takes longer than all epochs together
-            self._kept_states("train")
+        # Before the clock of the epoch starts: where there is something to keep, it takes longer than all epochs.
+        self.shared.keep(self.split.train, "training")
         progress = Progress(f"epoch {p.epoch + 1}/{c.epochs}", len(steps), p.step)
-        self.wrapped.train()
+        self.shared.train(True)
         while p.step < len(steps):
             started = time.monotonic()
             group = steps[p.step]
@@ -136,12 +135,11 @@ class Trainer:
             rate = self._set_rate(len(steps))
             loss_sum = 0.0
             for i, (batch, weight) in enumerate(mine):
-                last = i == len(mine) - 1
-                waiting = contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped)
-                with waiting, self.accelerator.autocast():
+                with self.shared.holds_back(i < len(mine) - 1), self.accelerator.autocast():
                     losses = self._losses(batch)
                     self.accelerator.backward(losses.mean() * weight)
                 loss_sum += float(losses.detach().mean()) * weight
+            self.shared.share_head()
             loss = float(self.accelerator.reduce(torch.tensor(loss_sum, device=self.device), "sum")) / world
             if not np.isfinite(loss):
                 raise NumericError(f"the loss became {loss} at step {p.total + 1}: lower --lr (now {rate:g})")
@@ -168,51 +166,9 @@ class Trainer:
             group["lr"] = rate * scale
         return self.rates[0] * scale
 
-    def _values(self, part: list[Example], indices: list[int], which: str) -> tuple[Tensor, Tensor]:
-        """Values and response mask [batch, n] of examples, which have these indices in the split's part `which`."""
-        mask = torch.zeros(len(part), max(len(e.ids) for e in part))
-        for i, e in enumerate(part):
-            mask[i, e.start : len(e.ids)] = 1.0
-        ids = pad([e.ids for e in part]).to(self.device)
-        mask = mask.to(self.device)
-        if self.config.tuning != "none":
-            return self.wrapped(ids), mask
-        cache = self._kept_states(which)
-        if any(i not in cache for i in indices):
-            with torch.no_grad():
-                states = self.model.hidden(ids)
-            return self.wrapped(None, states), mask
-        kept = [cache[i].to(self.device) for i in indices]
-        return self.wrapped(None, torch.nn.utils.rnn.pad_sequence(kept, batch_first=True)), mask
-
-    @torch.no_grad()
-    def _kept_states(self, which: str) -> dict[int, Tensor]:
-        """Hidden states under a frozen backbone, of as many examples of the training or held-out part as fit in 2 GB.
-
-        In fixed batches, not as training meets them: the last bits depend on the batch, and a resumed run must
-        find the same ones.
-        """
-        if which in self.states:
-            return self.states[which]
-        cache: dict[int, Tensor] = {}
-        self.states[which] = cache
-        examples = self.split.train if which == "train" else self.split.held_out
-        room = 500_000_000 - sum(state.numel() for kept in self.states.values() for state in kept.values())
-        packed = batches(examples, max(self.config.batch, 32), None)
-        progress = Progress(f"frozen states, {which}", len(packed))
-        for batch in packed:
-            states = self.model.hidden(pad([examples[i].ids for i in batch]).to(self.device))
-            room -= states.numel()
-            if room < 0:
-                break
-            for i, state in zip(batch, states, strict=True):
-                cache[i] = state[: len(examples[i].ids)].clone().cpu()
-            progress.update()
-        return cache
-
     def _losses(self, batch: list[int]) -> Tensor:
         part = [self.split.train[i] for i in batch]
-        values, mask = self._values(part, batch, "train")
+        values, mask = self.shared.values(part)
         rewards = torch.tensor([self._standard(e.reward) for e in part], device=self.device)
         return value_loss(values, mask, rewards, self.config.loss, self.config.lam)
 
@@ -222,14 +178,15 @@ class Trainer:
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         """Held-out loss and metrics, of the mean of V over the response and of V at its last token."""
-        rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        self.wrapped.eval()
+        rank, world = self.accelerator.process_index, self.world
+        self.shared.train(False)
         rows: list[list[float]] = []  # index, loss, squared error a token, mean V, last V
         examples = self.split.held_out
+        self.shared.keep(examples, "held-out")
         for batch in batches(examples, max(self.config.batch, 32), None)[rank::world]:
             part = [examples[i] for i in batch]
             with self.accelerator.autocast():
-                values, mask = self._values(part, batch, "held-out")
+                values, mask = self.shared.values(part)
             rewards = torch.tensor([self._standard(e.reward) for e in part], device=self.device)
             squares = value_loss(values, mask, rewards, "per-token")
             # Lambda-returns move with the model: what is held out is compared with the reward itself.
@@ -286,7 +243,7 @@ class Trainer:
         random = [torch.get_rng_state()]
         if self.device.type == "cuda":
             random.append(torch.cuda.get_rng_state(self.device))
-        if self.accelerator.num_processes > 1:
+        if self.world > 1:
             from accelerate.utils import gather_object
 
             everyone = gather_object([random])
@@ -306,11 +263,19 @@ class Trainer:
         with atomic_write(self.out / "state.pt", "wb") as handle:
             handle.write(buffer.getvalue())
 
-    def restore(self) -> None:
-        """Continues from `state.pt` if there is one. ConfigError if it belongs to another run."""
-        if not (self.out / "state.pt").exists():
+    def restore(self, resume: bool) -> None:
+        """Continues from `state.pt` if there is one. ConfigError if it belongs to another run.
+
+        The first process reads it for all: machines need share no folder.
+        """
+        path = self.out / "state.pt"
+        found = [load_torch_file(path) if resume and self.accelerator.is_main_process and path.exists() else None]
+        if self.world > 1:
+            from accelerate.utils import broadcast_object_list
+
+            broadcast_object_list(found)
+        if (state := found[0]) is None:
             return
-        state = load_torch_file(self.out / "state.pt")
         if state["key"] != self.key:
             raise ConfigError(
                 f"{self.out} holds a run with other settings or data: give another --out, or --restart to begin again"
@@ -346,6 +311,7 @@ class Trainer:
             "dropped": self.split.dropped,
             "reward_mean": self.split.mean,
             "reward_std": self.split.std,
+            "processes": self.world,
             "stopped_early": p.stale >= self.config.patience,
             "loss_curve": p.curve,
             **provenance(),
