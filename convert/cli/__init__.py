@@ -7,6 +7,7 @@ import click
 from sia_local.cli.group import LazyCommands
 
 COMMANDS = {
+    "estimate": "What all of it will cost, before anything is run.",
     "make": "The whole chain from one TOML file, skipping what is done.",
     "rollouts": "Prompts to trajectories, sampled from a base GGUF.",
     "score": "Trajectories to rewards.",

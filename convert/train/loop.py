@@ -55,6 +55,11 @@ class Trainer:
         gpu = torch.cuda.is_available()
         half = gpu if config.bf16 is None else config.bf16
         self.accelerator = Accelerator(mixed_precision="bf16" if half else "no", cpu=not gpu)
+        if (kind := self.accelerator.distributed_type.value) in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+            raise ConfigError(
+                f"accelerate's configuration asks for {kind}, which shards what is saved here whole: use MULTI_GPU, "
+                "whose copies of a frozen backbone in bfloat16 take two bytes a weight"
+            )
         torch.manual_seed(config.seed)
         tokenizer = load_tokenizer(config.backbone)
         self.reader = Reader(tokenizer, config.template, config.stop_token, config.placement == "head")
@@ -183,7 +188,10 @@ class Trainer:
         rows: list[list[float]] = []  # index, loss, squared error a token, mean V, last V
         examples = self.split.held_out
         self.shared.keep(examples, "held-out")
-        for batch in batches(examples, max(self.config.batch, 32), None)[rank::world]:
+        packed = batches(examples, max(self.config.batch, 32), None)
+        # Every rank makes as many passes, for what is wrapped may wait for the others; what is read twice counts once.
+        for at in range(rank, -(-len(packed) // world) * world, world):
+            batch = packed[at % len(packed)]
             part = [examples[i] for i in batch]
             with self.accelerator.autocast():
                 values, mask = self.shared.values(part)
@@ -200,8 +208,7 @@ class Trainer:
             from accelerate.utils import gather_object
 
             rows = gather_object(rows)
-        rows.sort()
-        table = np.array(rows)
+        table = np.array(sorted({int(row[0]): row for row in rows}.values()))
         order = table[:, 0].astype(int)
         actual = np.array([self._standard(examples[i].reward) for i in order])
         groups = [examples[i].prompt_id for i in order]
