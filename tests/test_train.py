@@ -31,7 +31,7 @@ from sia_convert.train.launch import launch
 from sia_convert.train.launch import main as main_of_launch
 from sia_convert.train.loop import Trainer, train
 from sia_convert.train.metrics import pairwise_accuracy, r2, spearman
-from sia_convert.train.model import build, load, value_loss
+from sia_convert.train.model import load, value_loss
 
 VALUES = torch.tensor([[9.0, 2.0, 3.0, 9.0], [0.5, 1.0, 4.0, 6.0]])
 MASK = torch.tensor([[0.0, 1.0, 1.0, 0.0], [0.0, 1.0, 1.0, 1.0]])
@@ -125,10 +125,8 @@ def test_two_processes_train_the_model_that_one_does(
     one, other = (load(ValueCheckpoint.open(folder)) for folder in (config.out, two.out))
     for (name, a), b in zip(one.named_parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=0, msg=name)
-    torch.manual_seed(config.seed)
-    before = build(config.backbone, config.tuning, config.lora, n_hidden=8)
-    learned = other.head.out.weight - before.head.out.weight * report["reward_std"]
-    assert float(learned.abs().max()) > 1e-3
+    # The bias began at 0, which is the mean reward: it has learned something.
+    assert abs(float(other.head.out.bias) - report["reward_mean"]) > 1e-4
 
 
 def test_accelerates_own_configuration_passes_through(
