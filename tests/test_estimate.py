@@ -20,7 +20,7 @@ DEMO = str(Path(__file__).parents[1] / "models" / "demo-base.gguf")
 STORIES = {"quant": "Q8_0", "prompts": 1500, "samples": 5, "prompt_tokens": 21, "slots": 16, "batch": 32}
 REAL: dict[str, Any] = {"quant": "Q4_1", "prompt_tokens": 47, "tokens": 62, "slots": 8, "placement": "head"}
 REAL |= {"hardware": "2-cores-avx2"}
-BENCH = {"prompt_tokens": 64, "tokens": 64}
+BENCH: dict[str, Any] = {"prompt_tokens": 64, "tokens": 64}
 
 
 def test_a_shape_by_hand() -> None:
@@ -103,6 +103,9 @@ def test_the_table_adds_up_and_says_what_does_not_fit() -> None:
     assert "not measured" in lines[-2] and "do not fit its 24" in lines[-1]
     done = CliRunner().invoke(main, ["estimate", "smollm2-135m", "--placement", "head", "--prompts", "1000"])
     assert done.exit_code == 0 and "fitted to runs" in done.output and "with a fifth of them steered" in done.output
-    for wrong, message in (({"hardware": "pda"}, "expected one of 2-cores"), ({"value": "none"}, "path of a GGUF or")):
+    for wrong, message in (
+        (Work(hardware="pda"), "expected one of 2-cores"),
+        (Work(value="none"), "path of a GGUF or"),
+    ):
         with pytest.raises(ConfigError, match=message):
-            estimate("qwen3-0.6b", Work(**wrong))
+            estimate("qwen3-0.6b", wrong)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from sia_local.errors import ConfigError, DataError, IncompatibleError, ModelFileError
+from sia_local.errors import ConfigError, DataError, IncompatibleError, ModelFileError, SiaError
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
