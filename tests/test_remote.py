@@ -20,15 +20,17 @@ class Plain(BaseHTTPRequestHandler):
     """An OpenAI server that says the same thing to everyone, and nothing of tokens."""
 
     asked: dict[str, Any]
+    says: tuple[tuple[dict[str, str], str | None], ...] = (
+        ({"role": "assistant"}, None), ({"content": "Hel"}, None), ({"content": "lo."}, None), ({}, "stop"),
+    )  # fmt: skip
 
     def do_GET(self) -> None:
         body = json.dumps({"data": [{"id": "plain-model"}]}).encode()
         self._answer(200 if self.path == "/v1/models" else 404, body)
 
     def do_POST(self) -> None:
-        Plain.asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        chunks = [({"role": "assistant"}, None), ({"content": "Hel"}, None), ({"content": "lo."}, None), ({}, "stop")]
-        events = [{"choices": [{"index": 0, "delta": delta, "finish_reason": end}]} for delta, end in chunks]
+        type(self).asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        events = [{"choices": [{"index": 0, "delta": delta, "finish_reason": end}]} for delta, end in self.says]
         self._answer(200, b"".join(b"data: " + json.dumps(e).encode() + b"\n\n" for e in events) + b"data: [DONE]\n\n")
 
     def _answer(self, status: int, body: bytes) -> None:
@@ -77,3 +79,23 @@ def test_what_is_no_server_is_said() -> None:
     assert "no server answers there" in err and "Traceback" not in err
     _, err = talk("--url", "http://127.0.0.1:9", "-m", "base.gguf", says="")
     assert "leave -m and -v out" in err
+
+
+class Thinking(Plain):
+    """A server that tells reasoning apart, as `sia-local serve`, vLLM and llama-server do."""
+
+    says = (({"reasoning_content": "so "}, None), ({"reasoning": "ab"}, None), ({"content": "cd"}, None), ({}, "stop"))
+
+
+def test_a_servers_reasoning_is_folded_and_its_template_told() -> None:
+    server = HTTPServer(("127.0.0.1", 0), Thinking)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}"
+    out, _ = talk("--url", url, "--template-arg", "enable_thinking=true", says="Hi.\n/reasoning\nAgain.\n")
+    assert out == "cd\nso ab\ncd\n"
+    assert Thinking.asked["chat_template_kwargs"] == {"enable_thinking": True}
+    assert Thinking.asked["messages"][1] == {"role": "assistant", "content": "cd"}
+    _, err = talk("--url", url, "--reasoning", "think", says="Hi.\n")
+    assert "--chat-template or --reasoning; the server has its own" in err
+    server.shutdown()
+    server.server_close()

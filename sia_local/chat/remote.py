@@ -8,7 +8,7 @@ import math
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import PurePath
 from typing import Any
@@ -18,10 +18,12 @@ import numpy as np
 from ..config import SiaConfig
 from ..errors import ConfigError, SiaError
 from ..generation.writing import Generation
+from ..reasoning import ANSWER, REASONING
 from ..records import Candidates, Messages, Prompt, Request, Stats, Step
 
 TIMEOUT = 600.0  # seconds without a word from the server
-_STEERING = ("gate", "beta", "beta_unit", "rate", "threshold", "k", "kl_total")
+_STEERING = ("gate", "beta", "beta_unit", "rate", "threshold", "k", "kl_total", "steer")
+_THOUGHTS = ("reasoning_content", "reasoning")  # what servers call it
 _SAMPLING = ("temperature", "top_p", "frequency_penalty", "presence_penalty")
 _FINISHES = {"stop": "eog", "length": "length"}
 
@@ -52,7 +54,9 @@ class Remote:
     """Answers of the server at `url`. Raises ConfigError where there is none. steers: it is a `sia-local serve` with a
     value model; config: how that was started."""
 
-    def __init__(self, url: str, key: str | None = None):
+    def __init__(self, url: str, key: str | None = None, told: Mapping[str, Any] | None = None):
+        """told: what the server's chat template is told."""
+        self.told = dict(told or {})
         self.url, self.key = url.rstrip("/").removesuffix("/v1"), key
         models = self._json("/v1/models").get("data") or [{}]
         self.model: Any = RemoteModel(str(models[0].get("id", "model")))
@@ -101,6 +105,8 @@ class Remote:
             "stream": True,
         }
         body |= {n: v for n in _SAMPLING if (v := getattr(sampling, n)) != getattr(plain, n)}
+        if self.told:
+            body["chat_template_kwargs"] = self.told
         if request.stop:
             body["stop"] = list(request.stop)
         if self.steers:
@@ -110,10 +116,11 @@ class Remote:
         with self._open("/v1/chat/completions", body) as answer:
             for choice in _choices(answer):
                 finish = _FINISHES.get(choice["finish_reason"] or "", choice["finish_reason"])
-                text, mark = choice["delta"].get("content") or "", choice.get("sia")
-                if not text and mark is None and finish is None:
+                delta, mark = choice["delta"], choice.get("sia")
+                text, thought = delta.get("content") or "", next((delta[n] for n in _THOUGHTS if delta.get(n)), "")
+                if not text and not thought and mark is None and finish is None:
                     continue
-                step = self._step(index, text, mark, finish)
+                step = self._step(index, text, thought, mark, finish)
                 index += 1
                 if finish is not None and not text:
                     # The end comes in a chunk of its own, which is no token.
@@ -126,13 +133,13 @@ class Remote:
                 stats.wall_ms = (now - (stats.began or now)) * 1e3
                 yield step
 
-    def _step(self, index: int, text: str, mark: dict[str, Any] | None, finish: str | None) -> Step:
+    def _step(self, index: int, text: str, thought: str, mark: dict[str, Any] | None, finish: str | None) -> Step:
         """What the server tells of a token; NaN where it tells nothing."""
         mark = mark or {}
         known = bool(mark) or self.steers
         unknown = 0.0 if known else math.nan
         token, told = int(mark.get("token", -1)), mark.get("candidates")
-        self.model.texts[token] = text
+        self.model.texts[token] = thought + text
         for one in told or ():
             self.model.texts[one["token"]] = one["text"]
         return Step(
@@ -151,6 +158,8 @@ class Remote:
             kl_steering=mark.get("kl", unknown),
             flipped=mark.get("flipped", False),
             values_asked=len(told or ()),
+            reasoning=thought,
+            part=REASONING if thought else ANSWER,
         )
 
     def _json(self, path: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..config import SiaConfig
+from ..config import ChatSettings, SiaConfig
 from ..errors import ConfigError, IncompatibleError, SiaError
 from ..records import Request
 from .from_dataclass import options_for
@@ -87,9 +87,12 @@ def _writer(options: dict[str, Any]) -> tuple[Writer, Request]:
         return writer_from(options, request), request
     if options.get("model") or options.get("value"):
         raise ConfigError("--url was given with models; the server has its own, leave -m and -v out")
+    if options.get("chat_template") or options.get("reasoning"):
+        raise ConfigError("--url was given with --chat-template or --reasoning; the server has its own, leave them out")
     from ..chat.remote import Remote
 
-    remote = Remote(options["url"], options["api_key"])
+    told = ChatSettings(template_arg=options["template_arg"]).template_args
+    remote = Remote(options["url"], options["api_key"], told)
     start = {f.name: getattr(remote.config, f.name) for f in fields(SiaConfig) if f.name != "sampling"}
     return remote, request_from(options, config_from(options, start), usual)
 

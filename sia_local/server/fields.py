@@ -30,6 +30,7 @@ class SiaFields(Body):
     threshold: float | None = None
     k: int | None = None
     kl_total: float | None = None
+    steer: str | None = None
     why: bool = False
 
 

@@ -117,6 +117,7 @@ class Reply:
             "completion_tokens": written,
             "total_tokens": prompt + written,
             "prompt_tokens_details": {"cached_tokens": sum(job.stats.cached_tokens for job in firsts)},
+            "completion_tokens_details": {"reasoning_tokens": sum(choice.thought for choice in self.choices)},
         }
 
     def timings(self) -> dict[str, float]:
@@ -174,7 +175,7 @@ class Reply:
         """What a page shows of a token. Probabilities of the base are over the whole vocabulary."""
         mark: dict[str, Any] = {
             "token": step.token,
-            "text": step.text,
+            "text": step.reasoning + step.text,
             "entropy": step.entropy,
             "steered": step.steered,
             "flipped": step.flipped,
