@@ -42,7 +42,7 @@ class Request:
     prompt: a user's message, a chat, or a Prompt that SIA.prompt made. max_tokens: most tokens to write. seed: the
     same gives the same text. stop: strings that end the text; one string counts as one. raw: the prompt is plain text
     to continue, no chat template. trace: steps keep their candidates. special: control tokens stand in the text by
-    their names, such as <|channel|>. Raises ConfigError with a sentence.
+    their names, such as <|channel|>; marks: these alone do. Raises ConfigError with a sentence.
     """
 
     prompt: str | Messages | Prompt
@@ -55,6 +55,7 @@ class Request:
     raw: bool = setting(False, "Continue the prompt as it stands, without chat template.")
     trace: bool = setting(False, cli=False)
     special: bool = setting(False, "Show control tokens in the text by their names, such as <|channel|>.")
+    marks: Sequence[str] = setting((), cli=False)
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:

@@ -16,7 +16,7 @@ import openai
 import uvicorn
 from openai.types.chat import ChatCompletionUserMessageParam
 
-from sia_local import SIA, SiaConfig
+from sia_local import SIA, Setup, SiaConfig
 from sia_local.server.app import Server
 from sia_local.server.asking import Defaults
 from sia_local.server.settings import ServerConfig
@@ -50,9 +50,10 @@ class Running:
 
 
 @contextmanager
-def running(base: Path, value: Path | None, **settings: Any) -> Iterator[Running]:
+def running(base: Path, value: Path | None, n_ctx: int = 256, **settings: Any) -> Iterator[Running]:
     config = ServerConfig(**{"port": 0, "grace": 0.2, **settings})
-    load = partial(SIA.load, base, value, slots=config.slots, n_ctx=256, n_threads=1, prompt_cache=config.prompt_cache)
+    setup = Setup(slots=config.slots, n_ctx=n_ctx, n_threads=1, prompt_cache=config.prompt_cache)
+    load = partial(SIA.load, base, value, setup)
     server = Server(config, load, Defaults(CONFIG, config.max_tokens))
     listener = socket.create_server(("127.0.0.1", 0))
     web = uvicorn.Server(uvicorn.Config(server.app, log_level="warning", timeout_graceful_shutdown=3))

@@ -239,7 +239,7 @@ def test_utilities_and_metrics(on: Running) -> None:
 
 
 def test_limits_and_keys(base_gguf: Path) -> None:
-    settings = {"slots": 1, "queue": 1, "per_client": 3, "api_key": ("one", "two"), "max_body": 5000}
+    settings: dict[str, Any] = {"slots": 1, "queue": 1, "per_client": 3, "api_key": ("one", "two"), "max_body": 5000}
     with running(base_gguf, None, **settings, cors=("http://page.example",)) as server:
         url, http = "/v1/chat/completions", server.http
         assert http.get("/health").status_code == 200

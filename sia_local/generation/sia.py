@@ -212,7 +212,8 @@ class SIA:
 
     def _pieces(self, request: Request) -> Callable[[int], bytes]:
         """The bytes of a token, those of marks among them, of any control token where the request wants to see them."""
-        model, marks = self.model, self._marks
+        model = self.model
+        marks = self._marks.union(*map(model.spelled, request.marks))
         if not request.special and not marks:
             return model.piece
         return lambda token: (

@@ -22,11 +22,13 @@ from ..generation.sia import SIA
 from ..llama.chat import render_chat
 from ..views.trace import config_dict
 from . import asking, metrics
+from .chats import ChatReply
+from .completions import CompletionReply
 from .engine import EngineThread, Order, UnavailableError
 from .errors import RefusedError
 from .fields import Body, ChatBody, CompletionBody, DetokenizeBody, TemplateBody, TokenizeBody
 from .guard import Guard, client_key
-from .replies import ChatReply, CompletionReply, Reply
+from .replies import Reply
 from .settings import ServerConfig
 from .stream import Answer, Mailbox, error_response, json_response
 

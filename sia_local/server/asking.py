@@ -17,6 +17,7 @@ from ..llama.grammar import schema_grammar
 from ..records import Prompt, Request
 from .errors import RefusedError
 from .fields import ChatBody, CompletionBody, LogitBias, Message, SiaFields, TextFields
+from .tools import NO_OFFER, Offer, offer
 
 if TYPE_CHECKING:
     from ..evaluation.profile import Profile
@@ -45,7 +46,8 @@ class Defaults:
 @dataclass(frozen=True)
 class Asked:
     """Jobs in the order of the choices; prompts: how many they are of; top: log-probabilities wanted a token, None for
-    none; echo: the prompts are part of the answer, with theirs; ids: the answer names the tokens it read and wrote."""
+    none; echo: the prompts are part of the answer, with theirs; ids: the answer names the tokens it read and wrote;
+    offer: the functions that may be called."""
 
     jobs: list[Job]
     prompts: list[Prompt]
@@ -55,24 +57,26 @@ class Asked:
     top: int | None = None
     echo: bool = False
     ids: bool = False
+    offer: Offer = NO_OFFER
 
 
 def chat(sia: SIA, defaults: Defaults, body: ChatBody) -> Asked:
     """Raises ConfigError, ContextFullError and RefusedError for what cannot be done."""
+    offered = offer(sia, body)
     grammar = body.grammar
     if (shape := body.response_format) is not None and shape.type != "text":
         if shape.type == "json_schema" and "schema" not in (shape.json_schema or {}):
             raise RefusedError(400, "response_format has no json_schema.schema", param="response_format")
         schema = shape.schema_ if shape.type == "json_object" else (shape.json_schema or {})["schema"]
         grammar = _one_grammar(grammar, schema or {}, "response_format")
-    config = _config(sia, defaults, body, grammar)
-    prompt = chat_prompt(
-        sia, body.messages, body.tools if body.tool_choice != "none" else [], body.chat_template_kwargs
-    )
+    if offered.must and grammar is not None:
+        raise RefusedError(400, "tool_choice wants a call, and a grammar a text; give one of them", param="tool_choice")
+    config = _config(sia, defaults, body, grammar or offered.grammar)
+    prompt = chat_prompt(sia, body.messages, offered.shown, body.chat_template_kwargs)
     top = body.top_logprobs if body.logprobs else None
     if body.top_logprobs and not body.logprobs:
         raise RefusedError(400, "top_logprobs was given without logprobs; set it to true", param="top_logprobs")
-    return _asked(sia, defaults, body, [prompt], config, body.max_completion_tokens, top)
+    return _asked(sia, defaults, body, [prompt], config, body.max_completion_tokens, top, offered)
 
 
 def completion(sia: SIA, defaults: Defaults, body: CompletionBody) -> Asked:
@@ -90,8 +94,6 @@ def chat_prompt(
     """A conversation as the template renders it, tools among it."""
     extra = dict(extra)
     if tools:
-        if "tools" not in (sia.model.chat_template or ""):
-            raise RefusedError(400, "tools is not supported: this model's chat template has none", param="tools")
         extra["tools"] = list(tools)
     return sia.prompt(list(map(message, messages)), extra=extra)
 
@@ -151,6 +153,7 @@ def _asked(
     config: SiaConfig,
     max_tokens: int | None,
     top: int | None,
+    offered: Offer = NO_OFFER,
 ) -> Asked:
     if len(prompts) * body.n > MOST_TEXTS:
         raise RefusedError(400, f"{len(prompts) * body.n} texts were asked for; expected at most {MOST_TEXTS}")
@@ -165,13 +168,13 @@ def _asked(
         message = f"stop: expected at most {MOST_STOPS} texts of 1 to {LONGEST_STOP} characters"
         raise RefusedError(400, message, param="stop")
     seed = secrets.randbelow(1 << 31) if body.seed is None or body.seed < 0 else body.seed
-    trace = body.sia.why or top is not None
+    more: dict[str, Any] = {"stop": stops, "trace": body.sia.why or top is not None, "marks": offered.marks}
     jobs = [
-        sia.job(Request(prompt, config, max_tokens, seed + i, stops, trace=trace), id=j * body.n + i)
+        sia.job(Request(prompt, config, max_tokens, seed + i, **more), id=j * body.n + i)
         for j, prompt in enumerate(prompts)
         for i in range(body.n)
     ]
-    return Asked(jobs, prompts, config, seed, body.sia.why, top, ids=body.return_token_ids)
+    return Asked(jobs, prompts, config, seed, body.sia.why, top, ids=body.return_token_ids, offer=offered)
 
 
 def _config(sia: SIA, defaults: Defaults, body: TextFields, grammar: str | None) -> SiaConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,3 +71,8 @@ def _of_fields(error: ValidationError) -> RefusedError:
     given = given if len(given) <= 60 else given[:57] + "..."
     message = f"{name or 'the request'} is {given}; {first['msg'][0].lower()}{first['msg'][1:]}"
     return RefusedError(400, message, param=name or None, code="invalid_field")
+
+
+def dumps(data: Any) -> bytes:
+    """Data as JSON bytes."""
+    return json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode("utf-8", "replace")

@@ -91,15 +91,39 @@ class ResponseFormat(Body):
     schema_: dict[str, Any] | None = Field(None, alias="schema")
 
 
+class Function(Body):
+    name: str = Field(pattern=r"^[\w.-]{1,64}$")
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(Body):
+    """Any type, so that one that is not offered is refused by its name."""
+
+    model_config = ConfigDict(extra="allow")
+    type: str = "function"
+    function: Function | None = None
+
+
+class Named(Body):
+    name: str
+
+
+class NamedChoice(Body):
+    type: Literal["function"]
+    function: Named
+
+
 class ChatBody(TextFields):
     messages: list[Message] = Field(min_length=1)
     max_completion_tokens: int | None = None
     logprobs: bool = False
     top_logprobs: int = Field(0, ge=0, le=20)
     response_format: ResponseFormat | None = None
-    tools: list[dict[str, Any]] = []
-    tool_choice: Literal["none", "auto"] = "auto"
-    parallel_tool_calls: Any = None
+    tools: list[Tool] = []
+    tool_choice: Literal["none", "auto", "required"] | NamedChoice | None = None
+    parallel_tool_calls: bool | None = None
     chat_template_kwargs: dict[str, Any] = {}
 
 

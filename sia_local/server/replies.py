@@ -14,21 +14,51 @@ from ..llama.model import Model
 from ..records import Candidates, Completion, Step, Tally
 from ..views.trace import config_dict, token_text
 from .asking import Asked
+from .calls import Calls, Piece
 from .engine import Item, Order
+from .errors import RefusedError, dumps
 
 IMPOSSIBLE = -9999.0  # a log-probability that JSON can hold, for one of 0
 FINGERPRINT = f"b-sia_local-{__version__}"
-_FINISHES = {"eog": "stop", "stop": "stop", "length": "length", "context": "length"}
+FINISHES = {"eog": "stop", "stop": "stop", "length": "length", "context": "length"}
+
+
+@dataclass
+class Call:
+    """A call of a function. arguments: JSON text. The id is short and plain, as some templates want them."""
+
+    name: str
+    arguments: str = ""
+    id: str = field(default_factory=lambda: secrets.token_hex(5)[:9])
 
 
 @dataclass
 class Choice(Completion):
     """One text of an answer. logprobs: an entry a token; marks: what `sia.why` tells of each; begun: a chunk of it was
-    sent."""
+    sent; content: the text without the calls, which are `calls`, each told apart by `splitter`."""
 
     logprobs: list[dict[str, Any]] = field(default_factory=list)
     marks: list[dict[str, Any]] = field(default_factory=list)
     begun: bool = False
+    content: str = ""
+    calls: list[Call] = field(default_factory=list)
+    splitter: Calls | None = None
+
+    def pieces(self, step: Step) -> list[Piece]:
+        """What a step adds to what is shown: reasoning, text, calls."""
+        out = [Piece("reasoning", step.reasoning)] if step.reasoning else []
+        if self.splitter is not None:
+            out += self.splitter.push(step.text, step.finish is not None)
+        elif step.text:
+            out.append(Piece("text", step.text))
+        for piece in out:
+            if piece.kind == "text":
+                self.content += piece.text
+            elif piece.kind == "call":
+                self.calls.append(Call(piece.text))
+            elif piece.kind == "arguments":
+                self.calls[-1].arguments += piece.text
+        return out
 
 
 class Reply:
@@ -38,13 +68,16 @@ class Reply:
     chunk_kind: ClassVar[str]
     prefix: ClassVar[str]
 
+    # What ends a stream.
+    ending: ClassVar[bytes] = b"data: [DONE]\n\n"
     order: Order
 
     def __init__(self, model: Model, name: str, asked: Asked, usage: bool = False):
         self.model, self.name, self.asked, self.usage_wanted = model, name, asked, usage
         self.id = self.prefix + secrets.token_hex(12)
         self.created = int(time.time())
-        self.choices = [Choice(job=i) for i in range(max(len(asked.jobs), len(asked.prompts)))]
+        count = max(len(asked.jobs), len(asked.prompts))
+        self.choices = [Choice(job=i, splitter=asked.offer.splitter()) for i in range(count)]
         self.texts = len(asked.jobs)
         self.left = self.texts
         self._shown = token_text(model)
@@ -54,11 +87,19 @@ class Reply:
         """Texts whose log-probabilities belong into the answer."""
         return []
 
+    def event(self, chunk: dict[str, Any]) -> bytes:
+        """A chunk as a server-sent event."""
+        return b"data: " + dumps(chunk) + b"\n\n"
+
+    def failed(self, problem: RefusedError) -> bytes:
+        """The event of an error in the middle of a stream."""
+        return self.event(problem.body)
+
     def over(self) -> bool:
         return self.left == 0
 
-    def take(self, item: Item) -> None:
-        """Adds what the engine gave."""
+    def take(self, item: Item) -> list[Piece]:
+        """Adds what the engine gave; returns what it shows."""
         assert isinstance(item, Step)
         choice = self.choices[item.job]
         choice.add(item)
@@ -67,19 +108,25 @@ class Reply:
         if self.asked.why:
             choice.marks.append(self._mark(item))
         self.left -= item.finish is not None
+        return choice.pieces(item)
 
     def chunks(self, item: Item) -> Iterator[dict[str, Any]]:
         """Adds what the engine gave, and yields what a stream shows of it."""
-        self.take(item)
+        pieces = self.take(item)
         assert isinstance(item, Step)
         choice = self.choices[item.job]
         if not choice.begun:
             choice.begun = True
             yield from self._opening(choice)
-        if item.text or choice.logprobs or choice.marks or self.asked.ids:
-            part = self._part(choice, item.text, choice.logprobs[-1:])
-            part |= {"token_ids": [item.token]} if self.asked.ids else {}
-            yield self._chunk([part | {"sia": choice.marks[-1]} if choice.marks else part])
+        if choice.logprobs or choice.marks or self.asked.ids:
+            pieces = pieces or [Piece("text", "")]
+        for i, piece in enumerate(pieces):
+            # What is told of the token goes with the first thing that it shows.
+            part = self._part(choice, piece, choice.logprobs[-1:] if i == 0 else [])
+            if i == 0:
+                part |= {"token_ids": [item.token]} if self.asked.ids else {}
+                part |= {"sia": choice.marks[-1]} if choice.marks else {}
+            yield self._chunk([part])
         if item.finish is not None:
             yield from self._ended([choice])
 
@@ -204,7 +251,7 @@ class Reply:
         order = c.p_steered.argsort(kind="stable")[::-1]
         chances = {int(c.ids[i]): float(c.p_steered[i]) for i in order}
         top = [(token, p) for token, p in chances.items() if p > 0][: self.asked.top]
-        return self._entry(step.token, _log(chances.get(step.token, 0.0)), [(token, _log(p)) for token, p in top])
+        return self._entry(step.token, log(chances.get(step.token, 0.0)), [(token, log(p)) for token, p in top])
 
     def _entry(self, token: int, logprob: float | None, top: list[tuple[int, float]]) -> dict[str, Any]:
         return {
@@ -222,7 +269,7 @@ class Reply:
     def _opening(self, choice: Choice) -> Iterator[dict[str, Any]]:
         raise NotImplementedError
 
-    def _part(self, choice: Choice, text: str, entries: list[dict[str, Any]]) -> dict[str, Any]:
+    def _part(self, choice: Choice, piece: Piece, entries: list[dict[str, Any]]) -> dict[str, Any]:
         raise NotImplementedError
 
     def _end(self, choice: Choice) -> dict[str, Any]:
@@ -236,121 +283,14 @@ class Reply:
         return told
 
 
-class ChatReply(Reply):
-    kind, chunk_kind, prefix = "chat.completion", "chat.completion.chunk", "chatcmpl-"
-
-    def _whole_choice(self, choice: Choice) -> dict[str, Any]:
-        return {
-            "index": choice.job,
-            "message": {"role": "assistant", "content": choice.text, "refusal": None},
-            "logprobs": {"content": choice.logprobs, "refusal": None} if self.asked.top is not None else None,
-            "finish_reason": _finish(choice),
-        } | self._told(choice)
-
-    def _opening(self, choice: Choice) -> Iterator[dict[str, Any]]:
-        delta = {"role": "assistant", "content": None}
-        yield self._chunk([{"index": choice.job, "delta": delta, "finish_reason": None}])
-
-    def _part(self, choice: Choice, text: str, entries: list[dict[str, Any]]) -> dict[str, Any]:
-        part = {"index": choice.job, "delta": {"content": text}, "finish_reason": None}
-        return part | {"logprobs": {"content": entries, "refusal": None}} if entries else part
-
-    def _end(self, choice: Choice) -> dict[str, Any]:
-        return {"index": choice.job, "delta": {}, "finish_reason": _finish(choice)}
-
-
-class CompletionReply(Reply):
-    """With `echo` a text begins with its prompt, and its log-probabilities with those of the prompt's tokens under the
-    base."""
-
-    kind, chunk_kind, prefix = "text_completion", "text_completion", "cmpl-"
-
-    def __init__(self, model: Model, name: str, asked: Asked, usage: bool = False):
-        super().__init__(model, name, asked, usage)
-        self._each = max(1, len(self.choices) // len(asked.prompts))
-        self._reads: list[list[dict[str, Any]]] = [[]]
-        self._offsets = [0] * len(self.choices)
-
-    @property
-    def readings(self) -> list[tuple[int, ...]]:
-        wanted = self.asked.echo and self.asked.top is not None
-        return [prompt.tokens for prompt in self.asked.prompts] if wanted else []
-
-    def over(self) -> bool:
-        return super().over() and (self._read_all() or not self.readings)
-
-    def take(self, item: Item) -> None:
-        if not isinstance(item, list):
-            super().take(item)
-            return
-        reads = self._reads[-1]
-        reads += [self._entry(one.token, one.logprob, list(one.top)) for one in item]
-        if len(reads) == len(self.readings[len(self._reads) - 1]) and len(self._reads) < len(self.readings):
-            self._reads.append([])
-
-    def chunks(self, item: Item) -> Iterator[dict[str, Any]]:
-        if not isinstance(item, list):
-            yield from super().chunks(item)
-            return
-        self.take(item)
-        if self.over():
-            for choice in self.choices:
-                yield from self._opening(choice)
-            yield from self._ended(self.choices)
-
-    def _read_all(self) -> bool:
-        readings = self.readings
-        return bool(readings) and len(self._reads) == len(readings) and len(self._reads[-1]) == len(readings[-1])
-
-    def _whole_choice(self, choice: Choice) -> dict[str, Any]:
-        prompt = self.asked.prompts[choice.job // self._each].text if self.asked.echo else ""
-        entries = [*self._echoed(choice), *choice.logprobs]
-        return {
-            "index": choice.job,
-            "text": prompt + choice.text,
-            "logprobs": self._listed(choice, entries) if self.asked.top is not None else None,
-            "finish_reason": _finish(choice),
-        } | self._told(choice)
-
-    def _opening(self, choice: Choice) -> Iterator[dict[str, Any]]:
-        if self.asked.echo:
-            part = {"index": choice.job, "text": self.asked.prompts[choice.job // self._each].text}
-            listed = self._listed(choice, self._echoed(choice)) if self.asked.top is not None else None
-            yield self._chunk([part | {"logprobs": listed, "finish_reason": None}])
-
-    def _part(self, choice: Choice, text: str, entries: list[dict[str, Any]]) -> dict[str, Any]:
-        listed = self._listed(choice, entries) if entries else None
-        return {"index": choice.job, "text": text, "logprobs": listed, "finish_reason": None}
-
-    def _end(self, choice: Choice) -> dict[str, Any]:
-        return {"index": choice.job, "text": "", "logprobs": None, "finish_reason": _finish(choice)}
-
-    def _echoed(self, choice: Choice) -> list[dict[str, Any]]:
-        return self._reads[choice.job // self._each] if self.readings else []
-
-    def _listed(self, choice: Choice, entries: list[dict[str, Any]]) -> dict[str, Any]:
-        """Entries as /v1/completions spells them; text_offset counts characters of the choice's text."""
-        offsets = []
-        for entry in entries:
-            offsets.append(self._offsets[choice.job])
-            self._offsets[choice.job] += len(entry["token"])
-        return {
-            "tokens": [entry["token"] for entry in entries],
-            "token_logprobs": [entry["logprob"] for entry in entries],
-            "top_logprobs": [
-                None if entry["logprob"] is None else {one["token"]: one["logprob"] for one in entry["top_logprobs"]}
-                for entry in entries
-            ],
-            "text_offset": offsets,
-        }
-
-
 _SETTINGS = ("gate", "threshold", "rate", "entropy", "k", "beta", "beta_unit", "kl_total")
 
 
-def _finish(choice: Choice) -> str:
-    return _FINISHES.get(choice.finish or "length", "length")
+def finish(choice: Choice) -> str:
+    """Why a text ended: stop, length or tool_calls."""
+    why = FINISHES.get(choice.finish or "length", "length")
+    return "tool_calls" if choice.calls and why == "stop" else why
 
 
-def _log(p: float) -> float:
+def log(p: float) -> float:
     return math.log(p) if p > 0 else IMPOSSIBLE

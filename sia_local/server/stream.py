@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -13,7 +12,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from .engine import EngineThread, Item, Order
-from .errors import refused
+from .errors import dumps, refused
 from .replies import Reply
 
 KEEP_ALIVE = 15.0  # seconds without a token after which a comment shows that the stream lives
@@ -96,7 +95,7 @@ class Answer(Response):
             while not self.reply.over():
                 items = await self.mailbox.take(KEEP_ALIVE)
                 chunks = [chunk for item in items for chunk in self.reply.chunks(item)]
-                body = b"".join(map(event, chunks)) if items else b": still there\n\n"
+                body = b"".join(map(self.reply.event, chunks)) if items else b": still there\n\n"
                 if not started:
                     await self._sent(send(_start()))
                     started = True
@@ -109,8 +108,9 @@ class Answer(Response):
             if not started:
                 await self._sent(error_response(problem)({"type": "http"}, _nothing, send))
                 return
-            await self._sent(send({"type": "http.response.body", "body": event(problem.body), "more_body": True}))
-        await self._sent(send({"type": "http.response.body", "body": b"data: [DONE]\n\n", "more_body": False}))
+            body = self.reply.failed(problem)
+            await self._sent(send({"type": "http.response.body", "body": body, "more_body": True}))
+        await self._sent(send({"type": "http.response.body", "body": self.reply.ending, "more_body": False}))
 
     async def _sent(self, sending: Any) -> None:
         with anyio.move_on_after(self.send_timeout) as scope:
@@ -142,14 +142,6 @@ async def _while_there(receive: Receive) -> AsyncIterator[None]:
         raise
     finally:
         watcher.cancel()
-
-
-def event(data: dict[str, Any]) -> bytes:
-    return b"data: " + dumps(data) + b"\n\n"
-
-
-def dumps(data: Any) -> bytes:
-    return json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode("utf-8", "replace")
 
 
 def json_response(data: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
