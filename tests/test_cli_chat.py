@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -121,6 +120,5 @@ def test_ctrl_c_in_a_chat_stops_the_answer_and_keeps_the_session(
     process.stdin.flush()
     assert process.stdout.read(5)
     process.send_signal(signal.SIGINT)
-    time.sleep(0.1)
     out, err = process.communicate(b"/undo\n", timeout=30)
     assert process.returncode == 0 and b"[stopped]" in err and out.endswith(b"forgotten: hello\n")

@@ -39,8 +39,13 @@ def test_an_error_is_one_sentence_with_the_servers_words(
     answer: tuple[Any, ...], status: int | None, tries: int, message: str
 ) -> None:
     asked: list[str] = []
+
+    def answers(path: str, body: Any) -> tuple[Any, ...]:
+        asked.append(path)
+        return answer
+
     with (
-        answering(lambda path, _: asked.append(path) or answer) as url,  # type: ignore[func-returns-value]
+        answering(answers) as url,
         pytest.raises(EndpointError, match=message) as caught,
     ):
         Endpoint(url, tries=3, wait=lambda _: None).ask("/x")

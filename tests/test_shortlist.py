@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from loading import EXACT, source, traced
+from tables import Values
 
 from sia_local import SIA, SiaConfig
 from sia_local.errors import ConfigError
@@ -20,32 +21,31 @@ from sia_local.values.shortlist import Shortlisted
 LOGITS = np.array([3.0, 2.0, 1.0, 0.0, -9.0], np.float32)
 
 
-class Values:
+class Asked(Values):
     """Values by token id; records what was asked."""
 
-    shares_base, engines, name = False, (), "table"
-
     def __init__(self, values: Sequence[float], spread: float | None = None, most: int = 255):
-        self.values, self.spread, self.max_candidates = np.array(values), spread, most
-        self.asked: list[Any] = []
+        super().__init__(np.array(values))
+        self.spread, self.max_candidates = spread, most
+        self.asked: list[tuple[list[tuple[int, list[int]]], list[int]]] = []
 
     def score(self, requests: Sequence[tuple[int, np.ndarray]], also: Sequence[int]) -> list[np.ndarray]:
         self.asked.append(([(slot, ids.tolist()) for slot, ids in requests], list(also)))
-        return [self.values[ids] for _, ids in requests]
+        return super().score(requests, also)
 
 
 def test_the_shortlist_is_scored_by_the_second_and_keeps_the_mean_of_the_first() -> None:
-    quick, dear = Values([0, 0.5, 0, 1.0, 9], spread=0.5), Values([5, 7, 100, 6, 100], spread=2.0)
+    quick, dear = Asked([0, 0.5, 0, 1.0, 9], spread=0.5), Asked([5, 7, 100, 6, 100], spread=2.0)
     base: Any = SimpleNamespace(logits=lambda slots: [LOGITS for _ in slots])
-    both: Any = Shortlisted(quick, dear, 2, base)  # type: ignore[arg-type]
+    both = Shortlisted(quick, dear, 2, base)
     # z + 2 Q / 0.5 is 3, 4, 1, 4: tokens 1 and 3, in the order in which they came.
-    first, second = both.score([(4, np.array([0, 1, 2, 3])), (7, np.array([2]))], also=[9])
+    first, second = both.score([(4, np.array([0, 1, 2, 3], np.int32)), (7, np.array([2], np.int32))], also=[9])
     assert dear.asked == [([(4, [1, 3]), (7, [2])], [9])] and quick.asked[0][1] == []
     # Means of the two are 6.5 and 0.75.
     assert first.tolist() == [0, 1.25, 0, 0.25] and second.tolist() == [0]
     assert (both.spread, both.max_candidates) == (2.0, 255)
     with pytest.raises(ConfigError, match="a shortlist of 3; expected 1 to 2 candidates"):
-        Shortlisted(quick, Values([0], most=2), 3, base)  # type: ignore[arg-type]
+        Shortlisted(quick, Asked([0], most=2), 3, base)
 
 
 @pytest.mark.parametrize("kind", ["merged", "head"])

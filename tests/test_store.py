@@ -12,6 +12,7 @@ import pytest
 from architectures import ARCHITECTURES, RECURRENT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from loading import source
 from test_architectures import tolerance
 from test_engine import PLACEMENTS, fresh, load
 
@@ -25,24 +26,22 @@ EXACT_ONLY = (*RECURRENT, "gemma3")
 
 def keep(sia: SIA, limit: int = 1 << 26) -> StateStore:
     store = sia.engine.store = StateStore(limit)
-    for engine in sia.value.engines:  # type: ignore[union-attr]
+    for engine in source(sia).engines:
         engine.store = store
     return store
 
 
 def begin(sia: SIA, slot: int, tokens: list[int]) -> int:
-    assert sia.value is not None
     cached = sia.engine.begin(slot, tokens)
-    sia.value.begin(slot, Prompt(tuple(tokens)))
+    source(sia).begin(slot, Prompt(tuple(tokens)))
     return cached
 
 
 def agrees(sia: SIA, slot: int, oracle: SIA, tokens: list[int], atol: float) -> None:
     """Logits and values of a slot are those of its text alone."""
-    assert sia.value is not None
     row = sia.engine.logits([slot])[0].copy()
     ids = np.argsort(-row)[:4].astype(np.int32)
-    values = sia.value.score([(slot, ids)], [])[0].copy()
+    values = source(sia).score([(slot, ids)], ())[0].copy()
     expected, expected_values = fresh(oracle, 0, tokens, ids)
     np.testing.assert_allclose(row, expected, atol=atol)
     np.testing.assert_allclose(values, expected_values, atol=atol)
@@ -59,11 +58,12 @@ def test_a_text_that_comes_back_is_read_from_where_it_was(make_gguf: Make, kind:
         for text in (first, second):
             assert begin(sia, 0, text) == 0
             agrees(sia, 0, oracle, text, atol)
-        before = [engine.decoded_tokens for engine in (sia.engine, *sia.value.engines)]  # type: ignore[union-attr]
+        engines = (sia.engine, *source(sia).engines)
+        before = [engine.decoded_tokens for engine in engines]
         first += [5, 6, 7]
         assert begin(sia, 0, first) == 40
         agrees(sia, 0, oracle, first, atol)
-        after = [engine.decoded_tokens for engine in (sia.engine, *sia.value.engines)]  # type: ignore[union-attr]
+        after = [engine.decoded_tokens for engine in engines]
         assert max(b - a for a, b in zip(before, after, strict=True)) <= 3 + 4
         # The first is in the slot now, the second in the store, of which an edited turn keeps what it can.
         edited = [*second[:25], 8, 9]
@@ -101,7 +101,7 @@ def test_conversations_in_turns(make_gguf: Make, kind: str, arch: str, seed: int
             agrees(sia, slot, oracle, text, tolerance(arch))
             for token in rng.integers(0, 200, rng.integers(0, 3)).tolist():
                 sia.engine.accept(slot, token)
-                sia.value.accept(slot, token)  # type: ignore[union-attr]
+                source(sia).accept(slot, token)
                 text.append(token)
             assert store.used <= room
         agrees(sia, slot, oracle, text, tolerance(arch))

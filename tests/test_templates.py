@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from llama_cpp import ChatCompletionRequestMessage
 from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
 from sia_local.errors import ConfigError
@@ -46,8 +48,12 @@ def worker() -> Iterator[Worker]:
 @pytest.mark.parametrize("template", TEMPLATES)
 @pytest.mark.parametrize("opens", [True, False])
 def test_a_template_renders_as_llama_cpp_python_renders_it(template: str, opens: bool) -> None:
-    extra = {"thinking": True, "tools": [{"name": "add <é>"}]}
-    theirs = Jinja2ChatFormatter(template, "</s>", "<s>", add_generation_prompt=opens)(messages=CHAT, **extra)  # type: ignore[arg-type]
+    extra: dict[str, Any] = {"thinking": True, "tools": [{"name": "add <é>"}]}
+    messages: list[ChatCompletionRequestMessage] = [
+        {"role": "system", "content": CHAT[0]["content"]},
+        {"role": "user", "content": CHAT[1]["content"]},
+    ]
+    theirs = Jinja2ChatFormatter(template, "</s>", "<s>", add_generation_prompt=opens)(messages=messages, **extra)
     assert render_chat(template, CHAT, "<s>", "</s>", {**extra, "add_generation_prompt": opens}) == theirs.prompt
 
 
