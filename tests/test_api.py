@@ -14,6 +14,9 @@ from loading import EXACT, source
 
 from sia_local import SIA, SamplingConfig, SiaConfig
 from sia_local.errors import ConfigError, ContextFullError, IncompatibleError, ModelFileError, NumericError
+from sia_local.generation.filters import LogitFilter
+from sia_local.llama.model import Model
+from sia_local.llama.samplers import SamplerChain
 from sia_local.steering.entropy import top_candidates
 from sia_local.values.model import ValueModel
 
@@ -85,6 +88,32 @@ def test_grammar_penalties_and_truncation_are_llama_cpps(base_gguf: Path) -> Non
             assert step.candidates is not None
             p = step.candidates.p_base
             assert (p >= 0.9 * p[0] - 1e-6).all()
+
+
+def test_a_grammar_that_leaves_little_sees_little_of_the_vocabulary(
+    base_gguf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    apply = SamplerChain.apply
+
+    def counted(self: SamplerChain, ids: Any, logits: Any) -> Any:
+        seen.append(len(ids))
+        return apply(self, ids, logits)
+
+    monkeypatch.setattr(SamplerChain, "apply", counted)
+    rng = np.random.default_rng(0)
+    with Model(base_gguf) as model:
+        letters = [model.tokenize(letter)[0] for letter in "ab"]
+        config = SamplingConfig(grammar='root ::= "a" | "b"')
+        for behind, expected in ((12.0, letters), (30.0, letters[:1])):
+            row = rng.uniform(-24, -20, model.n_vocab).astype(np.float32)
+            row[letters[0]], row[letters[1]] = 5.0, 5.0 - behind
+            ids, logits = LogitFilter(model, config, []).candidates(row, 10)
+            assert ids.tolist() == expected and logits.tolist() == row[expected].tolist()
+        assert max(seen) <= 74  # the first pool alone: all the others are 25 nats below the best
+        row[letters] = -60.0  # only the least likely tokens are allowed
+        ids, _ = LogitFilter(model, config, []).candidates(row, 10)
+        assert sorted(ids) == sorted(letters) and max(seen) == model.n_vocab
 
 
 def test_a_grammar_does_not_hide_the_prompt_from_penalties(base_gguf: Path) -> None:
@@ -170,8 +199,20 @@ def test_refusals(make_gguf: Callable[..., Path], tmp_path: Path) -> None:
     with pytest.raises(ModelFileError, match="the file is empty"):
         SIA.load(tmp_path / "empty.gguf")
     (tmp_path / "text.gguf").write_text("hello")
-    with pytest.raises(ModelFileError, match="a GGUF file starts with b'GGUF'"):
+    with pytest.raises(ModelFileError, match="a GGUF file with b'GGUF'"):
         SIA.load(tmp_path / "text.gguf")
+    starts = {
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:00": "pointer of git-LFS.*git lfs pull",
+        b"\n<!DOCTYPE html><html>": "is a web page",
+        b'\x10\0\0\0\0\0\0\0{"a": 1}': "safetensors file.*sia-convert hf-to-gguf",
+        b"PK\x03\x04": "file of PyTorch.*sia-convert hf-to-gguf",
+        b"ggjt\x03": "left in 2023",
+        b"{}": "is JSON",
+    }
+    for start, said in starts.items():
+        (tmp_path / "other.gguf").write_bytes(start)
+        with pytest.raises(ModelFileError, match=said):
+            SIA.load(tmp_path / "other.gguf")
     (tmp_path / "cut.gguf").write_bytes(base.read_bytes()[: base.stat().st_size // 2])
     with pytest.raises(ModelFileError, match=r"llama\.cpp cannot load this file"):
         SIA.load(tmp_path / "cut.gguf")

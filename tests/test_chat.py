@@ -38,7 +38,7 @@ class Scripted:
     n_ctx = 40
 
     def __init__(self, fail_at: int | None = None) -> None:
-        self.fail_at = fail_at
+        self.fail_at, self.says = fail_at, [4, 1, 2, 5]
         self.value: Source | None = Values(np.zeros(len(WORDS)))
         self.calls: list[tuple[list[Message], SiaConfig, int]] = []
 
@@ -67,7 +67,11 @@ class Scripted:
         return Generation(request, self.steps(request, stats), stats)
 
     def steps(self, request: Request, stats: Stats) -> Iterator[Step]:
-        for index, token in enumerate([4, 1, 2, 5][: request.max_tokens]):
+        if not self.says:
+            ended = replace(self.step(3, 5, False), index=0, text="")
+            stats.add(ended)
+            yield ended
+        for index, token in enumerate(self.says[: request.max_tokens]):
             if index == self.fail_at:
                 raise NumericError("the base model's logits contain NaN")
             step = self.step(index, token, index == 1 and request.config.gate != "off")
@@ -160,6 +164,24 @@ Error: there is nothing to undo; ask something first
 Error: there is nothing to retry; ask something first
 > /quit
 """
+
+
+def test_an_empty_answer_leaves_a_chat_that_any_template_takes(scripted: Scripted, session: Session) -> None:
+    read(session.ask("hello"))
+    before = [dict(turn) for turn in session.turns]
+    scripted.says = []
+    said = "[the model had nothing to say and the chat stays as it was; /retry asks it again]"
+    assert read(session.ask("and then?")) == said
+    assert session.turns == before and read(session.retry()) == said and session.turns == before
+    scripted.says = [4, 1, 2, 5]
+    assert read(session.retry()) == " the happy dog ."
+    assert [turn["content"].strip() for turn in session.turns] == [
+        "hello", "the happy dog .", "and then?", "the happy dog ."
+    ]  # fmt: skip
+    scripted.says = []
+    read(session.retry())  # of an answer that there is: it stays
+    assert [turn["role"] for turn in session.turns] == ["user", "assistant", "user", "assistant"]
+    assert session.unanswered is None
 
 
 def test_the_transcript_of_a_chat(session: Session) -> None:

@@ -30,31 +30,6 @@ def test_a_piped_chat_answers_line_by_line(base_gguf: Path, value_gguf: Path, tm
     assert again.stdout == "forgotten: three \nfour\n"
 
 
-@pytest.mark.parametrize(
-    ("typed", "message"),
-    [
-        ("one", "one"),
-        ("one \\\ntwo", "one \ntwo"),
-        ("one\\", "one"),
-        ('"""one\n two\n"""', "one\n two"),
-        ('"""one\ntwo', "one\ntwo"),
-    ],
-)
-def test_the_end_of_input_ends_a_message(typed: str, message: str) -> None:
-    from sia_local.cli.chat import _message
-
-    lines = typed.split("\n")
-
-    def line_after(_prompt: str) -> str:
-        if not lines:
-            raise EOFError
-        return lines.pop(0)
-
-    assert _message(line_after) == message and not lines
-    with pytest.raises(EOFError):
-        _message(line_after)
-
-
 @pytest.mark.parametrize("colour", [True, False])
 def test_a_chat_in_a_terminal_begins_with_what_is_needed_and_marks_steered_words(
     base_gguf: Path, value_gguf: Path, tmp_path: Path, colour: bool

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import signal
 
 import pytest
+from calling import run
 
 
 @pytest.mark.parametrize(
@@ -37,3 +39,12 @@ def test_a_script_without_spaces_is_written_as_it_comes() -> None:
     for piece in ("昔々", "ある所に"):
         wrapped.put(piece, str)
     assert "".join(out) == "昔々ある所に"
+
+
+def test_a_command_in_the_background_of_a_script_hears_an_interrupt() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell starts it
+    try:
+        assert run("models").exit_code == 0
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -35,9 +35,10 @@ HELP = """\
 /clear              forget the whole chat, keep system prompt and settings
 /quit               leave (also Ctrl-D)
 
-A line that ends in \\ goes on in the next one.
-A block between lines of \"\"\" is one message.
+A line that ends in \\ goes on in the next one, as after Alt-Enter; what is pasted is one message.
+A block between lines of \"\"\" is one message, and may begin with /, as may a line that begins with //.
 Ctrl-C stops an answer and keeps what it said."""
+COMMANDS = tuple(line.split()[0] for line in HELP.splitlines() if line.startswith("/"))
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class Commands:
     _exit = _quit
 
     def _retry(self, rest: str) -> Reply:
-        if not self.session.turns:
+        if not self.session.turns and self.session.unanswered is None:
             raise ConfigError("there is nothing to retry; ask something first")
         return Reply(action="retry")
 

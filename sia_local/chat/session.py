@@ -51,7 +51,7 @@ class Session:
     """request: what every answer asks for; the prompt is made of the turns, the seed is the first answer's, and every
     further one, a retry too, takes the next. turns: user and assistant messages in order. steps: of the last answer,
     with candidates; answered: the configuration it was made with. steering: `/sia on|off`. written: the last answer as
-    it was, or is being, written."""
+    it was, or is being, written. unanswered: what was asked last, if nothing answers it; retry() asks it again."""
 
     sia: Writer
     request: Request = field(default_factory=lambda: Request(""))
@@ -63,6 +63,7 @@ class Session:
     totals: Totals = field(default_factory=Totals)
     written: Generation | None = None
     words: str | None = None
+    unanswered: str | None = None
     _drawn: int = 0
     _before: tuple[SiaConfig, bool, Source | None] | None = None
 
@@ -95,6 +96,9 @@ class Session:
 
     def retry(self) -> Answer:
         """Answers the last user turn again, with another seed. Raises DataError if there is none."""
+        if self.unanswered is not None:
+            yield from self.ask(self.unanswered)
+            return
         if not self.turns:
             raise DataError("there is nothing to retry; ask something first")
         answered = self.turns[-1]["role"] == "assistant"
@@ -108,7 +112,7 @@ class Session:
         return self.turns.pop()["content"] if self.turns else None
 
     def clear(self) -> None:
-        self.turns, self.steps = [], []
+        self.turns, self.steps, self.unanswered = [], [], None
 
     def _answer(self, turns: list[Message]) -> Answer:
         before, self.turns = self.turns, turns
@@ -126,12 +130,17 @@ class Session:
             for step in written:
                 self.steps.append(step)
                 yield step
-            if written.reasoning and not written.text:
+            if written.reasoning and not written.text and written.finish == "length":
                 yield Notice("the answer ended while the model was still reasoning; -n allows more")
+            elif not written.text.strip() and written.finish is not None:
+                yield Notice("the model had nothing to say and the chat stays as it was; /retry asks it again")
             if written.finish == "context":
                 yield Notice("the answer was cut because the context is full; the oldest turns go when you go on")
         finally:
-            if self.written is not None and self.steps:
+            # An empty answer is none: templates refuse such a turn, and every later question with it.
+            self.unanswered = turns[-1]["content"] if len(before) < len(turns) else None
+            if self.written is not None and self.written.text.strip():
+                self.unanswered = None
                 answer = Written(self.written.text, self.written.answer_tokens)
                 turn: Message = {"role": "assistant", "content": answer}
                 if self.written.reasoning:

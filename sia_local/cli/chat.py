@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import fields
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -28,9 +24,6 @@ if TYPE_CHECKING:
     from ..records import Step
     from ..shipped import KnownModel
     from .terminal import Style
-
-PROMPT, MORE = "> ", ". "
-HISTORY_LINES = 1000
 
 
 @click.command()
@@ -172,14 +165,16 @@ class Terminal:
 
 
 def _talk(session: Session, run: Callable[[str], Any], terminal: Terminal) -> None:
+    from ..chat.commands import COMMANDS
+    from .entry import entries
     from .terminal import notice
 
-    for message in _messages():
+    for entry in entries(COMMANDS):
         try:
-            if not message.startswith("/"):
-                terminal.answer(session.ask(message))
+            if not entry.command:
+                terminal.answer(session.ask(entry.text))
                 continue
-            reply = run(message)
+            reply = run(entry.text)
             if reply.text:
                 terminal.write(reply.text + "\n")
             if reply.action == "quit":
@@ -188,80 +183,3 @@ def _talk(session: Session, run: Callable[[str], Any], terminal: Terminal) -> No
                 terminal.answer(session.retry())
         except SiaError as error:
             notice(f"Error: {error}")
-
-
-def _messages() -> Iterator[str]:
-    """What the user enters, whole messages, until the end of input. Ctrl-C discards a half-typed one."""
-    tty = sys.stdin.isatty()
-    if tty:
-        _line_editing()
-    if hasattr(sys.stdin, "reconfigure"):
-        # A line that is no UTF-8 is refused by itself, not with all that follow.
-        sys.stdin.reconfigure(errors="surrogateescape")
-    while True:
-        try:
-            message = _message(_typed_line if tty else _piped_line)
-        except EOFError:
-            return
-        except KeyboardInterrupt:
-            click.echo("\n(Ctrl-D or /quit leaves)")
-            continue
-        if message.strip():
-            yield message
-
-
-def _typed_line(prompt: str) -> str:
-    try:
-        return input(prompt)
-    except EOFError:
-        click.echo()
-        raise
-
-
-def _piped_line(_prompt: str) -> str:
-    line = sys.stdin.readline()
-    if not line:
-        raise EOFError
-    return line.rstrip("\r\n")
-
-
-def _message(line_after: Callable[[str], str]) -> str:
-    """One message: a line, lines joined by a closing backslash, or a block between two lines of three quotes.
-
-    The end of input ends a message, too; EOFError where there is none.
-    """
-    line = line_after(PROMPT)
-    block = line.lstrip().startswith('"""')
-    lines = [line.lstrip()[3:] if block else line]
-    with suppress(EOFError):
-        while not lines[-1].rstrip().endswith('"""') if block else lines[-1].endswith("\\"):
-            lines.append(line_after(MORE))
-    if not block:
-        return "\n".join(part.removesuffix("\\") for part in lines)
-    lines[-1] = lines[-1].rstrip().removesuffix('"""')
-    return "\n".join(lines).strip("\n")
-
-
-def _line_editing() -> None:
-    """Line editing and a history that outlives the session, where the platform has readline."""
-    try:
-        import readline
-    except ImportError:
-        return
-    import atexit
-
-    root = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
-    file = Path(root).expanduser() / "sia_local" / "chat_history"
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        if file.exists():
-            readline.read_history_file(file)
-    except OSError:
-        return
-
-    def save() -> None:
-        readline.set_history_length(HISTORY_LINES)
-        with suppress(OSError):
-            readline.write_history_file(file)
-
-    atexit.register(save)

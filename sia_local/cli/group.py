@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
+import threading
 from collections.abc import Mapping
 from importlib import import_module
 from typing import Any, NoReturn
@@ -34,6 +36,12 @@ def _give_up(said: str) -> NoReturn:
     sys.stdout.flush()
     os.write(2, f"Error: {said}\n".encode("utf-8", "replace"))
     os._exit(2)
+
+
+def _hear_interrupts() -> None:
+    """Lets SIGINT end a command that a script started in the background: shells start those with it ignored."""
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class LazyCommands(click.Group):
@@ -66,6 +74,8 @@ class LazyCommands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         errors.give_up = None if ctx.meta.get("sia.debug") else _give_up
+
+        _hear_interrupts()
         try:
             return super().invoke(ctx)
         except SiaError as error:

@@ -21,8 +21,12 @@ from ..llama.model import Model
 from ..llama.samplers import SamplerChain
 from ..steering.entropy import top_candidates
 
-# Tokens looked at first when a grammar is active; if too few survive, the whole vocabulary is filtered.
+# Tokens looked at first when a grammar is active; while none survives, so many times more are.
 _GRAMMAR_POOL = 64
+_GROWTH = 8
+# A token so many nats below the best survivor (times a temperature above 1) is drawn once in nine million times. Where
+# a grammar leaves few tokens, such are not looked for: a fixed text would send the whole vocabulary through it.
+_NEGLIGIBLE = 16.0
 
 
 class LogitFilter:
@@ -52,6 +56,7 @@ class LogitFilter:
         if config.min_p > 0:
             after.append(samplers.min_p(config.min_p))
         self._after = SamplerChain(after) if after else None
+        self._reach = _NEGLIGIBLE * max(1.0, config.temperature)
         self._recent: deque[int] = deque(maxlen=config.penalty_last_n)
         # The prompt counts as text that came before, but the grammar is that of the answer alone.
         for token in prompt[-config.penalty_last_n :]:
@@ -72,7 +77,8 @@ class LogitFilter:
 
         Exact without filtering the whole vocabulary: penalties change only tokens of the recent window, biases only
         their own, so the k best afterwards are among this window and the k + |window| best before; a grammar only
-        removes tokens, so k survivors of a pool of the best are the k best survivors of all.
+        removes tokens, so k survivors of a pool of the best are the k best survivors of all. Fewer than k are returned
+        where a grammar forbids all others that are not negligible beside the best.
         """
         window = np.union1d(np.fromiter(self._recent, np.int32, len(self._recent)), self._biased)
         pool = k + len(window) + (_GRAMMAR_POOL if self._grammar is not None else 0)
@@ -82,9 +88,15 @@ class LogitFilter:
             for chain in (self._biases, self._penalties, self._grammar):
                 if chain is not None:
                     kept, values = chain.apply(kept, values)
-            if self._grammar is None or len(kept) >= k + len(window) or len(ids) >= len(logits):
+            if self._grammar is None or len(kept) >= k + len(window) or pool >= len(logits):
                 break
-            pool = len(logits)
+            if len(kept) == 0:
+                pool = min(pool * _GROWTH, len(logits))
+                continue
+            wanted = int(np.count_nonzero(logits >= values.max() - self._reach))
+            if wanted <= pool:
+                break
+            pool = wanted
         if len(kept) == 0:
             raise SiaError(
                 "the grammar or the logit biases leave no token to choose; check that the root rule can be completed"

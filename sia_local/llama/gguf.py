@@ -25,13 +25,31 @@ def check_gguf(path: str | os.PathLike[str]) -> Path:
     if file.stat().st_size == 0:
         raise ModelFileError(f"{file}: the file is empty; expected a GGUF model, download or convert it again")
     with file.open("rb") as handle:
-        magic = handle.read(4)
-    if magic != b"GGUF":
-        raise ModelFileError(
-            f"{file}: starts with {magic!r}, a GGUF file starts with b'GGUF'; convert the model with "
+        start = handle.read(64)
+    if start[:4] != b"GGUF":
+        raise ModelFileError(f"{file}: {_what_it_is(start)}")
+    return file
+
+
+def _what_it_is(start: bytes) -> str:
+    """A sentence's rest about a file that is not GGUF, from its first bytes: what it is, and what to do."""
+    text = start.lstrip().lower()
+    if text.startswith(b"version https://git-lfs"):
+        return "is a pointer of git-LFS, not the model; fetch the file itself with `git lfs pull`"
+    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "is a web page, not the model; download the file itself, on a hub from its `resolve` address"
+    if start[8:9] == b"{":
+        return (
+            "is a safetensors file, weights without their vocabulary; convert the folder that it lies in with "
             "`sia-convert hf-to-gguf`"
         )
-    return file
+    if start[:2] in (b"PK", b"\x80\x02"):
+        return "is a file of PyTorch; convert the folder that it lies in with `sia-convert hf-to-gguf`"
+    if start[:4] in (b"ggml", b"ggjt", b"lmgg", b"tjgg"):
+        return "is in a format that llama.cpp left in 2023; get the model as GGUF"
+    if text.startswith((b"{", b"[")):
+        return "is JSON, not a model; expected a GGUF file"
+    return f"starts with {start[:4]!r}, a GGUF file with b'GGUF'; download it again, or name another file"
 
 
 _PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
