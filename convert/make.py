@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sia_local.errors import SiaError
+from sia_local.ray_workers import RayConfig, executor_for
 from sia_local.shipped import PROFILE_SUFFIX
 
 from .formats.export import BaseConfig, ExportConfig
@@ -23,15 +24,18 @@ class VerificationError(SiaError):
     """A GGUF whose values are further from PyTorch's than its type may be."""
 
 
-def make(*paths: Path, echo: Callable[[str], None] = print, dry_run: bool = False) -> None:
+def make(
+    *paths: Path, echo: Callable[[str], None] = print, dry_run: bool = False, ray: RayConfig | None = None
+) -> None:
     """Brings everything that the TOML files describe up to date. Paths in them are relative to the first one.
 
+    ray: where texts are sampled and scored; the same is made wherever that is, up to the rounding of batches.
     The plan is checked whole before the first step; with `dry_run` the steps are only told. Raises
     VerificationError when a finished file is beyond its tolerance.
     """
     plan = read_plan(*paths)
     plan.check()
-    chain = Chain(plan, echo)
+    chain = Chain(plan, echo, ray or RayConfig())
     steps = chain.steps()
     state = State.load(chain.files.state)
     if dry_run:
@@ -47,8 +51,9 @@ def make(*paths: Path, echo: Callable[[str], None] = print, dry_run: bool = Fals
 class Chain:
     """The steps of one plan."""
 
-    def __init__(self, plan: Plan, echo: Callable[[str], None] = print):
+    def __init__(self, plan: Plan, echo: Callable[[str], None] = print, ray: RayConfig | None = None):
         self.plan, self.echo, self.files = plan, echo, plan.files
+        self.ray = ray or RayConfig()
         self.base = self.files.base.last if self.files.base else plan.base.gguf or Path()
 
     def steps(self) -> list[Step]:
@@ -125,7 +130,9 @@ class Chain:
                 return
             prompts = load_prompts(section.prompts)[: section.limit]
             steering = steered.steering if steered else None
-            sample(prompts, out, self.base, section, self.plan.machine, None, value, steering)
+            machine = dataclasses.replace(self.plan.machine, threads=self.ray.threads(self.plan.machine.threads))
+            executor = executor_for(self.ray)
+            sample(prompts, out, self.base, section, machine, None, value, steering, executor)
 
         settings = dataclasses.asdict(section)
         settings.pop("prompts")
@@ -138,7 +145,8 @@ class Chain:
         def run() -> None:
             from .data.score import score_files
 
-            score_files([at.rollouts], at.scored, self.plan.reward_spec, self.plan.reward.batch)
+            executor = executor_for(self.ray)
+            score_files([at.rollouts], at.scored, self.plan.reward_spec, self.plan.reward.batch, None, executor)
 
         path = self.plan.reward_path
         inputs = (at.rollouts,) if path is None else (at.rollouts, path)

@@ -7,7 +7,7 @@ and for many machines. What an item's result is must follow from the item alone,
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 I = TypeVar("I")  # noqa: E741
 R = TypeVar("R")
@@ -27,23 +27,37 @@ class Worker(Protocol[I_contra, R_co]):
     def close(self) -> None: ...
 
 
+class Pool(Protocol[I_contra, R_co]):
+    """Workers that are ready. Use as a context manager."""
+
+    def map(self, items: Iterable[I_contra], tick: Callable[[], None] = silent) -> Iterator[tuple[int, R_co]]:
+        """Position and result of every item, each once, as they finish. An error of a worker is raised."""
+        ...
+
+    def __enter__(self) -> Pool[I_contra, R_co]: ...
+    def __exit__(self, *_: object) -> None: ...
+
+
 class Executor(Protocol):
-    def map(
-        self, make: Callable[[], Worker[I, R]], items: Iterable[I], tick: Callable[[], None] = silent
-    ) -> Iterator[tuple[int, R]]:
-        """Position and result of every item, each once, as they finish. make: a worker; it may run elsewhere, so it and
-        the items can be pickled. An error of a worker is raised."""
+    def open(self, make: Callable[[], Worker[I, R]]) -> Pool[I, R]:
+        """make: a worker. It may run elsewhere, so that it, items and results can be pickled."""
         ...
 
 
 class Here:
     """One worker, in this process."""
 
-    def map(
-        self, make: Callable[[], Worker[I, R]], items: Iterable[I], tick: Callable[[], None] = silent
-    ) -> Iterator[tuple[int, R]]:
-        worker = make()
-        try:
-            yield from worker.run(items, tick)
-        finally:
-            worker.close()
+    def open(self, make: Callable[[], Worker[I, R]]) -> Pool[I, R]:
+        return _Here(make())
+
+
+class _Here:
+    def __init__(self, worker: Worker[Any, Any]):
+        self.map = worker.run
+        self._worker = worker
+
+    def __enter__(self) -> _Here:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._worker.close()

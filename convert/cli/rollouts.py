@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import click
 
 from sia_local.cli.from_dataclass import build, options_for
 from sia_local.errors import ConfigError
+from sia_local.ray_workers import RayConfig, executor_for
 
 from ..data.rollouts import RolloutConfig, Steering
 from ..data.served import ServerConfig
@@ -26,6 +28,7 @@ from ..settings import Machine
 @options_for(Steering)
 @options_for(ServerConfig)
 @click.option("--api-key", envvar="SIA_API_KEY", help="Key for the servers at --url.")
+@options_for(RayConfig)
 @options_for(Machine)
 def rollouts(
     prompts: Path,
@@ -51,11 +54,15 @@ def rollouts(
         click.echo(f"{take_pairs(prompts, out, base, part)} new trajectories in {out}")
         return
     config, machine = build(RolloutConfig, options), build(Machine, options)
-    steering, servers = build(Steering, options), build(ServerConfig, options)
+    steering, servers, ray = build(Steering, options), build(ServerConfig, options), build(RayConfig, options)
     if servers.url and value is not None:
         raise ConfigError("--url samples from what a server runs, --value steers on this machine: give one of them")
+    if servers.url and ray.ray is not None:
+        raise ConfigError("--url already shares the work among servers: leave out --ray")
     if servers.url:
         new = sample_served(load_prompts(prompts), out, base, config, servers, api_key, machine, part)
     else:
-        new = sample(load_prompts(prompts), out, base, config, machine, part, value, steering)
+        machine = replace(machine, threads=ray.threads(machine.threads))
+        texts = load_prompts(prompts)
+        new = sample(texts, out, base, config, machine, part, value, steering, executor_for(ray))
     click.echo(f"{new} new trajectories in {out}")

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from sia_local.cli.from_dataclass import build, options_for
+from sia_local.ray_workers import RayConfig, executor_for
 
 from ..data.score import ScoreConfig
 
@@ -22,11 +23,13 @@ from ..data.score import ScoreConfig
     "data (rewards already there).",
 )
 @options_for(ScoreConfig)
+@options_for(RayConfig)
 @click.option("--shard", help="I/N: only every N-th prompt; the outputs of all shards concatenate.")
 def score(sources: tuple[Path, ...], out: Path, reward: str, shard: str | None, **options: Any) -> None:
     """Append the trajectories of SOURCES with their rewards to OUT (JSONL). Resumable like `rollouts`."""
     from ..data.score import score_files
     from ..data.trajectories import Shard
 
-    config = build(ScoreConfig, options)
-    click.echo(f"{score_files(sources, out, reward, config.batch, Shard.parse(shard))} newly scored in {out}")
+    config, executor = build(ScoreConfig, options), executor_for(build(RayConfig, options))
+    new = score_files(sources, out, reward, config.batch, Shard.parse(shard), executor)
+    click.echo(f"{new} newly scored in {out}")

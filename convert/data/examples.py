@@ -13,7 +13,7 @@ import numpy as np
 from sia_local.errors import ConfigError, DataError
 
 from ..formats.checkpoint import RAW_TEMPLATE
-from .trajectories import Trajectory, check_rewards, read_trajectories
+from .trajectories import Trajectory, check_rewards, in_order
 
 END_TOKENS = ("<|im_end|>", "<|eot_id|>", "<|end|>")
 
@@ -107,7 +107,7 @@ def load_split(
     limit: int | None = None,
 ) -> Split:
     """Reads scored trajectories. DataError for empty, unscored, NaN or constant data, or ids out of range."""
-    trajectories = list(read_trajectories(paths))[:limit]
+    trajectories = list(in_order(paths))[:limit]
     check_rewards(trajectories)
     examples = [reader.example(t) for t in trajectories]
     kept = [e for e in examples if e.start < len(e.ids) <= max_length]

@@ -128,20 +128,27 @@ def collect(
     if not prompts:
         raise DataError("the prompt file is empty: expected one prompt a line, or JSONL with a field `prompt`")
     too_long: list[ContextFullError] = []
-    new = 0
+    new, told = 0, False
+
+    def tick() -> None:
+        nonlocal told
+        told = True
+        progress.work()
+
     with Appender(out, decisive) as append:
         wanted = list(_missing(prompts, append, config.samples, shard or Shard()))
         if not wanted:
             return 0
         progress = Progress("rollouts", len(wanted) + len(append.done), len(append.done))
-        for _, text in (executor or Here()).map(make, wanted, progress.work):
-            if isinstance(text, ContextFullError):
-                too_long.append(text)
-                progress.skip()
-                continue
-            append(text.to_json())
-            new += 1
-            progress.update(work=len(text.tokens) + (text.stop is not None))
+        with (executor or Here()).open(make) as pool:
+            for _, text in pool.map(wanted, tick):
+                if isinstance(text, ContextFullError):
+                    too_long.append(text)
+                    progress.skip()
+                    continue
+                append(text.to_json())
+                new += 1
+                progress.update(work=len(text.tokens) + (text.stop is not None) if told else None)
         if len(too_long) == len(wanted) and not append.done:
             raise too_long[0]
     if too_long:

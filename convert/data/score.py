@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 
 from sia_local.config import setting
 from sia_local.errors import ConfigError, DataError
 from sia_local.rewards.load import Reward, load_reward
+from sia_local.workers import Executor, Here, silent
 
 from ..progress import Progress
 from .outputs import Appender
@@ -31,6 +34,7 @@ def score_files(
     spec: str,
     batch: int = ScoreConfig.batch,
     shard: Shard | None = None,
+    executor: Executor | None = None,
 ) -> int:
     """Appends every trajectory of `sources` with its reward to `out`; returns how many are new.
 
@@ -49,15 +53,31 @@ def score_files(
         raise DataError(f"the id {twice} stands in several of the files: score them into an output each")
     with Appender(out, {"reward": spec}) as append:
         waiting = [t for t in everything if not append.check_same(t)]
-        reward = load_reward(spec) if spec != "data" and waiting else None
         progress = Progress("score", len(everything), len(everything) - len(waiting))
-        for at in range(0, len(waiting), batch):
-            part = waiting[at : at + batch]
-            for trajectory in _scored(part, reward):
-                append(trajectory.to_json())
-            progress.update(len(part))
+        if waiting:
+            with (executor or Here()).open(partial(Scorer, spec, batch)) as pool:
+                for _, scored in pool.map(waiting):
+                    append(scored.to_json())
+                    progress.update()
     check_rewards(read_trajectories([out]))
     return len(waiting)
+
+
+class Scorer:
+    """A worker that holds a reward."""
+
+    def __init__(self, spec: str, batch: int):
+        self.reward = load_reward(spec) if spec != "data" else None
+        self.batch = batch
+
+    def close(self) -> None: ...
+
+    def run(self, items: Iterable[Trajectory], tick: Callable[[], None] = silent) -> Iterator[tuple[int, Trajectory]]:
+        waiting = iter(items)
+        at = 0
+        while part := list(islice(waiting, self.batch)):
+            yield from enumerate(_scored(part, self.reward), at)
+            at += len(part)
 
 
 def _scored(part: list[Trajectory], reward: Reward | None) -> list[Trajectory]:

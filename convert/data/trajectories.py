@@ -146,6 +146,18 @@ def read_trajectories(paths: Iterable[str | os.PathLike[str]]) -> Iterator[Traje
             yield found
 
 
+def in_order(paths: Iterable[str | os.PathLike[str]]) -> Iterator[Trajectory]:
+    """Like read_trajectories, each file by prompts and ids, so that what is made of it does not depend on which text
+    was finished first."""
+    for path in paths:
+        yield from sorted(read_trajectories([path]), key=lambda t: (t.prompt_id, _natural(t.id)))
+
+
+def _natural(id: str) -> list[tuple[int, str]]:
+    """`3-10` behind `3-9`."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", id)]
+
+
 def check_rewards(trajectories: Iterable[Trajectory]) -> None:
     """DataError for an empty set, a missing, NaN or infinite reward, or rewards that are all the same."""
     low, high, count = math.inf, -math.inf, 0

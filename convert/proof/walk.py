@@ -17,7 +17,7 @@ from sia_local.errors import DataError, NumericError
 from sia_local.files import atomic_write
 
 from ..data.examples import Reader
-from ..data.trajectories import Trajectory, read_trajectories
+from ..data.trajectories import Trajectory, in_order
 from ..formats.checkpoint import ValueCheckpoint
 from ..formats.hf import load_tokenizer
 from ..progress import Progress
@@ -74,9 +74,9 @@ def reader_for(checkpoint: ValueCheckpoint) -> Reader:
 
 
 def take(paths: Iterable[str | os.PathLike[str]], limit: int) -> list[Trajectory]:
-    """`limit` trajectories spread over different prompts as far as there are any, in order of the file."""
+    """`limit` trajectories spread over different prompts as far as there are any, in order of their ids."""
     by_prompt: dict[int, list[Trajectory]] = {}
-    for trajectory in read_trajectories(paths):
+    for trajectory in in_order(paths):
         by_prompt.setdefault(trajectory.prompt_id, []).append(trajectory)
     chosen: list[Trajectory] = []
     rounds = max(map(len, by_prompt.values()), default=0)

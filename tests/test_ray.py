@@ -1,0 +1,149 @@
+"""Ray: the result of one process, though a worker is killed on the way. Skipped where Ray is not installed."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sia_local.errors import ConfigError, SiaError
+from sia_local.ray_workers import CHUNK, OnRay, RayConfig, executor_for
+from sia_local.workers import Here, silent
+
+
+def test_what_is_not_asked_for_needs_no_ray() -> None:
+    assert isinstance(executor_for(RayConfig()), Here)
+    assert (RayConfig().threads(0), RayConfig(ray="local", ray_cpus=3).threads(0)) == (0, 3)
+    with pytest.raises(ConfigError, match="ray-cpus at least 1"):
+        RayConfig(ray_cpus=0)
+
+
+ray = pytest.importorskip("ray")
+
+
+@pytest.fixture(scope="module")
+def note(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where `deadly` notes what it has done."""
+    return tmp_path_factory.mktemp("deadly") / "died"
+
+
+@pytest.fixture(scope="module")
+def two(note: Path) -> Iterator[OnRay]:
+    """Two workers of one thread each, which alone see what the block sets."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("SIA_TEST_DEADLY", str(note))
+        executor = OnRay(RayConfig(ray="local", ray_workers=2))
+    yield executor
+    ray.shutdown()
+
+
+@dataclass
+class Squares:
+    """Kills its own process at each of `fatal` items, once: a file stands for what has happened."""
+
+    folder: Path
+    fatal: tuple[int, ...] = ()
+    refused: int = -1
+
+    def close(self) -> None: ...
+
+    def run(self, items: Iterable[int], tick: Callable[[], None] = silent) -> Iterator[tuple[int, int]]:
+        kept = list(items)
+        # The last first: results come in any order.
+        for place in reversed(range(len(kept))):
+            item = kept[place]
+            if item in self.fatal and not (self.folder / str(item)).exists():
+                (self.folder / str(item)).touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            if item == self.refused:
+                raise ConfigError(f"{item} is refused")
+            yield place, item * item
+
+
+def test_every_item_once_though_workers_die(two: OnRay, tmp_path: Path) -> None:
+    n = 2 * CHUNK + 5
+    with two.open(lambda: Squares(tmp_path, fatal=(3, CHUNK + 7))) as pool:
+        found = list(pool.map(iter(range(n))))
+        assert sorted(found) == [(i, i * i) for i in range(n)]
+        assert {path.name for path in tmp_path.iterdir()} == {"3", str(CHUNK + 7)}
+        assert list(pool.map([])) == [] and list(pool.map([9])) == [(0, 81)]
+
+
+def test_an_error_is_the_workers_own_and_hopeless_work_ends(two: OnRay, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="5 is refused"), two.open(lambda: Squares(tmp_path, refused=5)) as pool:
+        list(pool.map(range(8)))
+
+    def broken() -> Squares:
+        raise SiaError("no such model")
+
+    with pytest.raises(SiaError, match="no such model"), two.open(broken) as pool:
+        list(pool.map(range(3)))
+
+    def dies() -> Any:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(SiaError, match="die before they answer"), two.open(dies) as pool:
+        list(pool.map(range(3)))
+
+
+PLAN = """
+work = "work"
+threads = 1
+[base]
+hf = "{base}"
+out = "base.gguf"
+dtype = "f32"
+[rollouts]
+prompts = "prompts.txt"
+samples = 3
+max_tokens = 10
+n_ctx = 128
+slots = 3
+[reward]
+source = "test_ray:deadly"
+[value]
+loss = "per-token"
+lora = {{ r = 4, alpha = 8, dropout = 0.1 }}
+epochs = 1
+batch = 6
+lr = 1e-3
+bf16 = false
+[export]
+out = "value.gguf"
+layout = "merged"
+[verify]
+limit = 4
+per_trajectory = 4
+"""
+
+
+def deadly(prompts: list[str], responses: list[str]) -> list[float]:
+    """A reward whose first batch kills the worker that holds it, where it is told to note that."""
+    note = Path(os.environ.get("SIA_TEST_DEADLY", os.devnull))
+    if not note.exists():
+        note.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return [len(set(response)) + 0.1 * response.count("a") for response in responses]
+
+
+def test_a_chain_on_ray_makes_the_same_value_file(
+    two: OnRay, make_hf: Callable[..., Path], tmp_path: Path, note: Path
+) -> None:
+    pytest.importorskip("torch")
+    from sia_convert.make import make
+
+    made = []
+    for name, config in (("here", None), ("ray", two.config)):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "prompts.txt").write_text("\n".join(f"the {word} king" for word in ("sad", "old", "bad", "kind")))
+        (folder / "plan.toml").write_text(PLAN.format(base=make_hf()))
+        make(folder / "plan.toml", echo=lambda _: None, ray=config)
+        made.append((folder / "value.gguf").read_bytes())
+    assert note.exists() and made[0] == made[1]
