@@ -1,8 +1,8 @@
 """Prompt sets in the formats they are published in, told apart by extension and columns.
 
 AlpacaEval JSON (`instruction`), AdvBench CSV (`goal`), HarmBench CSV (`Behavior`, `ContextString`), XSTest CSV
-(`prompt`), HEx-PHI CSV (one column, no header), JSONL of objects or strings, text with one prompt a line, and
-a folder of such files.
+(`prompt`), HEx-PHI CSV (one column, no header), JSONL of objects or strings, text with one prompt a line, Parquet,
+a folder of such files, and `hub:owner/name[/config][:split]`, a data set of the Hugging Face Hub.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from typing import Any
 
 from .errors import DataError
 from .files import parse_json
+from .tables import is_table, rows
 
 COLUMNS = ("prompt", "instruction", "goal", "behavior", "question", "query", "text")
 CONTEXT = "contextstring"  # HarmBench puts the text a behaviour refers to here
 INPUTS = ("input", "context")  # Alpaca and Dolly put there what an instruction is about
-EXTENSIONS = (".json", ".jsonl", ".csv", ".tsv", ".txt")
+EXTENSIONS = (".json", ".jsonl", ".csv", ".tsv", ".txt", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ def read_prompt_items(path: str | os.PathLike[str]) -> list[PromptItem]:
 
 
 def _read_file(source: Path) -> list[PromptItem]:
+    if is_table(source):
+        return _from_records(list(rows(source)), source)
     try:
         text = source.read_bytes().decode("utf-8-sig")
     except FileNotFoundError as error:

@@ -45,7 +45,9 @@ def rows(source: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
         raise
     except Exception as error:  # whatever its readers and the network raise
         said = str(error).splitlines()[0] if str(error) else ""
-        raise DataError(f"{name}: the datasets library cannot read it ({type(error).__name__}: {said[:200]})") from error
+        raise DataError(
+            f"{name}: the datasets library cannot read it ({type(error).__name__}: {said[:200]})"
+        ) from error
 
 
 def write_rows(path: str | os.PathLike[str], found: Sequence[Mapping[str, Any]]) -> None:

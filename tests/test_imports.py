@@ -15,9 +15,11 @@ GROUND = {
     "files",
     "prompts",
     "reasoning",
+    "ray_workers",
     "records",
     "seeds",
     "shipped",
+    "tables",
     "text",
     "workers",
 }

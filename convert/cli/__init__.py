@@ -11,6 +11,7 @@ COMMANDS = {
     "make": "The whole chain from one TOML file, skipping what is done.",
     "rollouts": "Prompts to trajectories, sampled from a base GGUF.",
     "score": "Trajectories to rewards.",
+    "rows": "JSONL to Parquet and back, with data sets of the Hub.",
     "branch": "What candidates at junctions earn, each tried to the end.",
     "train": "A backbone and rewards to a value model: LoRA and a head.",
     "import-official": "A checkpoint of the paper's code to a value model.",

@@ -7,11 +7,11 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sia_local.config import BETA_UNITS, GATES, ChatSettings, SamplingConfig, SiaConfig, setting
 from sia_local.errors import ConfigError, ContextFullError, DataError
+from sia_local.tables import exists
 from sia_local.workers import Executor, Here, Worker, silent
 
 from ..progress import Progress
@@ -262,6 +262,6 @@ def load_prompts(path: str | os.PathLike[str]) -> list[str]:
     """The prompts of a file as `sia_local` reads them."""
     from sia_local.prompts import read_prompts
 
-    if not Path(path).exists():
-        raise DataError(f"no file at {path}: expected prompts as text, JSONL, JSON or CSV")
+    if not exists(path):
+        raise DataError(f"no file at {path}: expected prompts as text, JSONL, JSON, CSV or Parquet")
     return read_prompts(path)

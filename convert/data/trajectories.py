@@ -13,6 +13,7 @@ from typing import Any
 
 from sia_local.errors import ConfigError, DataError
 from sia_local.files import parse_json
+from sia_local.tables import is_table, rows
 
 
 @dataclass(frozen=True)
@@ -78,13 +79,17 @@ class Trajectory:
 
 
 def read_jsonl(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number, object) of a JSONL file; a last line cut short by an interruption is left out.
+    """(line number, object) of a JSONL file, or of what `sia_local.tables` reads; a last line cut short by an
+    interruption is left out.
 
     DataError names file and line of anything else that is not a JSON object.
     """
+    if is_table(path):
+        yield from enumerate(rows(path), 1)
+        return
     source = Path(path)
     if not source.is_file():
-        raise DataError(f"no file at {source}: expected JSONL, one object a line")
+        raise DataError(f"no file at {source}: expected JSONL, one object a line, or Parquet")
     with source.open("rb") as handle:
         for number, line in enumerate(handle, 1):
             if not line.strip():
