@@ -143,7 +143,7 @@ def known_model(given: str | os.PathLike[str] | None) -> KnownModel | None:
     if given is None:
         return default_model()
     text = os.fspath(given)
-    if Path(text).exists():
+    if Path(text).is_file():
         return None
     if text not in MODELS and not _like_a_path(text):
         raise ConfigError(

@@ -142,7 +142,14 @@ def test_value_files_are_named_and_weighed(folders: Path, put: Callable[..., Non
 
 def test_a_file_of_a_models_name_is_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    for folder in ("story", "happy"):  # of the same names, and no models
+        (tmp_path / folder).mkdir()
     assert known_model("story") is shipped.STORY
+    monkeypatch.setenv("SIA_MODELS", str(tmp_path))
+    (tmp_path / "demo-base.gguf").touch()
+    with pytest.raises(ConfigError, match="is not in"):
+        model_paths({"model": "story", "value": ("happy",)})
+    (tmp_path / "story").rmdir()
     (tmp_path / "story").write_bytes(b"")
     assert known_model("story") is None and known_model(tmp_path / "absent.gguf") is None
 

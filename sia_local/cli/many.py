@@ -55,8 +55,8 @@ def command_line(ctx: click.Context) -> str:
     words = ["sia-local", ctx.command.name or ""]
     for param in ctx.command.params:
         name = param.name or ""
-        if ctx.get_parameter_source(name) is not ParameterSource.COMMANDLINE:
-            continue
+        if ctx.get_parameter_source(name) is not ParameterSource.COMMANDLINE or name not in ctx.params:
+            continue  # --debug changes no result
         option, value = max(param.opts, key=len), ctx.params[name]
         if isinstance(param, click.Option) and param.is_flag:
             words.append(option)

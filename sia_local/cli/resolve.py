@@ -128,13 +128,13 @@ def model_paths(options: Mapping[str, Any]) -> tuple[Path, list[Any]]:
 
 def _base_file(given: str | os.PathLike[str]) -> Path:
     text = os.fspath(given)
-    return hub.fetch(text) if text.startswith(hub.PREFIX) and not Path(text).exists() else Path(text)
+    return hub.fetch(text) if text.startswith(hub.PREFIX) and not Path(text).is_file() else Path(text)
 
 
 def _value_file(given: str | os.PathLike[str], model: KnownModel | None) -> str | os.PathLike[str]:
     """`[NAME=]FILE[:WEIGHT]` with the file found, where it is a name of the model's own or lies on a hub."""
     text = os.fspath(given)
-    if Path(text).exists():
+    if Path(text).is_file():
         return given
     name, equals, rest = text.rpartition("=")
     what, colon, weight = rest.rpartition(":")

@@ -70,7 +70,7 @@ def _is_weighted(item: Any) -> bool:
 
 
 def _parse_path(text: str) -> ValuePath:
-    if Path(text).exists():
+    if Path(text).is_file():
         return ValuePath(text)
     name, equals, rest = text.partition("=")
     if not equals or "/" in name:
