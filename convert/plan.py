@@ -12,7 +12,7 @@ from typing import Any
 from sia_local.config import setting
 from sia_local.errors import ConfigError, DataError
 from sia_local.evaluation.plan import Goal
-from sia_local.files import parse_toml
+from sia_local.files import at_home, parse_toml
 from sia_local.learning.collect import CollectConfig
 from sia_local.learning.fit import FitConfig
 
@@ -268,7 +268,7 @@ def read_plan(*paths: Path) -> Plan:
     folder = paths[0].resolve().parent
 
     def at(name: str) -> Path:
-        return (folder / Path(name).expanduser()).resolve()
+        return (folder / at_home(name)).resolve()
 
     sections = ("base", "rollouts", "reward", "steered", "value", "export", "verify", "distill", "calibrate")
     known = ("work", "threads", "gpu_layers", *sections)

@@ -20,6 +20,21 @@ from .errors import ConfigError, ModelFileError
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
+def at_home(path: str | os.PathLike[str]) -> Path:
+    """A path whose `~` is written out. Raises ConfigError where no home folder is known, as in some containers."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise ConfigError(
+            f"{path}: no home folder is known to this process; set HOME to a folder that it may use"
+        ) from None
+
+
+def cache_root() -> Path:
+    """`$XDG_CACHE_HOME/sia_local`, or `~/.cache/sia_local`. Raises ConfigError as at_home() does."""
+    return at_home(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "sia_local"
+
+
 def parse_json(text: str | bytes) -> Any:
     """json.loads, whose only error is ValueError, of text nested too deeply, too."""
     try:

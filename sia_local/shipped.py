@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import ConfigError
+from .files import cache_root
 
 PROFILE_SUFFIX = ".profile.toml"
 
@@ -173,7 +174,7 @@ def cache_folder() -> Path:
     """Where fetched bases are kept: $SIA_CACHE, or sia_local/models of the user's cache."""
     if named := os.environ.get("SIA_CACHE"):
         return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "sia_local" / "models"
+    return cache_root() / "models"
 
 
 def find_file(name: str) -> Path | None:

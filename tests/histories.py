@@ -28,7 +28,7 @@ PLACEMENTS = ("merged", "lean", "adapter", "head", "merged without output layer"
 CLASSES = [(arch, kind) for arch in ("llama", "qwen2", "qwen3") for kind in (*PLACEMENTS, "qhead", "guides")]
 CLASSES += [(arch, kind) for arch in ARCHITECTURES for kind in (*PLACEMENTS[:4], "qhead", "guides")]
 SEEDS = {"merged": 1, "lean": 1, "adapter": 2, "head": 0, "qhead": 0, "guides": 4}
-EPISODE, ROUND = 200, 5
+EPISODE, ROUND = 200, 1
 
 
 def tolerance(arch: str) -> float:

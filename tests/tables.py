@@ -8,7 +8,7 @@ import numpy as np
 
 from sia_local.config import SiaConfig
 from sia_local.generation.decode import Job, Loop
-from sia_local.generation.writing import Desk, Run
+from sia_local.generation.writing import Desk, Run, Stop
 from sia_local.llama.engine import Engine
 from sia_local.prompts import PromptItem
 from sia_local.reasoning import ANSWER
@@ -97,8 +97,8 @@ class TableSIA:
     def job(self, prompt: Request, *, id: int = 0) -> Job:
         return Job(prompt, self.prompt_of(prompt), lambda token: token == 4, Words(), id=id)
 
-    def run(self, jobs: Iterable[Job]) -> Run:
-        return Run(Desk(Loop(Base(2), self.value, 2)), jobs)
+    def run(self, jobs: Iterable[Job], stop: Stop | None = None) -> Run:
+        return Run(Desk(Loop(Base(2), self.value, 2)), jobs, stop)
 
     def value_of(self, prompt: Prompt, tokens: Sequence[int]) -> float:
         return text_value(self.value, 0, prompt, tokens)

@@ -38,6 +38,7 @@ def u32(number: int) -> bytes:
     ("key", "value", "said"),
     [
         ("block_count", 0, "block_count is 0, expected 1 to 512"),
+        ("attention.layer_norm_rms_epsilon", 0xBF800000, "rms_epsilon is -1.0, expected a small number, 0 or more"),
         ("block_count", 1 << 31, "block_count is 2147483648, expected 1 to 512"),
         ("embedding_length", 0, "embedding_length is 0, expected 1 or more"),
         ("expert_used_count", 5, "expert_used_count is 5, expected 1 to the 4 experts there are"),
@@ -73,19 +74,18 @@ def test_a_key_of_another_type_is_named(make_gguf: Make, tmp_path: Path) -> None
     kv = next(kv for kv in file.kvs if kv[0] == b"tokenizer.ggml.tokens")
     kv[2] = struct.pack("<IQ", 5, 3) + bytes(12)
     (tmp_path / "bad.gguf").write_bytes(file.bytes())
-    with pytest.raises(ModelFileError, match="tokens holds an array of numbers, expected an array of texts"):
+    with pytest.raises(ModelFileError, match="tokens holds an array of whole numbers, expected an array of texts"):
         Model(tmp_path / "bad.gguf")
 
 
 def test_what_no_check_foresees_ends_the_command_with_a_sentence(make_gguf: Make, tmp_path: Path) -> None:
-    """A negative epsilon is asserted deep in a graph; nothing of it is in the metadata's types."""
-    key = "qwen3.attention.layer_norm_rms_epsilon"
-    path = changed(make_gguf("base"), tmp_path / "bad.gguf", key, struct.pack("<f", -1.0))
+    """What one architecture asks of another number of its own is asserted where its tensors are made."""
+    path = changed(make_gguf("base", "granitehybrid"), tmp_path / "bad.gguf", "granitehybrid.ssm.inner_size", u32(64))
     command = [sys.executable, "-m", "sia_local", "generate", "-m", str(path), "-p", "hello", "-n", "2"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and done.stdout == ""
-    assert [line.split(":")[0] for line in done.stderr.splitlines()] == ["no value model", "Error"]
-    assert f"{path}: llama.cpp gave up on this file (GGML_ASSERT(eps >= 0.0f) failed)" in done.stderr
+    assert done.stderr.startswith("Error: ") and done.stderr.count("\n") == 1
+    assert f"{path}: llama.cpp gave up on this file (GGML_ASSERT(2 * n_embd == d_inner) failed)" in done.stderr
 
 
 def test_nothing_of_a_file_steers_the_terminal(make_gguf: Make, tmp_path: Path) -> None:

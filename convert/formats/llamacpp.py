@@ -23,6 +23,7 @@ import click
 
 from sia_local.cli.fetch import download
 from sia_local.errors import ConfigError, IncompatibleError, ModelFileError
+from sia_local.files import cache_root
 
 RELEASE = "0.3.36"
 REQUIREMENT = f"llama-cpp-python=={RELEASE}"
@@ -59,8 +60,7 @@ def place() -> Path:
                 "llama.cpp, or unset it"
             )
         return Path(named)
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    return cache / "sia_local" / f"llama.cpp-{RELEASE}"
+    return cache_root() / f"llama.cpp-{RELEASE}"
 
 
 def converter() -> Path:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError
-from ..files import scratch
+from ..files import cache_root, scratch
 from ..llama import keys as keys
 from ..values.qhead import QHead, QHeadMeta, write_qhead
 from .shapes import Shape, parse_shape, vocabulary
@@ -38,8 +38,7 @@ _LOGIT_STD = 2.5
 
 def cache_dir() -> Path:
     """Where synthetic files live between runs: `$XDG_CACHE_HOME/sia_local`, or `~/.cache/sia_local`."""
-    root = os.environ.get("XDG_CACHE_HOME")
-    return (Path(root) if root else Path.home() / ".cache") / "sia_local"
+    return cache_root()
 
 
 # --- weights

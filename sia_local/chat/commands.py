@@ -11,6 +11,7 @@ from typing import Any
 
 from ..config import SiaConfig
 from ..errors import ConfigError, SiaError
+from ..files import at_home
 from ..views import trace, why
 from .session import Session
 
@@ -252,4 +253,4 @@ def _number(text: str, name: str) -> float:
 def _path(text: str, name: str, example: str) -> Path:
     if not text:
         raise ConfigError(f"{name} takes a file; for instance {name} {example}")
-    return Path(text).expanduser()
+    return at_home(text)

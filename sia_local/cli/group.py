@@ -73,6 +73,9 @@ class LazyCommands(click.Group):
             formatter.write_dl(list(self.lazy.items()))
 
     def invoke(self, ctx: click.Context) -> Any:
+        for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+            if getattr(sys, name) is None:  # closed by whoever started this
+                setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
         errors.give_up = None if ctx.meta.get("sia.debug") else _give_up
 
         _hear_interrupts()

@@ -13,6 +13,7 @@ from ..llama import keys
 from ..llama.costs import MemoryCost, is_recurrent, memory_cost
 from ..llama.gguf import GgufMetadata
 from ..llama.quantize import quantization_name
+from ..llama.sound import check_sound
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Inspection:
 def inspect_file(path: str | os.PathLike[str]) -> Inspection:
     """Raises ModelFileError for a file that is not a whole GGUF."""
     with GgufMetadata(path) as meta:
+        check_sound(meta, meta.get("tokenizer.ggml.tokens", ()))
         tensors = meta.tensors()
         size = sum(map(_whole_size, meta.parts))
         arch = meta.get("general.architecture", "?")

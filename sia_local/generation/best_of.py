@@ -25,7 +25,7 @@ from ..rewards.load import Reward
 from ..steering.tilt import bon_kl_bound
 from ..values.sources import Source
 from .sia import SIA, WithSIA
-from .writing import Generation, Run
+from .writing import Generation, Run, Stop
 
 CRITERIA = ("value", "reward", "likelihood")
 
@@ -92,8 +92,9 @@ class BestOfGeneration(Generation):
         made = sia.prompt_of(request)
         self.seeds = [request.seed if i == 0 else _derived(request.seed, i) for i in range(best.n)]
         jobs = [sia.job(replace(request, prompt=made, seed=seed), id=i) for i, seed in enumerate(self.seeds)]
-        run = sia.run(jobs)
-        super().__init__(request, self._write(best, made, run), run.stats)
+        stop = Stop()
+        run = sia.run(jobs, stop)
+        super().__init__(request, self._write(best, made, run), run.stats, stop)
         self.result: BestOfResult | None = None
 
     def __next__(self) -> Step:
@@ -111,6 +112,8 @@ class BestOfGeneration(Generation):
             if self.stopped:
                 run.close()
         begun = [i for i in range(best.n) if steps[i]]
+        if not begun:
+            return
         scores = best.scores(prompt, [completions[i] for i in begun])
         contenders = tuple(
             Contender(completions[i], tuple(steps[i]), self.seeds[i], s) for i, s in zip(begun, scores, strict=True)

@@ -77,10 +77,16 @@ class Loop:
         self.live = [s for s in self.live if id(s.job) not in ended]
 
     def round(self) -> list[tuple[Job, Step]]:
-        """A Step of each live sequence whose prompt is read. Raises NumericError for NaN logits or values."""
+        """A Step of each live sequence whose prompt is read; none after a piece of a long one, so that its reader can
+        give up. Raises NumericError for NaN logits or values."""
         clock = time.perf_counter
         started = clock()
         live = self._ready()
+        if not live:
+            for stats in {id(s.job.stats): s.job.stats for s in self.live}.values():
+                stats.base_ms += (clock() - started) * 1e3
+                stats.prefill_ms += (clock() - started) * 1e3 if stats.steps == 0 else 0.0
+            return []
         # 1. One decode gives every sequence its next logits.
         rows = self.base.logits([s.slot for s in live])
         looked = clock()
@@ -106,18 +112,16 @@ class Loop:
             stats.base_ms += (looked - started) * 1e3
             stats.value_ms += value_ms
             if stats.steps == 0:
-                stats.prefill_ms = (looked - started) * 1e3
+                stats.prefill_ms += (looked - started) * 1e3
         steps = [(s.job, s.step()) for s in live]
         self.free += [s.slot for s in live if s.finish]
         self.live = [s for s in self.live if not s.finish]
         return steps
 
     def _ready(self) -> list[_Live]:
-        """The sequences to step now. While some write, a long prompt is read a piece a round, so that they go on."""
-        unread = [s for s in self.live if s.unread]
-        writing = len(unread) < len(self.live)
-        for sequence in unread:
-            sequence.unread = writing and self.base.read_piece(sequence.slot)
+        """The sequences to step now. A long prompt is read a piece a round, while others write."""
+        for sequence in [s for s in self.live if s.unread]:
+            sequence.unread = self.base.read_piece(sequence.slot)
             if sequence.unread:
                 break
         return [s for s in self.live if not s.unread]

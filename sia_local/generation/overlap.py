@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from ..llama.engine import Engine
@@ -33,29 +33,39 @@ class SideBySide:
         return self._base.begin(slot, tokens)
 
     def read_piece(self, slot: int) -> bool:
-        return self._base.read_piece(slot)
+        if self._base.queue_length(slot) <= self._base.context.batch.capacity:
+            return False
+        with self._beside(lambda other: other.read_piece(slot)):
+            return self._base.read_piece(slot)
 
     def accept(self, slot: int, token: int) -> None:
         self._base.accept(slot, token)
 
     def logits(self, slots: Sequence[int]) -> list[FloatArray]:
-        unread, self._unread = self._unread, []
+        unread = [slot for slot in self._unread if slot in slots]
+        self._unread = [slot for slot in self._unread if slot not in slots]
         if not unread:
             return self._base.logits(slots)
+
+        def read(other: Engine) -> None:
+            for slot in unread:
+                other.read_ahead(slot)
+
+        with self._beside(read):
+            return self._base.logits(slots)
+
+    @contextmanager
+    def _beside(self, read: Callable[[Engine], object]) -> Iterator[None]:
+        """Reads with the others while the block reads with the base."""
         # Imported late: it brings `logging` along, which no start should wait for.
         from concurrent.futures import ThreadPoolExecutor
 
         with self._cores_divided(), ThreadPoolExecutor(1) as pool:
-            reading = pool.submit(self._read, unread)
+            reading = pool.submit(lambda: [read(other) for other in self._others])
             try:
-                return self._base.logits(slots)
+                yield
             finally:
                 reading.result()
-
-    def _read(self, slots: Sequence[int]) -> None:
-        for other in self._others:
-            for slot in slots:
-                other.read_ahead(slot)
 
     @contextmanager
     def _cores_divided(self) -> Iterator[None]:

@@ -24,7 +24,7 @@ from .filters import LogitFilter
 from .likelihood import log_likelihoods
 from .overlap import SideBySide
 from .prompting import read_prompt
-from .writing import Desk, Generation, Run
+from .writing import Desk, Generation, Run, Stop
 
 # Tokens at the end of a prompt in which a template may have opened, or ended, the reasoning.
 OPENING = 32
@@ -156,7 +156,8 @@ class SIA:
     def write(self, request: Request) -> Generation:
         """One text, as it is read. What cannot be generated raises here, not at the first step."""
         job = self.job(request)
-        return Generation(request, self.desk.steps([job]), job.stats)
+        stop = Stop()
+        return Generation(request, self.desk.steps([job], stop), job.stats, stop)
 
     def job(
         self,
@@ -181,9 +182,9 @@ class SIA:
             id=id,
         )
 
-    def run(self, jobs: Iterable[Job]) -> Run:
+    def run(self, jobs: Iterable[Job], stop: Stop | None = None) -> Run:
         """Runs many jobs over the slots this SIA was loaded with; steps of different jobs interleave."""
-        return Run(self.desk, jobs)
+        return Run(self.desk, jobs, stop)
 
     def complete(self, jobs: Iterable[Job]) -> Iterator[Completion]:
         """Runs jobs and yields each finished text, in the order they finish."""

@@ -39,27 +39,32 @@ class Runner(Protocol):
 
     def prompt_of(self, request: Request) -> Prompt: ...
     def job(self, prompt: Request, *, id: int = 0) -> Job: ...
-    def run(self, jobs: Iterable[Job]) -> Run: ...
+    def run(self, jobs: Iterable[Job], stop: Stop | None = None) -> Run: ...
     def value_of(self, prompt: Prompt, tokens: Sequence[int]) -> float: ...
     def log_likelihoods(self, prompt: Prompt, tokens: Sequence[int], config: SiaConfig) -> Float64: ...
     def close(self) -> None: ...
 
 
+class Stop:
+    """Whether a reader wants no more. Set by a signal, too, so it is nothing but a flag."""
+
+    asked = False
+
+
 class Generation:
     """One text. Iterate for its Steps as they are made; text, tokens, finish and stats say what there is so far.
 
-    stop(): ends the text after the token in hand. facts: what a JSON result says of this way of writing; remark: what
-    the line behind the text says of it; texts: how many were written for this one.
+    stop(): ends the text after the token in hand, or a long prompt after the batch in hand. facts: what a JSON result
+    says of this way of writing; remark: what the line behind the text says of it; texts: how many were written for it.
     """
 
     texts = 1
     remark = ""
 
-    def __init__(self, request: Request, steps: Iterator[Step], stats: Stats):
+    def __init__(self, request: Request, steps: Iterator[Step], stats: Stats, stop: Stop | None = None):
         self.request, self.stats = request, stats
         self.completion = Completion()
-        self.stopped = False
-        self._steps = steps
+        self._steps, self._stop = steps, stop or Stop()
 
     def __iter__(self) -> Generation:
         return self
@@ -73,7 +78,11 @@ class Generation:
         return step
 
     def stop(self) -> None:
-        self.stopped = True
+        self._stop.asked = True
+
+    @property
+    def stopped(self) -> bool:
+        return self._stop.asked
 
     def close(self) -> None:
         """Ends the text at once; its slot is free."""
@@ -111,9 +120,9 @@ class Generation:
 class Run:
     """Many texts over the slots of a SIA. Iterate for their Steps, which interleave; `stats` sums over all."""
 
-    def __init__(self, desk: Desk, jobs: Iterable[Job]):
+    def __init__(self, desk: Desk, jobs: Iterable[Job], stop: Stop | None = None):
         self.stats = Stats()
-        self._steps = desk.steps(self._counted(jobs))
+        self._steps = desk.steps(self._counted(jobs), stop)
 
     def _counted(self, jobs: Iterable[Job]) -> Iterator[Job]:
         for job in jobs:
@@ -164,11 +173,11 @@ class Desk:
             self._tickets.append(ticket)
         return ticket
 
-    def steps(self, jobs: Iterable[Job]) -> Iterator[Step]:
-        """The steps of jobs, as this caller asks for them."""
+    def steps(self, jobs: Iterable[Job], stop: Stop | None = None) -> Iterator[Step]:
+        """The steps of jobs, as this caller asks for them. stop: ends them where a round gave this caller none."""
         mail: deque[Step] = deque()
         ticket = self.open(jobs, lambda _, step: mail.append(step))
-        reader = _steps(self, ticket, mail)
+        reader = _steps(self, ticket, mail, stop or Stop())
         # A reader that was never begun has no `finally` to give its ticket back.
         weakref.finalize(reader, self.discard, ticket)
         return reader
@@ -258,13 +267,13 @@ class Desk:
             self._tickets.remove(ticket)
 
 
-def _steps(desk: Desk, ticket: Ticket, mail: deque[Step]) -> Iterator[Step]:
+def _steps(desk: Desk, ticket: Ticket, mail: deque[Step], stop: Stop) -> Iterator[Step]:
     try:
         while True:
             while not mail:
                 if ticket.error is not None:
                     raise ticket.error
-                if ticket.over:
+                if ticket.over or stop.asked:
                     return
                 with desk.lock:
                     if not mail and not ticket.over:

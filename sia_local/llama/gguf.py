@@ -185,6 +185,15 @@ class GgufMetadata:
             out[self._lib.gguf_get_tensor_name(self._ctx, i).decode("utf-8", "surrogateescape")] = tuple(shape)
         return out
 
+    def integers(self) -> list[str]:
+        """Tensors of whole numbers (I8 to I64) in this very file."""
+        lib, ctx = self._lib, self._ctx
+        return [
+            lib.gguf_get_tensor_name(ctx, i).decode("utf-8", "replace")
+            for i in range(lib.gguf_get_n_tensors(ctx))
+            if 24 <= lib.gguf_get_tensor_type(ctx, i) <= 27
+        ]
+
     def part_of(self, name: str) -> GgufMetadata:
         """The part with a tensor. KeyError if there is none of that name."""
         for part in self.parts:

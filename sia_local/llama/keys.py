@@ -67,31 +67,35 @@ QHEAD_KIND = "value-qhead"
 KINDS_BY_VERSION = {1: KINDS, 2: (*KINDS, QHEAD_KIND)}
 LAYOUTS = ("merged", "lean")
 
-TEXT, NUMBER, NUMBERS, TEXTS = "text", "a number", "an array of numbers", "an array of texts"
+TEXT, TEXTS, WHOLE, WHOLES = "text", "an array of texts", "a whole number", "an array of whole numbers"
+NUMBER, NUMBERS = "a number", "an array of numbers"
+_WHOLE, _NUMBER, _NUMBERS, _A_LAYER = (WHOLE,), (NUMBER, WHOLE), (NUMBERS, WHOLES), (WHOLE, WHOLES)
 _EXPECTED = {
-    **dict.fromkeys((VERSION, HEAD_BIAS, REWARD_MEAN, REWARD_STD, VALUE_SPREAD, TRAIN_TOKENS), (NUMBER,)),
-    **dict.fromkeys((QHEAD_RANK, QHEAD_N_EMBD, QHEAD_SCALE, QHEAD_LEVEL_BIAS, QHEAD_JUNCTIONS, QHEAD_K), (NUMBER,)),
-    **dict.fromkeys((QHEAD_R2, QHEAD_AGREEMENT, QHEAD_GAIN_SHARE, "general.file_type"), (NUMBER,)),
-    **dict.fromkeys((HEAD_WEIGHT, HEAD_HIDDEN_WEIGHT, HEAD_HIDDEN_BIAS, QHEAD_LEVEL_WEIGHT), (NUMBERS,)),
-    **dict.fromkeys((QHEAD_WEIGHT, QHEAD_BIAS, QHEAD_HIDDEN_WEIGHT, QHEAD_HIDDEN_BIAS), (NUMBERS,)),
-    **dict.fromkeys((QHEAD_TOKEN_WEIGHT, QHEAD_TOKEN_BIAS, "tokenizer.ggml.token_type"), (NUMBERS,)),
+    **dict.fromkeys((VERSION, TRAIN_TOKENS, QHEAD_RANK, QHEAD_N_EMBD, QHEAD_JUNCTIONS, QHEAD_K), _WHOLE),
+    **dict.fromkeys(("general.file_type", "split.no", "split.count"), _WHOLE),
+    **dict.fromkeys((HEAD_BIAS, REWARD_MEAN, REWARD_STD, VALUE_SPREAD, QHEAD_SCALE, QHEAD_LEVEL_BIAS), _NUMBER),
+    **dict.fromkeys((QHEAD_R2, QHEAD_AGREEMENT, QHEAD_GAIN_SHARE), _NUMBER),
+    **dict.fromkeys((HEAD_WEIGHT, HEAD_HIDDEN_WEIGHT, HEAD_HIDDEN_BIAS, QHEAD_LEVEL_WEIGHT), _NUMBERS),
+    **dict.fromkeys((QHEAD_WEIGHT, QHEAD_BIAS, QHEAD_HIDDEN_WEIGHT, QHEAD_HIDDEN_BIAS), _NUMBERS),
+    **dict.fromkeys((QHEAD_TOKEN_WEIGHT, QHEAD_TOKEN_BIAS), _NUMBERS),
     **dict.fromkeys((KIND, LAYOUT, HEAD_ACTIVATION, VOCAB_SHA256, PROMPT_TEMPLATE, BASE_NAME, REWARD_NAME), (TEXT,)),
     **dict.fromkeys((TRAIN_LOSS, QHEAD_ACTIVATION, QHEAD_TEACHER, "general.architecture", "general.name"), (TEXT,)),
     **dict.fromkeys(("general.type", "tokenizer.ggml.model", "tokenizer.ggml.pre", "tokenizer.chat_template"), (TEXT,)),
-    **dict.fromkeys(("split.no", "split.count"), (NUMBER,)),
     "tokenizer.ggml.tokens": (TEXTS,),
+    "tokenizer.ggml.token_type": (WHOLES,),
 }
 # Of a model's own architecture, by how the key ends; some have a number a layer.
 _OF_MODEL = {
     **dict.fromkeys(
-        ("context_length", "embedding_length", "block_count", "expert_count", "expert_group_count"), (NUMBER,)
+        ("context_length", "embedding_length", "block_count", "expert_count", "expert_group_count"), _WHOLE
     ),
-    **dict.fromkeys(("expert_group_used_count", "nextn_predict_layers", "rope.dimension_count"), (NUMBER,)),
-    **dict.fromkeys(("attention.key_length", "attention.value_length", "shortconv.l_cache"), (NUMBER,)),
-    **dict.fromkeys(("ssm.inner_size", "ssm.state_size", "ssm.conv_kernel", "ssm.group_count"), (NUMBER,)),
-    **dict.fromkeys(("full_attention_interval",), (NUMBER,)),
-    **dict.fromkeys(("attention.head_count", "attention.head_count_kv", "feed_forward_length"), (NUMBER, NUMBERS)),
-    **dict.fromkeys(("expert_used_count", "attention.recurrent_layers"), (NUMBER, NUMBERS)),
+    **dict.fromkeys(("expert_group_used_count", "nextn_predict_layers", "rope.dimension_count"), _WHOLE),
+    **dict.fromkeys(("attention.key_length", "attention.value_length", "shortconv.l_cache"), _WHOLE),
+    **dict.fromkeys(("ssm.inner_size", "ssm.state_size", "ssm.conv_kernel", "ssm.group_count"), _WHOLE),
+    **dict.fromkeys(("ssm.time_step_rank", "full_attention_interval"), _WHOLE),
+    **dict.fromkeys(("attention.head_count", "attention.head_count_kv", "feed_forward_length"), _A_LAYER),
+    **dict.fromkeys(("expert_used_count", "attention.recurrent_layers"), _A_LAYER),
+    **dict.fromkeys(("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"), _NUMBER),
     "rope.scaling.type": (TEXT,),
 }
 
@@ -107,7 +111,9 @@ def kind_of(value: Any) -> str:
         return TEXT
     if isinstance(value, list):
         return TEXTS
-    return NUMBERS if isinstance(value, np.ndarray) else NUMBER
+    if isinstance(value, np.ndarray):
+        return NUMBERS if value.dtype.kind == "f" else WHOLES
+    return NUMBER if isinstance(value, float) else WHOLE
 
 
 # A lean file may carry the embedding rows after the tensor data, closed by this footer:

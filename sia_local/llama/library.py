@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import math
 import os
+import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -85,15 +86,28 @@ def _on_abort(message: bytes) -> None:
     failed = message.decode("utf-8", "replace")
     if _files:
         file = next((file for file in reversed(_files) if file), "a model")
-        failed = (
-            f"{file}: llama.cpp gave up on this file ({failed.rpartition(': ')[2]}); it is damaged or not what it says "
-            "it is, download or convert it again"
-        )
+        why = " ".join(failed.rpartition(": ")[2].split())
+        failed = f"{file}: llama.cpp gave up on this file ({why}); it is damaged or not what it says, convert it again"
         if errors.give_up is not None:
             errors.give_up(failed)
     os.write(2, f"{failed}\n".encode())
 
 
+@ctypes.CFUNCTYPE(None, ctypes.c_int)
+def _on_bus_error(number: int) -> None:
+    """A mapped file ends before the page that is read."""
+    assert errors.give_up is not None
+    file = next((file for file in reversed(_files) if file), "a model")
+    errors.give_up(
+        f"{file}: the file became shorter while it was in use; leave files alone that are loaded, start again"
+    )
+
+
+if errors.give_up is not None and hasattr(signal, "SIGBUS"):
+    # Not Python's own handler, which would wait until the faulting call returns.
+    _libc = ctypes.CDLL(None)
+    _libc.signal.argtypes, _libc.signal.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
+    _libc.signal(signal.SIGBUS, ctypes.cast(_on_bus_error, ctypes.c_void_p))
 C.llama_log_set(_on_log, ctypes.c_void_p(0))
 if hasattr(C._lib, "ggml_set_abort_callback"):
     C._lib.ggml_set_abort_callback.restype = ctypes.c_void_p

@@ -24,6 +24,7 @@ SHOWN = 40
 def check_sound(meta: GgufMetadata, tokens: Sequence[bytes]) -> None:
     """tokens: of its vocabulary, none for a file without. Raises ModelFileError."""
     check_tokens(meta, tokens)
+    _check_tensors(meta)
     arch = meta.get("general.architecture", "")
 
     def key(name: str, default: Any = 0) -> Any:
@@ -44,10 +45,22 @@ def check_sound(meta: GgufMetadata, tokens: Sequence[bytes]) -> None:
     expect(key("embedding_length") >= 1, "embedding_length", "1 or more")
     for name in ("attention.head_count", "attention.head_count_kv", "feed_forward_length", "expert_used_count"):
         expect(np.ndim(key(name)) == 0 or len(key(name)) == layers, name, f"a number for each of the {layers} blocks")
+    for name in ("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"):
+        expect(0 <= key(name, 0.0) < 1, name, "a small number, 0 or more")
     _check_experts(key, expect)
     scaling = key("rope.scaling.type", "linear")
     expect(scaling in ROPE_SCALINGS, "rope.scaling.type", f"one of {', '.join(ROPE_SCALINGS)}")
     _check_heads(arch, key, expect)
+
+
+def _check_tensors(meta: GgufMetadata) -> None:
+    for part in meta.parts:
+        # Tables of ids that some architectures have (d2t, tid2eid) are no weights.
+        if names := [name for name in part.integers() if name.endswith(".weight") and "2" not in name]:
+            raise ModelFileError(
+                f"{part.path}: the weights {names[0][:SHOWN]} are whole numbers, expected a float or quantized format; "
+                "the file is damaged, download or convert it again"
+            )
 
 
 def check_tokens(meta: GgufMetadata, tokens: Sequence[bytes]) -> None:

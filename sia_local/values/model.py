@@ -54,10 +54,12 @@ class ValueHead:
 
     def __call__(self, hidden: FloatArray) -> Float64:
         """hidden float32 [n, n_embd] -> float64 [n]."""
-        if self.hidden_weight is not None:
-            # As in QHead: BLAS would start threads that wait for llama.cpp's.
-            hidden = ACTIVATIONS[self.activation](np.einsum("nj,ij->ni", hidden, self.hidden_weight) + self.hidden_bias)
-        return (hidden @ self.weight).astype(np.float64) + self.bias
+        with np.errstate(all="ignore"):  # what is not finite is refused by whoever asked
+            if self.hidden_weight is not None:
+                # As in QHead: BLAS would start threads that wait for llama.cpp's.
+                inner = np.einsum("nj,ij->ni", hidden, self.hidden_weight) + self.hidden_bias
+                hidden = ACTIVATIONS[self.activation](inner)
+            return (hidden @ self.weight).astype(np.float64) + self.bias
 
     @property
     def n_embd(self) -> int:

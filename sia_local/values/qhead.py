@@ -109,6 +109,10 @@ class QHead:
         """
         if hidden.ndim > 1:
             return np.stack([self(one, of_one) for one, of_one in zip(hidden, rows, strict=True)])
+        with np.errstate(all="ignore"):  # what is not finite is refused by whoever asked
+            return self._of_one(hidden, rows)
+
+    def _of_one(self, hidden: Float32, rows: Float32) -> Float64:
         # einsum's own loops, not BLAS: its threads and llama.cpp's would wait for each other between two decodes.
         x = hidden
         if self.hidden_weight is not None:

@@ -1,0 +1,123 @@
+"""How things end: Ctrl-C while a long prompt is read, a pipe that closes, a disk that fills, a file that shrinks."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from loading import EXACT, source
+
+from sia_local import SIA, BestOf, Request, SiaConfig
+from sia_local.errors import ConfigError, ModelFileError
+from sia_local.files import aside, atomic_write
+
+Make = Callable[..., Path]
+ASKED = Request("hello there " * 5, SiaConfig(gate="off"), max_tokens=3)
+COMMAND = [sys.executable, "-m", "sia_local"]
+
+
+@pytest.mark.parametrize("kind", ["one", "best of", "beside its values"])
+def test_a_long_prompt_that_is_stopped_ends_with_the_batch_in_hand(
+    make_gguf: Make, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    value = make_gguf("merged", seed=1)
+    with SIA.load(make_gguf("base"), value, EXACT, n_threads=2, overlap_prompts=kind == "beside its values") as sia:
+        for engine in (sia.engine, *source(sia).engines):
+            engine.context.batch.capacity = 16
+        writer = BestOf(sia, 2) if kind == "best of" else sia
+        written = writer.write(ASKED)
+        decode, calls = sia.engine.context.decode, []
+
+        def stopped() -> None:
+            calls.append(1)
+            written.stop()
+            decode()
+
+        monkeypatch.setattr(sia.engine.context, "decode", stopped)
+        assert list(written) == [] and len(calls) == 1
+        monkeypatch.undo()
+        assert len(list(sia.write(ASKED))) == 3
+
+
+def run(*words: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    command = [*COMMAND, *map(str, words)]
+    return subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False, **options)
+
+
+def sentence(done: subprocess.CompletedProcess[str]) -> str:
+    """The one line that an ended command says, which is no traceback."""
+    last = done.stderr.splitlines()[-1]
+    assert done.returncode == 2 and last.startswith("Error: ") and "Traceback" not in done.stderr, done.stderr
+    return last
+
+
+def test_no_terminal_no_streams_no_reader_no_room(make_gguf: Make) -> None:
+    words = ("generate", "-m", make_gguf("base"), "-p", "hello", "-n", 3, "--threads", 1)
+    with open("/dev/full", "w") as full:
+        assert "No space left on device; free space and run again" in sentence(run(*words, stdout=full))
+    read, write = os.pipe()
+    os.close(read)
+    done = run(*words, stdout=write)
+    assert done.returncode == 1 and "Error" not in done.stderr and "Traceback" not in done.stderr
+    os.close(write)
+    shell = f"exec {' '.join(map(str, COMMAND))} chat -m {make_gguf('base')} --threads 1 <&- >&-"
+    done = subprocess.run(["sh", "-c", shell], stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 0 and "Traceback" not in done.stderr
+
+
+def test_a_file_that_shrinks_while_it_is_in_use_is_a_sentence(make_gguf: Make, tmp_path: Path) -> None:
+    path = tmp_path / "shrinks.gguf"
+    path.write_bytes(make_gguf("base").read_bytes())
+    words = [*COMMAND, "chat", "-m", str(path), "-n", "3", "--threads", "1"]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(words, text=True, **pipes) as chat:
+        assert chat.stdin is not None and chat.stdout is not None and chat.stderr is not None
+        chat.stdin.write("hello\n")
+        chat.stdin.flush()
+        assert chat.stdout.read(1)
+        os.truncate(path, 8192)
+        chat.stdin.write("hello\n")
+        chat.stdin.close()
+        said = chat.stderr.read()
+    assert chat.returncode == 2 and f"{path}: the file became shorter while it was in use" in said.splitlines()[-1]
+
+
+def test_without_a_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sia_local.shipped import cache_folder
+
+    for name in ("SIA_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    with pytest.raises(ConfigError, match="no home folder is known to this process; set HOME"):
+        cache_folder()
+
+
+@pytest.mark.parametrize("write", ["text", "by name"])
+def test_a_full_disk_leaves_what_was_there(tmp_path: Path, write: str) -> None:
+    """A file that may not grow stands for a disk that is full."""
+    path = tmp_path / "out.json"
+    path.write_text("whole")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, before[1]))
+    try:
+        with pytest.raises(
+            ModelFileError, match=r"the disk filled up while writing .*out\.json; nothing of it was kept"
+        ):
+            if write == "text":
+                with atomic_write(path) as handle:
+                    handle.write("x" * 100_000)
+            else:
+                with aside(path) as temporary:
+                    temporary.write_bytes(b"x" * 100)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("out.json", "whole")]
