@@ -21,7 +21,7 @@ from ..errors import SiaError
 from ..generation.sia import SIA
 from ..llama.chat import render_chat
 from ..views.trace import config_dict
-from . import asking, metrics
+from . import asking, messages, metrics, responses
 from .chats import ChatReply
 from .completions import CompletionReply
 from .engine import EngineThread, Order, UnavailableError
@@ -96,6 +96,9 @@ class Server:
         post: dict[str, Callable[..., Any]] = {
             "/v1/chat/completions": self.chat,
             "/v1/completions": self.completions,
+            "/v1/responses": self.responses,
+            "/v1/messages": self.messages,
+            "/v1/messages/count_tokens": self.count_tokens,
             "/tokenize": self.tokenize,
             "/detokenize": self.detokenize,
             "/apply-template": self.apply_template,
@@ -104,7 +107,7 @@ class Server:
             get["/"] = self.page
         # As llama-server has them, with and without the version.
         get |= {"/models": self.models, "/v1/health": self.health}
-        post |= {"/chat/completions": self.chat}
+        post |= {"/chat/completions": self.chat, "/responses": self.responses}
         for path, handler in get.items():
             self.app.add_api_route(path, handler, methods=["GET"])
         for path, handler in post.items():
@@ -113,27 +116,45 @@ class Server:
     async def chat(self, request: Request) -> Response:
         body = await self._body(request, ChatBody)
         asked = await self._aside(asking.chat, self.sia, self.defaults, body)
-        return self._answer(request, asked, ChatReply, body)
+        reply = ChatReply(self.sia.model, self.name, asked, body.stream_options.include_usage)
+        return self._answer(request, asked, reply, body.stream)
 
     async def completions(self, request: Request) -> Response:
         body = await self._body(request, CompletionBody)
         asked = await self._aside(asking.completion, self.sia, self.defaults, body)
-        return self._answer(request, asked, CompletionReply, body)
+        reply = CompletionReply(self.sia.model, self.name, asked, body.stream_options.include_usage)
+        return self._answer(request, asked, reply, body.stream)
 
-    def _answer(self, request: Request, asked: asking.Asked, kind: type[Reply], body: asking.TextFields) -> Response:
-        reply = kind(self.sia.model, self.name, asked, body.stream_options.include_usage)
+    async def responses(self, request: Request) -> Response:
+        body = await self._body(request, responses.ResponsesBody)
+        asked = await self._aside(lambda: asking.chat(self.sia, self.defaults, responses.as_chat(body)))
+        reply = responses.ResponsesReply(self.sia.model, self.name, asked, body)
+        return self._answer(request, asked, reply, body.stream)
+
+    async def messages(self, request: Request) -> Response:
+        body = await self._body(request, messages.MessagesBody)
+        asked = await self._aside(lambda: asking.chat(self.sia, self.defaults, messages.as_chat(body)))
+        reply = messages.MessagesReply(self.sia.model, self.name, asked, body)
+        return self._answer(request, asked, reply, body.stream)
+
+    async def count_tokens(self, request: Request) -> Response:
+        body = await self._body(request, messages.CountBody)
+        prompt = await self._aside(lambda: asking.prompt_of(self.sia, messages.as_chat(body)))
+        return json_response({"input_tokens": len(prompt.tokens)})
+
+    def _answer(self, request: Request, asked: asking.Asked, reply: Reply, stream: bool) -> Response:
         mailbox = Mailbox()
         client = client_key(request.headers) or (request.client.host if request.client is not None else "")
         order = Order(asked.jobs, mailbox.post, reply.readings, asked.top or 0, client)
         reply.order = order
         self.engine.submit(order)
-        return Answer(self.engine, order, mailbox, reply, body.stream, self.config.send_timeout)
+        return Answer(self.engine, order, mailbox, reply, stream, self.config.send_timeout)
 
     async def health(self) -> Response:
         state = self.engine.state
         if state != "ready":
             problem = RefusedError(503, f"the server is {state}", "unavailable_error", code=state)
-            return error_response(problem)
+            return error_response(problem, "/health")
         return json_response({"status": "ok"})
 
     async def models(self) -> Response:
@@ -249,14 +270,14 @@ class Server:
         return await self._aside(kind.model_validate_json, bytes(data))
 
 
-async def _answer_error(_: Request, error: Exception) -> Response:
+async def _answer_error(request: Request, error: Exception) -> Response:
     if isinstance(error, HTTPException):
         codes = {404: ("not_found", "there is no such address here; see docs/server.md for those there are")}
         code, message = codes.get(error.status_code, ("http_error", str(error.detail)))
-        return error_response(RefusedError(error.status_code, message, code=code))
+        error = RefusedError(error.status_code, message, code=code)
     if isinstance(error, ClientDisconnect):
         return Response(status_code=499)
-    return error_response(error)
+    return error_response(error, request.url.path)
 
 
 def _in_spreads(sia: SIA, beta: float, unit: str) -> float | None:

@@ -79,6 +79,11 @@ def chat(sia: SIA, defaults: Defaults, body: ChatBody) -> Asked:
     return _asked(sia, defaults, body, [prompt], config, body.max_completion_tokens, top, offered)
 
 
+def prompt_of(sia: SIA, body: ChatBody) -> Prompt:
+    """The prompt of a chat() alone."""
+    return chat_prompt(sia, body.messages, offer(sia, body).shown, body.chat_template_kwargs)
+
+
 def completion(sia: SIA, defaults: Defaults, body: CompletionBody) -> Asked:
     """Like chat()."""
     prompts = [_plain_prompt(sia, prompt) for prompt in _each_prompt(body.prompt)]

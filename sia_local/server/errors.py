@@ -11,6 +11,16 @@ from pydantic import ValidationError
 from ..errors import ConfigError, ContextFullError, IncompatibleError, SiaError
 from .engine import TooManyError, UnavailableError
 
+_ANTHROPIC = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+
 
 @dataclass
 class RefusedError(Exception):
@@ -29,6 +39,12 @@ class RefusedError(Exception):
     def body(self) -> dict[str, Any]:
         error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
         return {"error": error | self.more}
+
+    def body_at(self, path: str) -> dict[str, Any]:
+        """The body as the clients of an address know it: Anthropic's under /v1/messages, else OpenAI's."""
+        if not path.startswith("/v1/messages"):
+            return self.body
+        return {"type": "error", "error": {"type": _ANTHROPIC.get(self.status, "api_error"), "message": self.message}}
 
 
 def refused(error: Exception) -> RefusedError:

@@ -24,7 +24,7 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and (problem := self._problem(scope)) is not None:
-            await error_response(problem)(scope, receive, send)
+            await error_response(problem, scope["path"])(scope, receive, send)
             return
         await self.app(scope, receive, send)
 

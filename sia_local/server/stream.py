@@ -68,7 +68,7 @@ class Answer(Response):
         try:
             async with _while_there(receive):
                 if self.streams:
-                    await self._stream(send)
+                    await self._stream(scope, send)
                 else:
                     await self._whole(scope, receive, send)
         except (ReaderGoneError, OSError):
@@ -86,10 +86,10 @@ class Answer(Response):
                     self.reply.take(item)
             response = json_response(self.reply.whole())
         except Exception as error:
-            response = error_response(error)
+            response = error_response(error, scope["path"])
         await self._sent(response(scope, receive, send))
 
-    async def _stream(self, send: Send) -> None:
+    async def _stream(self, scope: Scope, send: Send) -> None:
         started = False
         try:
             while not self.reply.over():
@@ -106,7 +106,7 @@ class Answer(Response):
         except Exception as error:
             problem = refused(error)
             if not started:
-                await self._sent(error_response(problem)({"type": "http"}, _nothing, send))
+                await self._sent(error_response(problem, scope["path"])({"type": "http"}, _nothing, send))
                 return
             body = self.reply.failed(problem)
             await self._sent(send({"type": "http.response.body", "body": body, "more_body": True}))
@@ -148,9 +148,10 @@ def json_response(data: Any, status: int = 200, headers: dict[str, str] | None =
     return Response(dumps(data), status, headers, "application/json")
 
 
-def error_response(error: Exception) -> Response:
+def error_response(error: Exception, path: str) -> Response:
+    """path: the address that was asked, whose clients know errors in a form of their own."""
     problem = refused(error)
-    return json_response(problem.body, problem.status, problem.headers)
+    return json_response(problem.body_at(path), problem.status, problem.headers)
 
 
 def _start() -> dict[str, Any]:
