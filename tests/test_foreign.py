@@ -22,6 +22,7 @@ import hybrids
 import tiny
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from sia_convert.cli import main
 from sia_convert.formats import llamacpp
 from sia_convert.formats.checkpoint import ValueCheckpoint
@@ -107,6 +108,14 @@ def test_a_model_that_sees_is_trained_and_exported_as_the_language_model_in_it(k
     assert {"blk.0.attn_qkv.weight.lora_a", "blk.0.ssm_out.weight.lora_b"} <= {t.name for t in read_gguf(path)[1]}
     row = prove(checkpoint, path, base, data, limit=2, per_trajectory=2)
     assert (row.kind, row.failures) == ("adapter", ()) and row.max_abs < 1e-3
+    # What the converter leaves out, as the part that sees, is no place for a LoRA, and does not go in silence.
+    weights = out / "lora_weights/adapter_model.safetensors"
+    seen = "base_model.model.visual.blocks.0.attn.qkv.lora_"
+    extra = {f"{seen}A.weight": torch.ones(4, 32), f"{seen}B.weight": torch.ones(96, 4)}
+    save_file({**load_file(weights), **extra}, weights)
+    for layout, message in (("lean", r"has no weight visual\.blocks\.0"), ("adapter", r"kept \d+ of \d+ pairs")):
+        with pytest.raises(IncompatibleError, match=message):
+            export_value(ValueCheckpoint.open(out), tmp_path / "x.gguf", base, ExportConfig(layout))
 
 
 def test_a_coarser_adapter_is_written_as_such(kept: None, tmp_path: Path) -> None:

@@ -228,7 +228,7 @@ def _by_llamacpp(
             made.write_lean(path, about, head)
             native.append_rows(path, made.embedding_rows, config.row_type, len(head))
         elif layout == "adapter":
-            made.write_adapter(path, about)
+            made.write_adapter(path, about, len(backbone.lora.pairs if backbone.lora else ()))
         elif base is None:
             raise IncompatibleError(f"a head over a {backbone.sizes.arch} is written for its base: give it with --base")
         else:

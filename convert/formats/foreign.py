@@ -77,7 +77,15 @@ class Converted:
     def write_merged(self, path: Path, fields: dict[str, KV]) -> None:
         write_gguf(path, self.arch, {**self.fields(), **fields}, stored_tensors(self.source))
 
-    write_adapter = write_merged
+    def write_adapter(self, path: Path, fields: dict[str, KV], pairs: int) -> None:
+        """The LoRA alone. IncompatibleError where fewer than its `pairs` of matrices were converted."""
+        tensors = stored_tensors(self.source)
+        if len(tensors) < 2 * pairs:
+            raise IncompatibleError(
+                f"llama.cpp's converter kept {len(tensors) // 2} of {pairs} pairs of LoRA matrices: train without those "
+                f"that its {self.arch} has no place for"
+            )
+        write_gguf(path, self.arch, {**self.fields(), **fields}, tensors)
 
     def write_lean(self, path: Path, fields: dict[str, KV], head: np.ndarray) -> None:
         """The same model with the value as its only logit; its embedding rows are left out. head float32 [n_embd]."""
