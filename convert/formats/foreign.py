@@ -82,8 +82,8 @@ class Converted:
         tensors = stored_tensors(self.source)
         if len(tensors) < 2 * pairs:
             raise IncompatibleError(
-                f"llama.cpp's converter kept {len(tensors) // 2} of {pairs} pairs of LoRA matrices: train without those "
-                f"that its {self.arch} has no place for"
+                f"llama.cpp's converter kept {len(tensors) // 2} of {pairs} pairs of LoRA matrices: train without "
+                f"those that its {self.arch} has no place for"
             )
         write_gguf(path, self.arch, {**self.fields(), **fields}, tensors)
 
