@@ -61,7 +61,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
             "num_experts_per_tok": 0,
             "shared_intermediate_size": 96,
             "mamba_n_heads": 4,
-            "mamba_n_groups": 1,  # as published; with more, transformers before 5.13 or later computes otherwise
+            "mamba_n_groups": 1,  # as published; with more, transformers up to 5.18 computes otherwise
             "mamba_d_state": 16,
             "mamba_d_head": 32,
             "embedding_multiplier": 3.0,
