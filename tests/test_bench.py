@@ -20,10 +20,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from loading import source
 
-from sia_local.bench.arms import Arm, RivalArm, Workload, seed_for_rate
+from sia_local.bench.arms import Arm, RivalArm, Row, Sample, Workload, seed_for_rate
 from sia_local.bench.cold import ColdRow, kv_cache_mb, measure_cold
 from sia_local.bench.replay import Recorder
-from sia_local.bench.report import Goal, render, setting
+from sia_local.bench.report import Goal, Slots, render, setting, slots
 from sia_local.bench.run import Bench
 from sia_local.bench.settings import BenchOptions
 from sia_local.bench.shapes import SHAPES, parse_shape, vocabulary
@@ -298,6 +298,20 @@ def test_the_command_prints_each_format(folder: Path, base: Path, values: tuple[
 def test_bad_input_is_one_sentence(arguments: list[str], says: str, tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["bench", *arguments, "--synthetic-dir", str(tmp_path)])
     assert result.exit_code == 2 and says in result.stderr and "Traceback" not in result.output
+
+
+def test_how_many_texts_at_once_are_fastest_and_how_few_are_enough() -> None:
+    def row(arm: str, n: int, seconds: float, rate: float | None = None, test: str = "tg8") -> Row:
+        placement = "-" if rate is None else "head"
+        return Row(test, arm, placement, None, rate, None if rate is None else 4, n, [Sample(seconds, 60)])
+
+    rows = [row("unsteered", 1, 2.0), row("unsteered", 2, 1.25), row("unsteered", 4, 1.2), row("unsteered", 8, 1.5)]
+    rows += [row("sparse", 1, 1.0, 0.2), row("sparse", 4, 3.0, 0.2), row("gate only", 1, 1.0)]
+    rows += [row("unsteered", 4, 0.1, test="pp8"), row("unsteered", 1, 0.1, test="pp8")]
+    assert slots(rows) == [
+        Slots("tg8", "unsteered", fastest=4, tokens_per_second=50.0, enough=2),
+        Slots("tg8", "sparse, head 20%, k 4", fastest=1, tokens_per_second=60.0, enough=1),
+    ]
 
 
 def test_a_goal_is_met_from_its_own_side() -> None:

@@ -21,11 +21,12 @@ pytest.importorskip("transformers")
 import tiny
 import torch
 from sia_convert.cli import main
-from sia_convert.data.examples import Reader, load_split
-from sia_convert.data.trajectories import Trajectory
+from sia_convert.data.examples import Example, Reader, load_split
+from sia_convert.data.trajectories import Branch, Trajectory
 from sia_convert.formats.checkpoint import ValueCheckpoint
 from sia_convert.formats.export import export_value
 from sia_convert.formats.hf import load_tokenizer
+from sia_convert.train.branches import branch_loss, draw
 from sia_convert.train.config import LoraSettings, TrainConfig
 from sia_convert.train.launch import launch
 from sia_convert.train.launch import main as main_of_launch
@@ -51,6 +52,32 @@ REWARDS = torch.tensor([1.0, 2.0])
 )
 def test_losses_by_hand(kind: str, lam: float, wanted: list[float]) -> None:
     np.testing.assert_allclose(value_loss(VALUES, MASK, REWARDS, kind, lam), wanted, rtol=1e-6)
+
+
+def test_the_loss_on_branches_by_hand() -> None:
+    def tried(at: int, *candidates: tuple[int, float, int]) -> Branch:
+        ids, means, counts = zip(*candidates, strict=True)
+        return Branch(at, ids, (0.0,) * len(ids), means, (0.0,) * len(ids), counts)
+
+    first = tried(1, (7, 1.0, 1), (8, 3.0, 3))
+    second = tried(0, (9, 0.0, 2), (6, 1.0, 2))
+    texts = [Example((1, 2, 3, 4), 2, 0, 0.5, (first, second)), Example((1, 5), 1, 1, 0.5)]
+    all_of_them = draw(texts, None)
+    rows = [(row.ids, row.start) for row in all_of_them.rows]
+    assert rows == [((1, 2, 3, 7), 3), ((1, 2, 3, 8), 3), ((1, 2, 9), 2), ((1, 2, 6), 2)]
+    values, targets = (
+        torch.tensor([4.0, 2.0, 5.0, 5.0], requires_grad=True),
+        torch.tensor([row.reward for row in all_of_them.rows]),
+    )
+    # V - R: 3, -1 with weights 1, 3, mean 0: (9 + 3) / 4; then 5, 4 with equal weights: 1 / 4. A level changes nothing.
+    loss = branch_loss(values, targets, all_of_them, 2)
+    assert loss.tolist() == [pytest.approx((3 + 0.25) / 2), 0.0]
+    assert branch_loss(values + 7, targets, all_of_them, 2).tolist() == pytest.approx(loss.tolist())
+    loss.sum().backward()
+    assert values.grad is not None and values.grad.tolist() == pytest.approx([0.75, -0.75, 0.25, -0.25])
+    one = draw(texts, np.random.default_rng(0))
+    assert one.rows in (all_of_them.rows[:2], all_of_them.rows[2:])
+    assert branch_loss(torch.zeros(0), torch.zeros(0), draw(texts[1:], None), 1).tolist() == [0.0]
 
 
 def test_metrics_by_hand() -> None:
@@ -185,6 +212,41 @@ def test_a_learnable_reward_is_learnt(config: TrainConfig) -> None:
     report = train(dataclasses.replace(config, tune="none", epochs=20, patience=20, lr=1e-2))
     losses = [entry["train_loss"] for entry in report["epochs"]]
     assert losses[-1] < 0.5 * losses[0] and report["best"]["loss"] == min(e["loss"] for e in report["epochs"])
+
+
+def test_branches_are_learnt_and_a_run_goes_on_with_them(
+    config: TrainConfig, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even candidates earn more than odd ones at every junction, whatever the text does."""
+    lines = [json.loads(line) for line in data.read_text().splitlines()]
+    for n, entry in enumerate(lines):
+        ids = [20 + n, 61 + n, 102 + n]
+        branch = {"ids": ids, "logits": [0.0] * 3, "means": [(t + 1) % 2 / 4 for t in ids], "stds": [0.0] * 3}
+        entry["branches"] = [branch | {"at": at, "counts": [2] * 3} for at in (0, 5)]
+    tried = tmp_path / "branched.jsonl"
+    tried.write_text("".join(json.dumps(entry) + "\n" for entry in lines))
+    config = dataclasses.replace(config, data=(str(tried),), tune="none", epochs=6, patience=9, lr=1e-2)
+    plain = train(dataclasses.replace(config, loss="td-lambda", out=f"{config.out}-plain"))
+    config = dataclasses.replace(config, loss="branched")
+    whole = train(config)
+    # Beside the loss on the texts stands the one on the differences, which falls too.
+    over = [a["train_loss"] - b["train_loss"] for a, b in zip(whole["epochs"], plain["epochs"], strict=True)]
+    assert 0 < over[-1] < 0.8 * over[0]
+    stopped = dataclasses.replace(config, out=f"{config.out}-stopped", save_every=4)
+    save = Trainer.save_state
+
+    def interrupt(self: Trainer) -> None:
+        save(self)
+        if self.place.total == 13:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "save_state", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train(stopped)
+    monkeypatch.setattr(Trainer, "save_state", save)
+    assert train(stopped)["loss_curve"] == whole["loss_curve"]
+    with pytest.raises(DataError, match="no training text has branches"):
+        train(dataclasses.replace(config, data=(str(data),), out=f"{config.out}-none"))
 
 
 def test_checkpointing_computes_the_same(config: TrainConfig) -> None:

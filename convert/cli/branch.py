@@ -25,8 +25,8 @@ def branch(prompts: Path, out: Path, base: Path, reward: str, shard: str | None,
     """Try several candidates at junctions: continue each to the end, several times, and score the texts.
 
     OUT (JSONL) holds the base's texts with their rewards, as `score` writes them, and beside each its branches: mean
-    reward and count a candidate, which `sia-local learn --targets` reads. Run again after an interruption: it continues
-    with the texts that are missing.
+    reward and count a candidate, which `sia-local learn --targets` and `train --loss branched` read. Run again after an
+    interruption: it continues with the texts that are missing.
     """
     from ..data.branch import branch as run
     from ..data.rollouts import load_prompts

@@ -13,19 +13,21 @@ import numpy as np
 from sia_local.errors import ConfigError, DataError
 
 from ..formats.checkpoint import RAW_TEMPLATE
-from .trajectories import Trajectory, check_rewards, in_order
+from .trajectories import Branch, Trajectory, check_rewards, in_order
 
 END_TOKENS = ("<|im_end|>", "<|eot_id|>", "<|end|>")
 
 
 @dataclass(frozen=True)
 class Example:
-    """ids: prompt then response (and the token that ended it); values count from position `start` on."""
+    """ids: prompt then response (and the token that ended it); values count from position `start` on. branches: what
+    was tried in place of some tokens of the response."""
 
     ids: tuple[int, ...]
     start: int
     prompt_id: int
     reward: float  # reward units
+    branches: tuple[Branch, ...] = ()
 
 
 class Reader:
@@ -83,7 +85,7 @@ class Reader:
         if trajectory.finish == "stop":
             response.append(self.stop_token if trajectory.stop is None else trajectory.stop)
         reward = float("nan") if trajectory.reward is None else trajectory.reward
-        return Example((*prompt, *response), len(prompt), trajectory.prompt_id, reward)
+        return Example((*prompt, *response), len(prompt), trajectory.prompt_id, reward, trajectory.branches)
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ def load_split(
     kept = [e for e in examples if e.start < len(e.ids) <= max_length]
     if not kept:
         raise DataError(f"all {len(examples)} trajectories are empty or longer than {max_length} tokens")
-    highest = max(max(e.ids) for e in kept)
+    highest = max(max(*e.ids, *(t for b in e.branches for t in b.ids)) for e in kept)
     if highest >= n_vocab:
         raise DataError(
             f"the trajectories hold token {highest}, the backbone's vocabulary ends at {n_vocab - 1}: they were "

@@ -13,7 +13,9 @@ from sia_local.errors import ConfigError, DataError
 
 from ..settings import check_choice
 
-LOSSES = ("trajectory-mean", "per-token", "td-lambda")
+LOSSES = ("trajectory-mean", "per-token", "td-lambda", "branched")
+# Targets that move with the model: what is held out is compared with the reward itself.
+MOVING = ("td-lambda", "branched")
 PLACEMENTS = ("separate", "adapter", "head")
 SCHEDULES = ("constant", "linear", "cosine")
 TUNES = ("lora", "full", "none")
@@ -74,7 +76,11 @@ class TrainSettings:
         choices=TUNES,
         show="lora; none for --placement head",
     )
-    loss: str = setting("trajectory-mean", "What V is drawn to.", choices=LOSSES)
+    loss: str = setting(
+        "trajectory-mean",
+        "What V is drawn to; branched: td-lambda, and what the candidates of `sia-convert branch` earned.",
+        choices=LOSSES,
+    )
     lam: float = setting(0.95, "Lambda of td-lambda: 1 is per-token, 0 one-step TD.", option="--lambda")
     layers: int | None = setting(None, "Keep only the first N blocks of the backbone.", metavar="N")
     head_hidden: int = setting(0, "Width of a hidden layer in the head; 0: a linear head.")

@@ -13,16 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sia_local.errors import ConfigError, NumericError
+from sia_local.errors import ConfigError, DataError, NumericError
 from sia_local.files import atomic_write, sweep
 
-from ..data.examples import Reader, Split, batches, load_split
+from ..data.examples import Example, Reader, Split, batches, load_split
 from ..formats.checkpoint import ValueCheckpoint, ValueMeta
 from ..formats.hf import load_tokenizer
 from ..formats.tensors import load_torch_file
 from ..progress import Progress, duration
 from ..provenance import provenance
-from .config import Place, TrainConfig
+from .branches import Tried, branch_loss, draw
+from .config import MOVING, Place, TrainConfig
 from .metrics import pairwise_accuracy, r2, spearman
 from .model import build, save_changes, value_loss
 from .shared import SharedModel
@@ -77,6 +78,8 @@ class Trainer:
         self.split: Split = load_split(
             config.data, self.reader, n_vocab, config.held_out, longest, config.seed, config.limit
         )
+        if config.loss == "branched" and not any(e.branches for e in self.split.train):
+            raise DataError("--loss branched: no training text has branches; make some with `sia-convert branch`")
         parts = self.model.trainable()
         head_lr = config.head_lr or config.lr
         self.optimizer = torch.optim.AdamW(
@@ -172,10 +175,22 @@ class Trainer:
         return self.rates[0] * scale
 
     def _losses(self, batch: list[int]) -> Tensor:
-        part = [self.split.train[i] for i in batch]
-        values, mask = self.shared.values(part)
+        c, part = self.config, [self.split.train[i] for i in batch]
+        tried = draw(part if c.loss == "branched" else [], np.random.default_rng([c.seed, self.place.epoch, *batch]))
+        values, mask, ends = self._values(part, tried)
         rewards = torch.tensor([self._standard(e.reward) for e in part], device=self.device)
-        return value_loss(values, mask, rewards, self.config.loss, self.config.lam)
+        losses = value_loss(values, mask, rewards, c.loss, c.lam)
+        return losses + self._branch_loss(ends, tried, len(part)) if tried.rows else losses
+
+    def _values(self, part: list[Example], tried: Tried) -> tuple[Tensor, Tensor, Tensor]:
+        """Values and response mask [batch, n], and V of what was tried: one pass for all."""
+        values, mask = self.shared.values([*part, *tried.rows])
+        n = len(part)
+        return values[:n], mask[:n], (values[n:] * mask[n:]).sum(1)
+
+    def _branch_loss(self, ends: Tensor, tried: Tried, texts: int) -> Tensor:
+        targets = torch.tensor([self._standard(row.reward) for row in tried.rows], device=self.device)
+        return branch_loss(ends, targets, tried, texts)
 
     def _standard(self, reward: float) -> float:
         return (reward - self.split.mean) / self.split.std
@@ -193,13 +208,15 @@ class Trainer:
         for at in range(rank, -(-len(packed) // world) * world, world):
             batch = packed[at % len(packed)]
             part = [examples[i] for i in batch]
+            tried = draw(part if self.config.loss == "branched" else [], None)
             with self.accelerator.autocast():
-                values, mask = self.shared.values(part)
+                values, mask, ends = self._values(part, tried)
             rewards = torch.tensor([self._standard(e.reward) for e in part], device=self.device)
             squares = value_loss(values, mask, rewards, "per-token")
-            # Lambda-returns move with the model: what is held out is compared with the reward itself.
-            moving = self.config.loss == "td-lambda"
+            moving = self.config.loss in MOVING
             losses = squares if moving else value_loss(values, mask, rewards, self.config.loss)
+            if tried.rows:
+                losses = losses + self._branch_loss(ends, tried, len(part))
             means = (values * mask).sum(1) / mask.sum(1)
             for i, index in enumerate(batch):
                 final = values[i, len(part[i].ids) - 1]
@@ -236,7 +253,7 @@ class Trainer:
             reward_mean=self.split.mean,
             reward_std=self.split.std,
             reward_name=c.reward_name,
-            loss=f"td-lambda {c.lam:g}" if c.loss == "td-lambda" else c.loss,
+            loss=f"{c.loss} {c.lam:g}" if c.loss in MOVING else c.loss,
             train_tokens=self.place.tokens,
             prompt_template=self.reader.template,
             base_name=c.base_name,
@@ -332,7 +349,7 @@ class Trainer:
 
 def _line(m: dict[str, float], better: bool, loss: str) -> str:
     # Lambda-returns move with the model, so the one is no measure of the other.
-    to_what, to_reward = (" to its lambda-returns", " to the reward") if loss == "td-lambda" else ("", "")
+    to_what, to_reward = (" to its lambda-returns", " to the reward") if loss in MOVING else ("", "")
     return (
         f"epoch {int(m['epoch'])}: train {m['train_loss']:.4f}{to_what}, held-out {m['loss']:.4f}{to_reward}, "
         f"R2 {m['r2']:.3f} "

@@ -20,7 +20,7 @@ from ..formats.checkpoint import Head, ValueCheckpoint
 from ..formats.hf import check_layers
 from ..formats.llamacpp import check_known
 from ..formats.tensors import read_json
-from .config import LOSSES, LoraSettings
+from .config import LOSSES, MOVING, LoraSettings
 
 
 class ValueHead(nn.Module):
@@ -272,14 +272,15 @@ def value_loss(values: Tensor, mask: Tensor, rewards: Tensor, kind: str, lam: fl
 
     values [batch, n]; mask [batch, n], 1.0 at response tokens; rewards [batch], standardised.
     trajectory-mean: (mean_t V_t - R)^2. per-token: mean_t (V_t - R)^2, minimised by E[R | s_t]. td-lambda:
-    mean_t (V_t - G_t)^2 with the lambda-return of the model's own values as a fixed target.
+    mean_t (V_t - G_t)^2 with the lambda-return of the model's own values as a fixed target. branched: the same, beside
+    what branches.branch_loss adds.
     """
     count = mask.sum(1).clamp_min(1.0)
     if kind == "trajectory-mean":
         return ((values * mask).sum(1) / count - rewards) ** 2
     if kind == "per-token":
         return (((values - rewards[:, None]) ** 2) * mask).sum(1) / count
-    if kind == "td-lambda":
+    if kind in MOVING:
         last = (mask * torch.arange(mask.shape[1], device=mask.device)).amax(1).long()
         targets = lambda_returns(values.detach(), rewards, last, lam)
         return (((values - targets) ** 2) * mask).sum(1) / count

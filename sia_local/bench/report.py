@@ -38,6 +38,39 @@ class Goal:
         return self.measured <= self.goal if self.at_most else self.measured >= self.goal
 
 
+# Of the speed of the fastest number of texts at once: what fewer of them must reach to be enough.
+ENOUGH = 0.95
+
+
+@dataclass(frozen=True)
+class Slots:
+    """How many texts at once are fastest, in total tokens/s, and the fewest that come within a twentieth of it."""
+
+    test: str
+    arm: str
+    fastest: int
+    tokens_per_second: float
+    enough: int
+
+
+def slots(rows: Sequence[Row]) -> list[Slots]:
+    """Of every way to generate that was measured with several numbers of texts at once."""
+    found: dict[tuple[str, str], dict[int, float]] = {}
+    for r in (row.summary() for row in rows if row.test.startswith("tg") and row.samples):
+        parts = [str(r["arm"])] + ([f"{r['placement']} {r['rate']:.0%}"] if r["rate"] is not None else [])
+        parts += [f"k {r['k']}"] if r["k"] is not None else []
+        speeds = found.setdefault((str(r["test"]), ", ".join(parts)), {})
+        n, speed = int(r["sequences"] or 1), float(r["tokens_per_second"] or 0.0)
+        speeds[n] = max(speed, speeds.get(n, 0.0))
+    made = []
+    for (test, arm), speeds in found.items():
+        if len(speeds) > 1:
+            best = max(speeds, key=speeds.__getitem__)
+            enough = min(n for n, speed in speeds.items() if speed >= ENOUGH * speeds[best])
+            made.append(Slots(test, arm, best, speeds[best], enough))
+    return made
+
+
 def setting(options: BenchOptions, model: Model) -> dict[str, Any]:
     """What identifies a measurement: versions, machine, backend, model, threads, time."""
     from .. import __version__
@@ -133,6 +166,7 @@ def render(
             "setting": about,
             "rows": records,
             "cold": [asdict(row) for row in cold],
+            "slots": [asdict(found) for found in slots(rows)],
             "goals": [{**asdict(goal), "met": goal.met} for goal in goals(rows, cold)] if rows else [],
             "failed": list(failed),
         }
@@ -220,6 +254,13 @@ def _markdown(
                     )
                     for g in held
                 ),
+            )
+        )
+    if swept := slots(rows):
+        parts.append(
+            _table(
+                ("texts at once", "arm", "fastest", "tokens/s", f"enough ({ENOUGH:.0%} of it)".replace("%", " %")),
+                ((s.test, s.arm, s.fastest, f"{s.tokens_per_second:.2f}", s.enough) for s in swept),
             )
         )
     parts += [f"Not measured: {sentence}" for sentence in failed]
