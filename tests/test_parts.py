@@ -15,6 +15,7 @@ from sia_local import SIA, Request, Setup, SiaConfig
 from sia_local.chat.commands import Commands
 from sia_local.chat.session import Notice, Session
 from sia_local.cli import main
+from sia_local.cli.inspection import inspect_file
 from sia_local.cli.terminal import Style, Thoughts
 from sia_local.config import SamplingConfig
 from sia_local.errors import ConfigError
@@ -174,6 +175,13 @@ def test_generate_keeps_reasoning_out_of_its_output(
     assert (whole["text"], whole["reasoning"]) == ("cd ef", "so ab") and whole["stats"]["thought"] > 2
     short = CliRunner().invoke(main, [*words, "-n", "3"])
     assert short.stdout == "" and "while the model was still reasoning; -n allows more" in short.stderr
+
+
+def test_inspect_names_the_format_and_the_window(make_gguf: Make) -> None:
+    found = inspect_file(make_gguf("base", template=TEMPLATE))
+    assert (found.reasoning, found.window) == ("think", 0)
+    found = inspect_file(make_gguf("base", "gemma3"))
+    assert (found.reasoning, found.window) == (None, 16)
 
 
 def test_a_terminal_folds_reasoning() -> None:

@@ -52,8 +52,8 @@ def chat(**options: Any) -> None:
     with sia:
         if sia.model.chat_template is None:
             raise IncompatibleError(
-                f"{sia.model.path.name}: has no chat template, so it cannot hold a chat; use a model that has one, "
-                "or `sia-local generate --raw`"
+                f"{sia.model.path.name}: has no chat template, so it cannot hold a chat; give one with "
+                "--chat-template, or use `sia-local generate --raw`"
             )
         steered = sia.value is not None
         session = Session(sia, request, options["system"], steering=steered and config.gate != "off")

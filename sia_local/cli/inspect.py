@@ -63,9 +63,13 @@ def _describe(one: Inspection) -> str:
     ]
     if one.memory is not None:
         rows += [("a token", f"{_bytes(one.memory.kv_bytes)} of KV cache (f16)"), ("a branch", _branch(one))]
+    if one.window:
+        rows.append(("window", f"{one.window} tokens; those behind it are kept, so that a retry can go back"))
     if one.kind == "base":
         rows.append(("placements", "separate, adapter, head, q-head, guides, Best-of-N"))
-        rows.append(("chat template", "yes" if one.chat_template else "no (only --raw)"))
+        rows.append(("chat template", "yes" if one.chat_template else "no (only --raw, or --chat-template)"))
+        if one.reasoning is not None:
+            rows.append(("reasoning", f"told apart from the answer ({one.reasoning})"))
     rows += sorted(one.sia.items())
     width = max(len(name) for name, shown in rows if shown is not None)
     lines = [f"  {name.ljust(width)}  {_one_line(shown)}" for name, shown in rows if shown is not None]

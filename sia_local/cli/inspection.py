@@ -14,13 +14,15 @@ from ..llama.costs import MemoryCost, is_recurrent, memory_cost
 from ..llama.gguf import GgufMetadata
 from ..llama.quantize import quantization_name
 from ..llama.sound import check_sound
+from ..reasoning import find_format
 
 
 @dataclass(frozen=True)
 class Inspection:
     """kind: `base`, or a value model's (`value`, `value-adapter`, `value-head`). parts: files it lies in. parameters:
-    of all tensors. recurrent: its memory cannot forget a token, a branch copies it. memory: what a sequence costs, of a
-    file with weights of its own. sia: every `sia.*` entry, weights by their count."""
+    of all tensors. window: tokens that layers with a sliding window see, 0 for none. reasoning: how the chat template
+    marks it. recurrent: its memory cannot forget a token, a branch copies it. memory: what a sequence costs, of a file
+    with weights of its own. sia: every `sia.*` entry, weights by their count."""
 
     path: Path
     parts: int
@@ -38,6 +40,8 @@ class Inspection:
     tokenizer: str | None
     vocab_sha256: str | None
     chat_template: bool
+    reasoning: str | None
+    window: int
     recurrent: bool
     memory: MemoryCost | None
     sia: dict[str, Any]
@@ -58,6 +62,8 @@ def inspect_file(path: str | os.PathLike[str]) -> Inspection:
         kind = meta.get(keys.KIND, "value") if head is not None else "base"
         own_weights = kind in ("base", "value") and bool(tensors)
         file_type = meta.get("general.file_type")
+        template = meta.get("tokenizer.chat_template")
+        reasons = find_format("auto", template, lambda _: False) if template else None
         return Inspection(
             path=meta.path,
             parts=len(meta.parts),
@@ -74,7 +80,9 @@ def inspect_file(path: str | os.PathLike[str]) -> Inspection:
             n_vocab=meta.array_length("tokenizer.ggml.tokens"),
             tokenizer=meta.get("tokenizer.ggml.model"),
             vocab_sha256=meta.vocab_sha256() or meta.get(keys.VOCAB_SHA256),
-            chat_template="tokenizer.chat_template" in meta,
+            chat_template=template is not None,
+            reasoning=reasons.name if reasons is not None else None,
+            window=int(meta.get(f"{arch}.attention.sliding_window") or 0),
             recurrent=is_recurrent(meta),
             memory=memory_cost(meta) if own_weights else None,
             sia=sia,
