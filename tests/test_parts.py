@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from loading import EXACT
@@ -177,6 +178,25 @@ def test_generate_keeps_reasoning_out_of_its_output(
     assert short.stdout == "" and "while the model was still reasoning; -n allows more" in short.stderr
 
 
+def test_a_grammar_waits_for_the_answer_where_the_prompt_opened_the_reasoning(make_gguf: Make) -> None:
+    opened = TEMPLATE + "{% if think %}<think>\n{% endif %}"
+    with SIA.load(make_gguf("base", template=opened, marks=MARKS["control"]), setup=LOAD) as sia:
+        prompt = sia.prompt("hi", extra={"think": True})
+        close = sia.model.spelled("</think>")[0]
+        job = sia.job(prompt, forced('root ::= "cd ef"'), max_tokens=40)
+        parts, text = [], ""
+        assert job.filter is not None
+        for drawn in (*sia.model.tokenize("so ab"), close):
+            ids, _ = job.filter.candidates(np.zeros(sia.model.n_vocab, np.float32), sia.model.n_vocab)
+            assert len(ids) == sia.model.n_vocab
+            parts.append(job.sink.part)
+            text += job.sink.push(drawn, False).reasoning
+            job.filter.accept(drawn)
+        assert set(parts) == {REASONING} and text == "so ab" and job.sink.part == ANSWER
+        ids, _ = job.filter.candidates(np.zeros(sia.model.n_vocab, np.float32), sia.model.n_vocab)
+        assert {sia.model.piece(int(i))[:1] for i in ids} == {b"c"}
+
+
 def test_inspect_names_the_format_and_the_window(make_gguf: Make) -> None:
     found = inspect_file(make_gguf("base", template=TEMPLATE))
     assert (found.reasoning, found.window) == ("think", 0)
@@ -197,3 +217,26 @@ def test_a_terminal_folds_reasoning() -> None:
         out.append("|")
     line = "\r\x1b[2mreasoning, {} tokens\x1b[0m"
     assert "".join(out) == f"{line.format(1)}{line.format(2)}\r\x1b[K|\x1b[2mso\x1b[0m\n\n||"
+
+
+def test_a_server_tells_reasoning_apart(make_gguf: Make) -> None:
+    pytest.importorskip("fastapi")
+    from serving import CHAT, running
+
+    over: dict[str, Any] = {"template": TEMPLATE, "marks": MARKS["control"]}
+    with running(make_gguf("base", **over), make_gguf("merged", seed=1, **over), slots=1) as server:
+        body = {"grammar": THINKS, "max_tokens": 40, "sia": {"gate": "dense", "steer": "reasoning", "why": True}}
+        whole = server.chat(**body)
+        (choice,) = whole["choices"]
+        assert (choice["message"]["content"], choice["message"]["reasoning_content"]) == ("cd ef", "so ab")
+        thought = whole["usage"]["completion_tokens_details"]["reasoning_tokens"]
+        assert 2 < thought < whole["usage"]["completion_tokens"]
+        assert whole["sia"]["config"]["steer"] == "reasoning"
+        assert "".join(mark["text"] for mark in choice["sia"]["tokens"]) == "so abcd ef"
+        with server.openai.chat.completions.create(
+            model="x", messages=CHAT, stream=True, extra_body={"grammar": THINKS}
+        ) as stream:
+            deltas = [chunk.choices[0].delta for chunk in stream]
+        assert "".join(delta.content or "" for delta in deltas) == "cd ef"
+        assert "".join(getattr(delta, "reasoning_content", None) or "" for delta in deltas) == "so ab"
+        assert "expected one of all, answer, reasoning" in server.refused(400, messages=CHAT, sia={"steer": "none"})["message"]

@@ -8,6 +8,7 @@ candidate set, would lift tokens that no value has seen.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from ..llama import samplers
 from ..llama.library import FloatArray, IntArray
 from ..llama.model import Model
 from ..llama.samplers import SamplerChain
+from ..reasoning import ANSWER
 from ..steering.entropy import top_candidates
 
 # Tokens looked at first when a grammar is active; while none survives, so many times more are.
@@ -30,9 +32,15 @@ _NEGLIGIBLE = 16.0
 
 
 class LogitFilter:
-    """The filters of one sequence; accept() keeps penalties and grammar in step with the text."""
+    """The filters of one sequence; accept() keeps penalties and grammar in step with the text.
 
-    def __init__(self, model: Model, config: SamplingConfig, prompt: list[int]):
+    part: what the next token belongs to, of a text whose prompt has opened its reasoning; a grammar is the answer's.
+    """
+
+    def __init__(
+        self, model: Model, config: SamplingConfig, prompt: list[int], part: Callable[[], str] = lambda: ANSWER
+    ):
+        self._part, self._holds = part, True
         self._biases: SamplerChain | None = None
         self._biased = np.array([token for token, _ in config.logit_bias], np.int32)
         self._penalties: SamplerChain | None = None
@@ -64,7 +72,7 @@ class LogitFilter:
 
     def accept(self, token: int) -> None:
         self._count(token)
-        if self._grammar is not None:
+        if self._grammar is not None and self._holds:
             self._grammar.accept(token)
 
     def _count(self, token: int) -> None:
@@ -80,15 +88,17 @@ class LogitFilter:
         removes tokens, so k survivors of a pool of the best are the k best survivors of all. Fewer than k are returned
         where a grammar forbids all others that are not negligible beside the best.
         """
+        self._holds = self._part() == ANSWER
+        grammar = self._grammar if self._holds else None
         window = np.union1d(np.fromiter(self._recent, np.int32, len(self._recent)), self._biased)
-        pool = k + len(window) + (_GRAMMAR_POOL if self._grammar is not None else 0)
+        pool = k + len(window) + (_GRAMMAR_POOL if grammar is not None else 0)
         while True:
             ids = np.union1d(top_candidates(logits, pool), window).astype(np.int32)
             kept, values = ids, logits[ids]
-            for chain in (self._biases, self._penalties, self._grammar):
+            for chain in (self._biases, self._penalties, grammar):
                 if chain is not None:
                     kept, values = chain.apply(kept, values)
-            if self._grammar is None or len(kept) >= k + len(window) or pool >= len(logits):
+            if grammar is None or len(kept) >= k + len(window) or pool >= len(logits):
                 break
             if len(kept) == 0:
                 pool = min(pool * _GROWTH, len(logits))

@@ -15,7 +15,7 @@ from ..llama.engine import Engine
 from ..llama.model import Model
 from ..llama.store import StateStore
 from ..llama.templates import WORKER, find_template
-from ..reasoning import Splitter, find_format
+from ..reasoning import REASONING, Splitter, find_format
 from ..records import Completion, Float64, Messages, Prompt, Request
 from ..text import TextStream
 from ..values.sources import Source, Specs, open_sources, parse_specs, read_files, text_value
@@ -173,12 +173,15 @@ class SIA:
         split = self._split(request, made)
         self._check(request.config, split is not None)
         sampling = request.config.sampling
+        sink = TextStream(self._pieces(request), request.stop, self._stop_tokens(request.stop), split)
+        # Else the model may still choose not to reason, and a grammar holds from the first token.
+        opened = {"part": lambda: sink.part} if sink.part == REASONING else {}
         return Job(
             request=request,
             prompt=made,
             ends=self.model.is_eog,
-            sink=TextStream(self._pieces(request), request.stop, self._stop_tokens(request.stop), split),
-            filter=LogitFilter(self.model, sampling, list(made.tokens)) if sampling.filters else None,
+            sink=sink,
+            filter=LogitFilter(self.model, sampling, list(made.tokens), **opened) if sampling.filters else None,
             id=id,
         )
 

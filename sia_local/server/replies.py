@@ -283,7 +283,7 @@ class Reply:
         return told
 
 
-_SETTINGS = ("gate", "threshold", "rate", "entropy", "k", "beta", "beta_unit", "kl_total")
+_SETTINGS = ("gate", "threshold", "rate", "entropy", "k", "beta", "beta_unit", "kl_total", "steer")
 
 
 def finish(choice: Choice) -> str:
