@@ -239,4 +239,5 @@ def test_a_server_tells_reasoning_apart(make_gguf: Make) -> None:
             deltas = [chunk.choices[0].delta for chunk in stream]
         assert "".join(delta.content or "" for delta in deltas) == "cd ef"
         assert "".join(getattr(delta, "reasoning_content", None) or "" for delta in deltas) == "so ab"
-        assert "expected one of all, answer, reasoning" in server.refused(400, messages=CHAT, sia={"steer": "none"})["message"]
+        refused = server.refused(400, messages=CHAT, sia={"steer": "none"})
+        assert "expected one of all, answer, reasoning" in refused["message"]
