@@ -232,7 +232,9 @@ def test_a_server_tells_reasoning_apart(make_gguf: Make) -> None:
         thought = whole["usage"]["completion_tokens_details"]["reasoning_tokens"]
         assert 2 < thought < whole["usage"]["completion_tokens"]
         assert whole["sia"]["config"]["steer"] == "reasoning"
-        assert "".join(mark["text"] for mark in choice["sia"]["tokens"]) == "so abcd ef"
+        marks = choice["sia"]["tokens"]
+        said = ["".join(mark.get(kind, "") for mark in marks) for kind in ("reasoning", "text")]
+        assert said == ["so ab", "cd ef"]
         with server.openai.chat.completions.create(
             model="x", messages=CHAT, stream=True, extra_body={"grammar": THINKS}
         ) as stream:

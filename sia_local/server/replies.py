@@ -222,13 +222,15 @@ class Reply:
         """What a page shows of a token. Probabilities of the base are over the whole vocabulary."""
         mark: dict[str, Any] = {
             "token": step.token,
-            "text": step.reasoning + step.text,
+            "text": step.text,
             "entropy": step.entropy,
             "steered": step.steered,
             "flipped": step.flipped,
             "logprob": step.logprob,
             "kl": step.kl_steering,
         }
+        if step.reasoning:
+            mark["reasoning"] = step.reasoning
         if step.steered and step.candidates is not None:
             mark["candidates"] = list(self._candidates(step.candidates))
         return mark
