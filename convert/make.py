@@ -268,7 +268,13 @@ class Chain:
         def run() -> None:
             from .data.distill import distill_file
 
-            self.echo(distill_file(teacher, self.base, prompts, section, self.files.junctions, plan.machine, self.echo))
+            machine = dataclasses.replace(plan.machine, threads=self.ray.threads(plan.machine.threads))
+            executor = executor_for(self.ray) if self.ray.ray is not None else None
+            self.echo(
+                distill_file(
+                    teacher, self.base, prompts, section, self.files.junctions, machine, self.echo, executor=executor
+                )
+            )
 
         settings = {**dataclasses.asdict(section.collecting), "fit": dataclasses.asdict(section.fit)}
         return [Step("distill", run, settings, (teacher, self.base, prompts), (section.out,))]

@@ -94,7 +94,8 @@ class _Actor:
     def run(self, items: list[Any]) -> Iterator[tuple[int, Any]]:
         if self.worker is None:
             raise self.error or SiaError("there is no worker")
-        yield from self.worker.run(items)
+        for result in self.worker.run(items):  # not `yield from`: Ray sends into the generator
+            yield result
 
 
 @dataclass

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
 from sia_local.cli.from_dataclass import build, options_for
+from sia_local.ray_workers import RayConfig, executor_for
 
 from ..data.branch import BranchConfig
 from ..settings import Machine
@@ -20,6 +22,7 @@ from ..settings import Machine
 @click.option("--reward", required=True, help="What a text earns: as for `score`.")
 @options_for(BranchConfig)
 @click.option("--shard", help="I/N: only every N-th prompt; the outputs of all shards concatenate.")
+@options_for(RayConfig)
 @options_for(Machine)
 def branch(prompts: Path, out: Path, base: Path, reward: str, shard: str | None, **options: Any) -> None:
     """Try several candidates at junctions: continue each to the end, several times, and score the texts.
@@ -33,5 +36,7 @@ def branch(prompts: Path, out: Path, base: Path, reward: str, shard: str | None,
     from ..data.trajectories import Shard
 
     config, machine = build(BranchConfig, options), build(Machine, options)
-    new = run(load_prompts(prompts), out, base, reward, config, machine, Shard.parse(shard))
+    ray = build(RayConfig, options)
+    machine = replace(machine, threads=ray.threads(machine.threads))
+    new = run(load_prompts(prompts), out, base, reward, config, machine, Shard.parse(shard), executor_for(ray))
     click.echo(f"{new} newly branched texts in {out}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import click
 from sia_local.cli.from_dataclass import build, options_for
 from sia_local.learning.collect import CollectConfig
 from sia_local.learning.fit import FitConfig
+from sia_local.ray_workers import RayConfig, executor_for
 
 from ..settings import Machine
 
@@ -23,6 +25,7 @@ from ..settings import Machine
 @click.option("--slots", type=click.IntRange(min=1), default=4, show_default=True, help="Texts at once.")
 @options_for(CollectConfig)
 @options_for(FitConfig)
+@options_for(RayConfig)
 @options_for(Machine)
 def distill(
     teacher: Path, base: Path, prompts: Path, out: Path, junctions: Path | None, slots: int, **options: Any
@@ -37,6 +40,8 @@ def distill(
 
     collecting = build(CollectConfig, options)
     config = DistillSection(**vars(collecting), out=out, fit=build(FitConfig, options))
-    machine, folder = build(Machine, options), junctions or Path(f"{out}.d")
+    machine, ray, folder = build(Machine, options), build(RayConfig, options), junctions or Path(f"{out}.d")
+    machine = replace(machine, threads=ray.threads(machine.threads))
+    executor = executor_for(ray) if ray.ray is not None else None
     run = distill_checkpoint if teacher.is_dir() else distill_file
-    click.echo(run(teacher, base, prompts, config, folder, machine, slots=slots))
+    click.echo(run(teacher, base, prompts, config, folder, machine, slots=slots, executor=executor))

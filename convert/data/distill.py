@@ -9,6 +9,7 @@ from typing import Any
 
 from sia_local.config import Setup
 from sia_local.learning.collect import CollectConfig
+from sia_local.workers import Executor
 
 from ..progress import Progress
 from ..settings import Machine
@@ -26,6 +27,7 @@ def distill_file(
     machine: Machine,
     echo: Callable[[str], None] = print,
     slots: int = 4,
+    executor: Executor | None = None,
 ) -> str:
     """Distils `teacher`, a value GGUF, to `config.out` (a plan's DistillSection); the summary of what it reached."""
     from sia_local.learning.distill import distill, summary
@@ -44,12 +46,20 @@ def distill_file(
         setup,
         lambda p: progress.update(p.texts - progress.done),
         lambda e: echo(f"pass {e.epoch}: loss {e.loss:.4f}, held out {e.held_out:.4f}"),
+        executor,
     )
     return summary(made)
 
 
 def distill_checkpoint(
-    checkpoint: Path, base: Path, prompts: Path, config: Any, folder: Path, machine: Machine, slots: int = 4
+    checkpoint: Path,
+    base: Path,
+    prompts: Path,
+    config: Any,
+    folder: Path,
+    machine: Machine,
+    slots: int = 4,
+    executor: Executor | None = None,
 ) -> str:
     """The same for a value model trained into a folder: exported in full precision first, for the time it takes."""
     from ..formats.checkpoint import ValueCheckpoint
@@ -57,4 +67,4 @@ def distill_checkpoint(
 
     with tempfile.TemporaryDirectory(prefix="sia-distill-") as aside:
         teacher = export_value(ValueCheckpoint.open(checkpoint), Path(aside) / "teacher.gguf", base, ExportConfig())
-        return distill_file(teacher, base, prompts, config, folder, machine, slots=slots)
+        return distill_file(teacher, base, prompts, config, folder, machine, slots=slots, executor=executor)

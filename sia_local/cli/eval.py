@@ -14,6 +14,7 @@ from ..config import ChatSettings, Setup, SiaConfig
 from ..errors import ConfigError
 from ..evaluation.arms import ONE_OF, USUAL_RATE, Arm, Comparison
 from ..evaluation.plan import USUAL, Plan
+from ..ray_workers import RayConfig, executor_for
 from ..records import Request
 from ..shipped import STORY
 from .eval_sources import NO_GUIDES, check_spreads, fix_files, kinds_of, named_values, only
@@ -44,6 +45,7 @@ BETA_UNIT = {"beta_unit": {"help": "Count betas in spreads of the value model, o
 @options_for(Plan)
 @options_for(EACH, without=STEERING, overrides=BETA_UNIT)
 @profile_option
+@options_for(RayConfig)
 @click.option("--out", type=click.Path(), default="eval", show_default=True, help="Folder for samples and results.")
 @click.option("--fresh", is_flag=True, help="Forget the samples that the folder holds.")
 @click.option("--at-kl", callback=list_of(float), help="Compare at these KLs, nats a text.  [default: dense's]")
@@ -65,7 +67,8 @@ def eval(**options: Any) -> None:
     profile = profile_from(options)
     start = profile.config_fields() if profile is not None else {}
     config = config_from({**options, "beta": 1.0}, {**start, "gate": "entropy"})
-    request, setup = request_from(options, config, EACH), loading_from(options, SETUP)
+    request, setup, ray = request_from(options, config, EACH), loading_from(options, SETUP), build(RayConfig, options)
+    setup = replace(setup, n_threads=ray.threads(setup.n_threads))
     arms = _arms(options, config_from({**options, "beta_unit": None}, start) if profile is not None else None)
     items = read_items(options["prompts"], model.prompts, options["limit"])
     plan = build(Plan, dict(options), prompts=items, arms=arms, request=request)
@@ -92,7 +95,8 @@ def eval(**options: Any) -> None:
 
     try:
         fix_files(options, arms, store)
-        outcome = evaluate(plan, load, store, reward, judge, line.show)
+        executor = executor_for(ray) if ray.ray is not None else None
+        outcome = evaluate(plan, load, store, reward, judge, line.show, executor)
     finally:
         line.end()
         store.close()

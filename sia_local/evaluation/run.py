@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -17,6 +17,7 @@ from ..prompts import PromptItem
 from ..records import Prompt
 from ..rewards.load import Reward
 from ..views.trace import config_dict
+from ..workers import Executor, Here, silent
 from .arms import Arm
 from .plan import Plan, text_of
 from .samples import Sample, SampleFile
@@ -59,11 +60,13 @@ def evaluate(
     reward: Reward,
     judge: Reward | None = None,
     report: Callable[[Progress], None] = lambda progress: None,
+    executor: Executor | None = None,
 ) -> Outcome:
     """Fills `store` with every text the plan asks for and it does not hold yet.
 
     load: what writes with a value source (`value`, `guide`), called when the arms change to it. An arm that fails is
-    noted in the outcome and the others go on. Ctrl-C keeps what is finished and says so in the outcome.
+    noted in the outcome and the others go on. Ctrl-C keeps what is finished and says so in the outcome. executor: where
+    texts are made; where it is named, each arm loads anew.
     """
     outcome = Outcome()
     missing = {arm.key: _missing(plan, arm, store) for arm in plan.arms}
@@ -76,16 +79,19 @@ def evaluate(
                 config = _fixed_config(arm, plan, store, outcome)
                 if not todo:
                     continue
-                if opened is None or opened[0] != arm.source:
+                read = _valued if arm.by_value else _told_apart if arm.instruction else None
+                run = _run if read is None else partial(_run_and_read, read=read)
+                if executor is None and (opened is None or opened[0] != arm.source):
                     # One at a time: two value sources beside a large base may not fit.
                     if opened is not None:
                         opened[1].close()
                         opened = None
                     opened = arm.source, load(arm.source)
                 at = Progress(arm.label, index + 1, len(plan.arms), 0, len(todo), 0.0, None)
-                read = _valued if arm.by_value else _told_apart if arm.instruction else None
-                run = _run if read is None else partial(_run_and_read, read=read)
-                finished = run(opened[1], plan, arm, todo, config)
+                if opened is not None:
+                    finished = run(opened[1], plan, arm, todo, config)
+                else:
+                    finished = _elsewhere(executor or Here(), partial(ArmWorker, load, run, plan, arm, config), todo)
                 _collect(finished, store, reward, judge, lambda s, at=at: report(clock.tick(at, s)))  # type: ignore[misc]
             except Exception as error:  # whatever broke this arm, the others are still worth having
                 sentence = str(error) if isinstance(error, SiaError) else f"{type(error).__name__}: {error}"
@@ -97,6 +103,34 @@ def evaluate(
         if opened is not None:
             opened[1].close()
     return outcome
+
+
+class ArmWorker:
+    """A worker that writes texts of one arm."""
+
+    def __init__(self, load: Callable[[str], Runner], run: Callable[..., Iterator[Sample]], plan: Plan, arm: Arm,
+                 config: SiaConfig):  # fmt: skip
+        self.sia = load(arm.source)
+        self._run = partial(run, self.sia, plan, arm, config=config)
+
+    def close(self) -> None:
+        self.sia.close()
+
+    def run(
+        self, items: Iterable[tuple[PromptItem, int]], tick: Callable[[], None] = silent
+    ) -> Iterator[tuple[int, Sample]]:
+        todo = list(items)
+        places = {(item.id, sample): i for i, (item, sample) in enumerate(todo)}
+        for text in self._run(todo=todo):
+            yield places[text.prompt_id, text.sample], text
+
+
+def _elsewhere(
+    executor: Executor, make: Callable[[], ArmWorker], todo: Sequence[tuple[PromptItem, int]]
+) -> Iterator[Sample]:
+    with executor.open(make) as pool:
+        for _, text in pool.map(todo):
+            yield text
 
 
 def _missing(plan: Plan, arm: Arm, store: SampleFile) -> list[tuple[PromptItem, int]]:

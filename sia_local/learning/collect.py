@@ -4,19 +4,22 @@ candidates wherever the base is unsure. Imports generation and values; the rest 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..config import SiaConfig
+from ..config import Setup, SiaConfig
 from ..errors import ConfigError, DataError
 from ..generation.decode import Job
 from ..generation.sia import SIA
 from ..records import Prompt, Step
 from ..seeds import text_seed
+from ..values.sources import Specs
+from ..workers import Here, Pool, silent
 from .junctions import Float32, Junctions, JunctionWriter, Transitions
 
 
@@ -50,6 +53,18 @@ class Progress:
     junctions: int
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """Text number `text`, which decides its seed and whether it is steered, of prompt number `number`."""
+
+    text: int
+    number: int
+    prompt: str
+
+
+Collected = tuple[Junctions | None, Transitions]
+
+
 def collect(
     sia: SIA,
     prompts: Sequence[str],
@@ -58,13 +73,24 @@ def collect(
     settings: dict[str, Any],
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> None:
+    """gather() with a base that keeps hidden states (Setup.hidden_states) and the teacher as its value."""
+    with Here().open(lambda: Collector(sia, config, owns=False)) as pool:
+        gather(pool, prompts, folder, config, settings, progress)
+
+
+def gather(
+    pool: Pool[Wanted, Collected],
+    prompts: Sequence[str],
+    folder: Path,
+    config: CollectConfig,
+    settings: dict[str, Any],
+    progress: Callable[[Progress], None] = lambda _: None,
+) -> None:
     """Fills `folder` with the junctions of `config.texts` texts; a second call goes on where the first was stopped.
 
-    sia: a base that keeps hidden states (Setup.hidden_states) with the teacher as its value. settings: what else the
+    pool: of Collectors. settings: what else the
     junctions depend on, such as the teacher's file. Raises ConfigError for a folder begun with other settings.
     """
-    if sia.value is None:
-        raise ConfigError("there is no teacher; expected a SIA loaded with a value")
     if not prompts:
         raise DataError("there are no prompts to write texts for; give a file with one prompt a line")
     digest = hashlib.sha256("\n".join(prompts).encode()).hexdigest()[:16]
@@ -72,30 +98,61 @@ def collect(
     fixed = {name: value for name, value in vars(config).items() if name != "texts"}
     with JunctionWriter(folder, {**settings, **fixed, "prompts": digest}) as out:
         waiting = [text for text in range(config.texts) if text not in out.finished]
-        done, found = config.texts - len(waiting), 0
+        done, found, next_text = config.texts - len(waiting), 0, 0
+        ready: dict[int, Collected] = {}
+        try:
+            wanted = [Wanted(text, text % len(prompts), prompts[text % len(prompts)]) for text in waiting]
+            for place, (junctions, taken) in pool.map(wanted):
+                # In the order of the texts, not as they were finished: what is learned depends on it.
+                ready[place] = junctions, taken
+                while next_text in ready:
+                    out.add(waiting[next_text], *ready.pop(next_text))
+                    next_text += 1
+                found += 0 if junctions is None else len(junctions)
+                done += 1
+                progress(Progress(done, config.texts, found))
+        finally:
+            for place in sorted(ready):
+                out.add(waiting[place], *ready[place])
 
-        read: dict[int, Prompt] = {}
+
+class Collector:
+    """A worker that writes texts and asks the teacher, `sia.value`, at their junctions. owns: it closes the SIA."""
+
+    def __init__(self, sia: SIA, config: CollectConfig, owns: bool = True):
+        if sia.value is None:
+            raise ConfigError("there is no teacher; expected a SIA loaded with a value")
+        self.sia, self.config, self._owns = sia, config, owns
+
+    @classmethod
+    def load(cls, base: str | os.PathLike[str], teacher: Specs, setup: Setup, config: CollectConfig) -> Collector:
+        return cls(SIA.load(base, teacher, setup, hidden_states=True, max_candidates=config.k), config)
+
+    def close(self) -> None:
+        if self._owns:
+            self.sia.close()
+
+    def run(self, items: Iterable[Wanted], tick: Callable[[], None] = silent) -> Iterator[tuple[int, Collected]]:
+        sia, config = self.sia, self.config
+        read: dict[int, tuple[Wanted, Prompt]] = {}
 
         def jobs() -> Iterator[Job]:
-            for text in waiting:
-                prompt = prompts[text % len(prompts)]
-                seed = text_seed(config.seed, str(text), 0)
+            for place, one in enumerate(items):
+                seed = text_seed(config.seed, str(one.text), 0)
                 asked = {"max_tokens": config.max_tokens, "seed": seed, "trace": True}
-                job = sia.job(prompt, config.steering(text), id=text, **asked)
-                read[text] = job.prompt
+                job = sia.job(one.prompt, config.steering(one.text), id=place, **asked)
+                read[place] = one, job.prompt
                 yield job
 
         kept: dict[int, list[Step]] = {}
         for step in sia.run(jobs()):
+            tick()
             kept.setdefault(step.job, []).append(step)
             if step.finish:
-                text, steps, number = read.pop(step.job), kept.pop(step.job), step.job % len(prompts)
-                hidden = hidden_states(sia, text, [s.token for s in steps[:-1]])
-                junctions = _junctions(hidden, steps, number, config.k)
-                found += 0 if junctions is None else len(junctions)
-                done += 1
-                out.add(step.job, junctions, _transitions(sia, hidden, text, steps, number))
-                progress(Progress(done, config.texts, found))
+                (one, prompt), steps = read.pop(step.job), kept.pop(step.job)
+                hidden = hidden_states(sia, prompt, [s.token for s in steps[:-1]])
+                junctions = _junctions(hidden, steps, one.number, config.k)
+                yield step.job, (junctions, _transitions(sia, hidden, prompt, steps, one.number))
 
 
 def hidden_states(sia: SIA, prompt: Prompt, tokens: Sequence[int]) -> Float32:

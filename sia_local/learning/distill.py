@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from ..llama.gguf import GgufMetadata
 from ..llama.keys import REWARD_NAME
 from ..values.qhead import Distillation, QHeadFile, QHeadMeta, write_qhead
 from ..values.sources import Specs
+from ..workers import Executor
 from .baseline import predict_table
-from .collect import CollectConfig, Progress, collect
+from .collect import CollectConfig, Collector, Progress, collect, gather
 from .fit import Epoch, Fit, FitConfig, fit, predict
 from .junctions import Junctions, Transitions, read_junctions, read_transitions, split
 from .report import Report, compare
@@ -50,15 +52,21 @@ def distill(
     setup: Setup,
     on_text: Callable[[Progress], None] = lambda _: None,
     on_epoch: Callable[[Epoch], None] = lambda _: None,
+    executor: Executor | None = None,
 ) -> Distilled:
     """The teacher is any source of values the runtime knows. folder: where the junctions are kept; a run that was
-    stopped goes on there. Raises as SIA.load and collect do, NumericError when the file does not say what was learned.
+    stopped goes on there. executor: where the teacher works. Raises as SIA.load and collect do, NumericError when the
+    file does not say what was learned.
     """
     with SIA.load(base, teacher, setup, hidden_states=True, max_candidates=collecting.k) as sia:
         assert sia.value is not None
         name, reward = sia.value.name, _reward(sia.value)
         settings = {"base": _identity(Path(base)), "teacher": name, "teacher_files": _files(teacher)}
-        collect(sia, prompts, folder, collecting, settings, on_text)
+        if executor is None:
+            collect(sia, prompts, folder, collecting, settings, on_text)
+    if executor is not None:
+        with executor.open(partial(Collector.load, base, teacher, setup, collecting)) as pool:
+            gather(pool, prompts, folder, collecting, settings, on_text)
     return fit_folder(base, folder, out, fitting, name, reward, on_epoch)
 
 
