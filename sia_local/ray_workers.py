@@ -94,7 +94,7 @@ class _Actor:
     def run(self, items: list[Any]) -> Iterator[tuple[int, Any]]:
         if self.worker is None:
             raise self.error or SiaError("there is no worker")
-        for result in self.worker.run(items):  # not `yield from`: Ray sends into the generator
+        for result in self.worker.run(items):  # noqa: UP028 - Ray sends into what it gets
             yield result
 
 

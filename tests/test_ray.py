@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
@@ -9,10 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from sia_local.errors import ConfigError, SiaError
 from sia_local.ray_workers import CHUNK, OnRay, RayConfig, executor_for
+from sia_local.values.qhead import QHeadFile
 from sia_local.workers import Here, silent
 
 
@@ -147,3 +151,40 @@ def test_a_chain_on_ray_makes_the_same_value_file(
         make(folder / "plan.toml", echo=lambda _: None, ray=config)
         made.append((folder / "value.gguf").read_bytes())
     assert note.exists() and made[0] == made[1]
+
+
+def test_branches_qheads_and_comparisons_are_those_of_one_process(
+    two: OnRay, make_gguf: Callable[..., Path], tmp_path: Path
+) -> None:
+    pytest.importorskip("torch")
+    from sia_convert.cli import main as convert
+
+    from sia_local.cli import main
+
+    base, value, prompts = make_gguf("base"), make_gguf("merged", seed=1), tmp_path / "prompts.txt"
+    prompts.write_text("\n".join(f"the {word} king" for word in ("sad", "old", "bad", "kind", "big", "lost")))
+    for name, ray_ in (("here", ()), ("ray", ("--ray", "local", "--ray-workers", "2"))):
+        few = ("--threads", "1", *ray_)
+        asked = ("-m", base, "-v", value, "--prompts", prompts, "--reward", "vader", "--judge", "none", "-n", "6")
+        asked += ("--no-report", "--rates", "0.5", "--betas", "1", "--out", tmp_path / name)
+        ours = ("--base", base, "--prompts", prompts, "-o", tmp_path / f"{name}.q.gguf", "--texts", "12", *few)
+        tried = (prompts, tmp_path / f"{name}.jsonl", "--base", base, "--reward", "vader", "--max-tokens", "6")
+        for command, words in (
+            (main, ("eval", *asked, *few)),
+            (
+                convert,
+                ("distill", value, *ours, "--threshold", "0", "--max-tokens", "8", "--rank", "4", "--hidden", "8"),
+            ),
+            (convert, ("branch", *tried, "--threshold", "0.5", *few)),
+        ):
+            done = CliRunner().invoke(command, list(map(str, words)))
+            assert done.exit_code == 0, done.output
+    here, there = (sorted((tmp_path / f"{name}.jsonl").read_text().splitlines()) for name in ("here", "ray"))
+    assert here == there and len(here) == 6
+    heads = [QHeadFile.read(tmp_path / f"{name}.q.gguf").qhead for name in ("here", "ray")]
+    np.testing.assert_array_equal(heads[0].weight, heads[1].weight)
+    texts = [
+        {(s["arm"], s["prompt_id"]): s["response"] for s in map(json.loads, lines) if "arm" in s}
+        for lines in ((tmp_path / name / "samples.jsonl").read_text().splitlines() for name in ("here", "ray"))
+    ]
+    assert texts[0] == texts[1] and len(texts[0]) > 12
