@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -129,6 +130,12 @@ class Chain:
                 take_pairs(section.prompts, out, self.base)
                 return
             prompts = load_prompts(section.prompts)[: section.limit]
+            if section.servers.url and value is None:
+                from .data.served import sample_served
+
+                key, servers = os.environ.get("SIA_API_KEY"), section.servers
+                sample_served(prompts, out, self.base, section, servers, key, self.plan.machine, echo=self.echo)
+                return
             steering = steered.steering if steered else None
             machine = dataclasses.replace(self.plan.machine, threads=self.ray.threads(self.plan.machine.threads))
             executor = executor_for(self.ray)
@@ -136,6 +143,9 @@ class Chain:
 
         settings = dataclasses.asdict(section)
         settings.pop("prompts")
+        served = settings.pop("servers")
+        if served["url"]:
+            settings |= {name: served[name] for name in ("api", "served_model")}
         if steered is not None:
             settings["steering"] = dataclasses.asdict(steered.steering)
         inputs = (self.base, section.prompts) if value is None else (self.base, section.prompts, value)

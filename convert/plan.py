@@ -18,6 +18,7 @@ from sia_local.learning.fit import FitConfig
 
 from .data.rollouts import RolloutConfig, Steering
 from .data.score import ScoreConfig
+from .data.served import ServerConfig
 from .formats.export import ROW_TYPES, BaseConfig, ExportConfig, check_trained, layout_for
 from .paths import Artefact, Files, rounds_in
 from .proof.junctions import JunctionConfig
@@ -44,11 +45,12 @@ class BaseSection(BaseConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutSection(RolloutConfig):
-    """Prompts and how they are answered; with `pairs` they are answered already."""
+    """Prompts and how they are answered, by `servers` where some are named; with `pairs` they are answered already."""
 
     prompts: Path
     limit: int | None = None
     pairs: bool = False
+    servers: ServerConfig = field(default_factory=ServerConfig)
 
 
 @dataclass(frozen=True, kw_only=True)

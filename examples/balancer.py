@@ -35,7 +35,9 @@ class Balancer:
             timeout=httpx.Timeout(600, connect=2), limits=httpx.Limits(max_connections=1024)
         )
         methods = ["GET", "POST", "OPTIONS"]
-        self.app = Starlette(routes=[Route("/{path:path}", self.answer, methods=methods)], lifespan=self._lifespan)
+        self.app: Starlette = Starlette(
+            routes=[Route("/{path:path}", self.answer, methods=methods)], lifespan=self._lifespan
+        )
 
     @asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:

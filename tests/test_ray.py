@@ -165,7 +165,20 @@ def test_branches_qheads_and_comparisons_are_those_of_one_process(
     prompts.write_text("\n".join(f"the {word} king" for word in ("sad", "old", "bad", "kind", "big", "lost")))
     for name, ray_ in (("here", ()), ("ray", ("--ray", "local", "--ray-workers", "2"))):
         few = ("--threads", "1", *ray_)
-        asked = ("-m", base, "-v", value, "--prompts", prompts, "--reward", "vader", "--judge", "none", "-n", "6")
+        asked: tuple[Any, ...] = (
+            "-m",
+            base,
+            "-v",
+            value,
+            "--prompts",
+            prompts,
+            "--reward",
+            "vader",
+            "--judge",
+            "none",
+            "-n",
+            "6",
+        )
         asked += ("--no-report", "--rates", "0.5", "--betas", "1", "--out", tmp_path / name)
         ours = ("--base", base, "--prompts", prompts, "-o", tmp_path / f"{name}.q.gguf", "--texts", "12", *few)
         tried = (prompts, tmp_path / f"{name}.jsonl", "--base", base, "--reward", "vader", "--max-tokens", "6")

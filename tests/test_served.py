@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,9 +73,7 @@ def test_our_server_samples_what_this_machine_would(
         sample_served(PROMPTS, tmp_path / "chat.jsonl", base_gguf, CONFIG, chat, None, MACHINE, echo=said.append)
         assert by_id(out) == by_id(tmp_path / "chat.jsonl") == local
     assert "serve that very quantization" in said[0]
-    assert "10 texts, 80 tokens: likelier to the server than to the base GGUF by 0.0000 ± 0.0000" in said[1].replace(
-        "-0.0", "0.0"
-    )
+    assert said[1].startswith("10 texts, 80 tokens: likelier to the server than to the base GGUF by 0.0000 ± 0.0000")
     with (
         answering(Engine(base_gguf, local, owner="vllm", model="llama")) as url,
         pytest.raises(DataError, match="made with served base, not llama"),
@@ -224,3 +223,54 @@ def test_without_the_servers_log_probabilities_texts_of_its_own_show_no_gap(
     own, other = found
     assert abs(own.nats) < 3 * own.error and own.outside == 0
     assert other.nats > 10 * other.error and other.outside > 0.5
+
+
+PLAN = """
+work = "work"
+threads = 1
+[base]
+gguf = "{base}"
+[rollouts]
+prompts = "prompts.txt"
+samples = 3
+max_tokens = 10
+n_ctx = 128
+servers = {{ url = ["{url}"], compare = 4 }}
+[reward]
+source = "url:{judge}/classify"
+[value]
+backbone = "{hf}"
+loss = "per-token"
+epochs = 1
+lr = 1e-3
+bf16 = false
+[export]
+out = "value.gguf"
+layout = "merged"
+[verify]
+limit = 4
+per_trajectory = 4
+"""
+
+
+def test_texts_of_a_server_and_scores_of_another_end_in_a_verified_gguf(
+    tiny_base: Path, make_hf: Callable[..., Path], tmp_path: Path
+) -> None:
+    from sia_convert.make import make
+
+    def judge(path: str, body: Any) -> tuple[Any, ...]:
+        response = body["messages"][-1]["content"]
+        return 200, {"data": [{"index": 0, "probs": [len(set(response)) + 0.1 * response.count("a")]}]}
+
+    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
+    said: list[str] = []
+    with running(tiny_base, None, slots=4) as server, answering(judge) as scores:
+        plan = PLAN.format(base=tiny_base, hf=make_hf(), url=server.url, judge=scores)
+        (tmp_path / "plan.toml").write_text(plan)
+        make(tmp_path / "plan.toml", echo=said.append)
+        assert server.metric("llamacpp:tokens_predicted_total") > 100
+    report = json.loads((tmp_path / "work/verify.json").read_text())
+    assert [row["failures"] for row in report["rows"]] == [[]] and report["rows"][0]["max_abs"] < 1e-3
+    assert sum("likelier to the server than to the base GGUF by 0.00" in line for line in said) == 2
+    scored = list(read_trajectories([tmp_path / "work/scored.jsonl"]))
+    assert len(scored) == 15 and all(t.reward == len(set(t.response)) + 0.1 * t.response.count("a") for t in scored)

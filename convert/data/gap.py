@@ -42,7 +42,9 @@ class Gap:
     k: int
 
     def line(self) -> str:
-        gap = f"{self.nats:.4f} ± {self.error:.4f} nats a token, {self.nats * self.tokens / self.texts:.2f} a text"
+        # Adding 0 turns what would be printed as -0.0000 into 0.0000.
+        nats, text = round(self.nats, 4) + 0.0, round(self.nats * self.tokens / self.texts, 2) + 0.0
+        gap = f"{nats:.4f} ± {self.error:.4f} nats a token, {text:.2f} a text"
         found = f"likelier to the server than to the base GGUF by {gap}"
         if not self.told:
             found = (
