@@ -67,7 +67,7 @@ class Balancer:
         body = await request.body()
         headers = {k: v for k, v in request.headers.items() if k not in ("host", "content-length", "connection")}
         said: Response | None = None
-        for url in sorted(self.idle, key=lambda url: -self.idle[url]):
+        for url in sorted(filter(self.idle.__contains__, self.urls), key=lambda url: -self.idle[url]):
             self.idle[url] = self.idle.get(url, 0) - 1  # until the next look
             where = f"{url}{request.url.path}" + (f"?{request.url.query}" if request.url.query else "")
             asked = self.client.build_request(request.method, where, headers=headers, content=body)
