@@ -75,6 +75,22 @@ def test_a_template_without_end_is_ended_and_harms_no_other(worker: Worker, temp
     assert worker.render("{{ x }}", "", "", True, {"x": "é"}) == "é"
 
 
+def test_a_process_that_ends_or_cannot_be_started_is_said(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker.seconds = 60.0
+    worker.start()
+    assert worker._process is not None
+    monkeypatch.setattr(worker, "_running", lambda process=worker._process: process)
+    worker._process.kill()
+    with pytest.raises(TemplateError, match="the process that rendered it was ended"):
+        worker.render("a", "", "", True, {})
+    monkeypatch.undo()
+    monkeypatch.setattr("sys.executable", "/no/python")
+    with pytest.raises(TemplateError, match="no process can be started to render it"):
+        worker.render("a", "", "", True, {})
+    monkeypatch.undo()
+    assert worker.render("a", "", "", True, {}) == "a"
+
+
 def test_a_template_of_llama_cpp_by_its_name(tmp_path: Path) -> None:
     assert "chatml" in builtin_names()
     assert (

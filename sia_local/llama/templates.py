@@ -39,8 +39,9 @@ class Worker:
         self._owner = 0
 
     def start(self) -> None:
-        """Returns at once: the process gets ready while other things are done."""
-        with self._lock:
+        """Returns at once: the process gets ready while other things are done. Where there can be none, render() says
+        so."""
+        with self._lock, suppress(OSError):
             self._running()
 
     def render(self, template: str, bos: str, eos: str, opens: bool, variables: Mapping[str, Any]) -> str:
@@ -48,8 +49,17 @@ class Worker:
         request = {"template": template, "bos": bos, "eos": eos, "opens": opens, "variables": dict(variables)}
         data = json.dumps(request).encode()
         with self._lock:
-            process = self._running()
-            late = threading.Timer(self.seconds, process.kill)
+            try:
+                process = self._running()
+            except OSError as error:
+                raise TemplateError(f"no process can be started to render it, {error}") from None
+            over = threading.Event()
+
+            def end() -> None:
+                over.set()
+                process.kill()
+
+            late = threading.Timer(self.seconds, end)
             late.start()
             try:
                 answer = self._ask(process, data)
@@ -61,7 +71,8 @@ class Worker:
                 late.cancel()
             if answer is None:
                 self._end()
-                raise TemplateError(f"it does not end within {self.seconds:g} s")
+                late_by = f"it does not end within {self.seconds:g} s"
+                raise TemplateError(late_by if over.is_set() else "the process that rendered it was ended")
         if "error" in answer:
             raise TemplateError(answer["error"])
         return str(answer["text"])
