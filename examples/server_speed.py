@@ -2,8 +2,8 @@
 
     python examples/server_speed.py [-m base.gguf] [-v value.gguf] [--rounds 5]
 
-Tokens a second of all texts together; then the first token of a short request while seven others stream, in rounds of
-the engine. Figures hold within one run.
+Tokens a second of all texts together, and what a token costs in computing, which holds beside other programs, too; then
+the first token of a short request while seven others stream, in rounds of the engine. Figures hold within one run.
 """
 
 from __future__ import annotations
@@ -97,13 +97,15 @@ def main() -> None:
     while server.engine.state == "loading":
         time.sleep(0.01)
     run(sia, config)
-    alone, served, first = [], [], []
+    alone, served, first, costs = [], [], [], []
     try:
         for _ in range(args.rounds):
+            computed = time.process_time()
             alone.append(run(sia, config))
-            steps = server.engine.totals.steps
+            between, steps = time.process_time(), server.engine.totals.steps
             _, seconds, _ = read(url, [body(i) for i in range(TEXTS)])
             served.append((server.engine.totals.steps - steps) / seconds)
+            costs.append((between - computed, time.process_time() - between))
             rounds = server.engine.totals.rounds
             _, seconds, took = read(url, [*(body(i) for i in range(7)), body(7, max_tokens=1)], delay=0.3)
             first.append(took / (seconds / (server.engine.totals.rounds - rounds)))
@@ -114,6 +116,8 @@ def main() -> None:
     print(
         f"SIA.run: {statistics.median(alone):.0f} tokens/s, served: {statistics.median(served):.0f}, ratio {ratio:.2f}"
     )
+    work = [1e6 * statistics.median(column) / (TEXTS * TOKENS) for column in zip(*costs, strict=True)]
+    print(f"computing a token, both threads: {work[0]:.0f} us, served: {work[1]:.0f}")
     print(f"first token of a short request beside seven streams: {statistics.median(first):.1f} rounds")
 
 

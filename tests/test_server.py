@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import socket
@@ -18,6 +19,7 @@ from serving import CHAT, Running, running, wait_until
 from sia_local import SIA
 from sia_local.errors import ConfigError
 from sia_local.server.settings import ServerConfig
+from sia_local.server.stream import Presence, ReaderGoneError
 from sia_local.steering.entropy import log_partition
 
 STEERED = {"beta": 3.0, "gate": "dense"}
@@ -201,6 +203,27 @@ def test_a_conversation_that_lost_its_slot_reads_only_what_is_new(
     # was written since, unless a tokenizer reads that otherwise than it was written.
     assert all(kept[i][1] >= kept[i - 2][0] for i in range(2, 6))
     assert all(cached < 40 < prompt for prompt, cached in anew[2:])
+
+
+def test_a_reader_is_gone_that_disconnects_or_takes_nothing_not_one_that_is_told_nothing() -> None:
+    async def forever() -> Any:
+        await asyncio.sleep(3600)
+
+    async def disconnects() -> Any:
+        return {"type": "http.disconnect"}
+
+    async def meet(receive: Any, sends: Any) -> str:
+        try:
+            async with Presence(receive, 0.01) as reader:
+                await (reader.sent(sends) if sends is not None else asyncio.sleep(0.05))
+        except ReaderGoneError:
+            return "gone"
+        return "there"
+
+    assert asyncio.run(meet(forever, forever())) == "gone"
+    assert asyncio.run(meet(disconnects, None)) == "gone"
+    assert asyncio.run(meet(forever, None)) == "there"
+    assert asyncio.run(meet(forever, asyncio.sleep(0))) == "there"
 
 
 @pytest.mark.parametrize("stream", [True, False])

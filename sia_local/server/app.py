@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib import resources
 from typing import Any, TypeVar
 
@@ -30,10 +32,13 @@ from .fields import Body, ChatBody, CompletionBody, DetokenizeBody, TemplateBody
 from .guard import Guard, client_key
 from .replies import Reply
 from .settings import ServerConfig
-from .stream import Answer, Mailbox, error_response, json_response
+from .stream import Answer, Mailbox, error_response, json_response, soon
 
 # Threads that parse, render and tokenize. More would take turns at Python with the engine and the event loop.
 WORKERS = 2
+
+# Bytes of a body that is parsed sooner than a thread would take it over: tenths of a millisecond.
+SHORT_BODY = 1 << 13
 
 B = TypeVar("B", bound=Body)
 T = TypeVar("T")
@@ -65,6 +70,7 @@ class Server:
 
     @asynccontextmanager
     async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
+        self.engine.hand_over = partial(soon, asyncio.get_running_loop())
         self.engine.start()
         yield
         await self.stop()
@@ -255,7 +261,7 @@ class Server:
         return await to_thread.run_sync(work, *arguments, limiter=self._workers)
 
     async def _body(self, request: Request, kind: type[B]) -> B:
-        """A request's body as `kind`, read no further than the limit and parsed in a worker thread."""
+        """A request's body as `kind`, read no further than the limit; a long one is parsed in a worker thread."""
         limit, data = self.config.max_body, bytearray()
         announced = request.headers.get("content-length", "0")
         too_large = announced.isdigit() and int(announced) > limit
@@ -267,6 +273,8 @@ class Server:
         if too_large:
             message = f"the request is larger than {limit} bytes; send less, or start the server with --max-body"
             raise RefusedError(413, message, code="request_too_large", headers={"Connection": "close"})
+        if len(data) <= SHORT_BODY:
+            return kind.model_validate_json(bytes(data))
         return await self._aside(kind.model_validate_json, bytes(data))
 
 

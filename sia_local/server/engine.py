@@ -37,8 +37,8 @@ class TooManyError(SiaError):
 class Order:
     """What one request asks of the engine: texts, whose `Job.id` is their place in the answer.
 
-    post: takes mail, from the engine's thread. readings: texts of which every token's log-probability is wanted
-    before, `top` with that many others each. Times in perf_counter's seconds.
+    post: takes mail, where it is read (EngineThread.hand_over). readings: texts of which every token's log-probability
+    is wanted before, `top` with that many others each. Times in perf_counter's seconds.
     """
 
     jobs: Sequence[Job]
@@ -82,6 +82,8 @@ class EngineThread:
     def __init__(
         self, load: Callable[[], SIA], queue: int, per_client: int = 0, on_failure: Callable[[], None] | None = None
     ):
+        # Runs a function where mail is read. One call a round: each may cost this thread its turn at Python.
+        self.hand_over: Callable[[Callable[[], None]], object] = lambda work: work()
         self._load, self.queue, self.per_client = load, queue, per_client
         self._on_failure = on_failure
         self.state = "loading"
@@ -150,7 +152,8 @@ class EngineThread:
                 self.state = "failed"
                 left, self._new, self.orders = [*self.orders, *self._new], [], []
             for order in left:
-                order.post([error])
+                order.mail.append(error)
+            self._post(left)
             if self._on_failure is not None:
                 self._on_failure()
         else:
@@ -171,9 +174,7 @@ class EngineThread:
                 continue
             self.totals.rounds += sia.desk.round()
             self._readings = [reading for reading in self._readings if next(reading, False)]
-            self._close_finished(sia)
-            for order in self.orders:
-                self._post(order)
+            self._post([*self._finished(sia), *self.orders])
 
     def _begin(self, sia: SIA, order: Order) -> None:
         if order.readings:
@@ -219,8 +220,9 @@ class EngineThread:
         totals.longest = max(totals.longest, stats.prompt_tokens + stats.steps)
         order.mail.append(step)
 
-    def _close_finished(self, sia: SIA) -> None:
-        """Drops orders that are over; those that run when the time to stop has come end with an error."""
+    def _finished(self, sia: SIA) -> list[Order]:
+        """Drops orders that are over, which it returns; those that run when the time to stop has come end with an
+        error."""
         late = self._deadline is not None and time.monotonic() >= self._deadline
         for order in self.orders:
             if order.ticket is not None and order.ticket.error is not None:
@@ -232,11 +234,18 @@ class EngineThread:
         for order in over:
             if order.ticket is not None:
                 sia.desk.discard(order.ticket)
-            self._post(order)
         with self._wake:
             self.orders = [o for o in self.orders if o not in over]
+        return over
 
-    def _post(self, order: Order) -> None:
-        if order.mail:
-            mail, order.mail = order.mail, []
-            order.post(mail)
+    def _post(self, orders: Sequence[Order]) -> None:
+        posts = [(order.post, order.mail) for order in orders if order.mail]
+        for order in orders:
+            order.mail = []
+
+        def deliver() -> None:
+            for post, mail in posts:
+                post(mail)
+
+        if posts:
+            self.hand_over(deliver)

@@ -89,6 +89,9 @@ def _of_fields(error: ValidationError) -> RefusedError:
     return RefusedError(400, message, param=name or None, code="invalid_field")
 
 
+_JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+
+
 def dumps(data: Any) -> bytes:
     """Data as JSON bytes."""
-    return json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode("utf-8", "replace")
+    return _JSON.encode(data).encode("utf-8", "replace")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -12,9 +12,9 @@ from ..llama.model import Model
 from .asking import Asked
 from .calls import Piece
 from .engine import Item
-from .errors import RefusedError, dumps
+from .errors import RefusedError
 from .fields import Body, ChatBody, SiaFields
-from .replies import Call, Reply, finish
+from .replies import Call, Reply, TypedReply, finish
 
 PATH = "/v1/messages"
 
@@ -140,11 +140,10 @@ def _choice(given: dict[str, Any]) -> Any:
     return "required" if kind == "any" else kind
 
 
-class MessagesReply(Reply):
+class MessagesReply(TypedReply):
     """One text as blocks: thinking, text, and uses of tools, in the order in which they were written."""
 
     kind, chunk_kind, prefix = "message", "message", "msg_"
-    ending: ClassVar[bytes] = b""
 
     def __init__(self, model: Model, name: str, asked: Asked, body: MessagesBody):
         super().__init__(model, name, asked)
@@ -152,20 +151,11 @@ class MessagesReply(Reply):
         self.blocks: list[dict[str, Any]] = []
         self._uses: list[Call] = []
 
-    def event(self, chunk: dict[str, Any]) -> bytes:
-        return b"event: " + chunk["type"].encode() + b"\ndata: " + dumps(chunk) + b"\n\n"
-
     def failed(self, problem: RefusedError) -> bytes:
         return self.event(problem.body_at(PATH))
 
-    def take(self, item: Item) -> list[Piece]:
-        pieces = super().take(item)
-        for _ in self._grown(pieces):
-            pass
-        return pieces
-
     def chunks(self, item: Item) -> Iterator[dict[str, Any]]:
-        pieces = super().take(item)
+        pieces = Reply.take(self, item)
         if not self.choices[0].begun:
             self.choices[0].begun = True
             started = self._message(None) | {"content": [], "usage": self._usage() | {"output_tokens": 0}}

@@ -285,6 +285,25 @@ class Reply:
         return told
 
 
+class TypedReply(Reply):
+    """One text whose stream is of events that have a type, and which grows by items or blocks."""
+
+    ending: ClassVar[bytes] = b""
+
+    def event(self, chunk: dict[str, Any]) -> bytes:
+        return b"event: " + chunk["type"].encode() + b"\ndata: " + dumps(chunk) + b"\n\n"
+
+    def take(self, item: Item) -> list[Piece]:
+        pieces = super().take(item)
+        for _ in self._grown(pieces):
+            pass
+        return pieces
+
+    def _grown(self, pieces: list[Piece]) -> Iterator[dict[str, Any]]:
+        """Adds pieces to what there is, with the events that tell of it."""
+        raise NotImplementedError
+
+
 _SETTINGS = ("gate", "threshold", "rate", "entropy", "k", "beta", "beta_unit", "kl_total", "steer")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Iterator
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -15,7 +15,7 @@ from .calls import Piece
 from .engine import Item
 from .errors import RefusedError, dumps
 from .fields import Body, ChatBody, SiaFields
-from .replies import Choice, Reply, finish
+from .replies import Choice, Reply, TypedReply, finish
 
 
 class ResponsesBody(Body):
@@ -118,11 +118,10 @@ def _format(given: dict[str, Any] | None) -> dict[str, Any] | None:
     return {"type": "json_schema", "json_schema": {name: value for name, value in given.items() if name != "type"}}
 
 
-class ResponsesReply(Reply):
+class ResponsesReply(TypedReply):
     """One text as items: what was thought, what was said, and calls, in the order in which they were written."""
 
     kind, chunk_kind, prefix = "response", "response", "resp_"
-    ending: ClassVar[bytes] = b""
 
     def __init__(self, model: Model, name: str, asked: Asked, body: ResponsesBody):
         super().__init__(model, name, asked)
@@ -130,24 +129,15 @@ class ResponsesReply(Reply):
         self.items: list[dict[str, Any]] = []
         self._number = 0
 
-    def event(self, chunk: dict[str, Any]) -> bytes:
-        return b"event: " + chunk["type"].encode() + b"\ndata: " + dumps(chunk) + b"\n\n"
-
     def failed(self, problem: RefusedError) -> bytes:
         error = {"code": problem.code or problem.type, "message": problem.message, "param": problem.param}
         return self.event(self._event("error", **error))
-
-    def take(self, item: Item) -> list[Piece]:
-        pieces = super().take(item)
-        for _ in self._grown(pieces):
-            pass
-        return pieces
 
     def chunks(self, item: Item) -> Iterator[dict[str, Any]]:
         if not self._number:
             for name in ("response.created", "response.in_progress"):
                 yield self._event(name, response=self._response("in_progress"))
-        yield from self._grown(super().take(item))
+        yield from self._grown(Reply.take(self, item))
         if self.over():
             whole = self.whole()
             name = "response.completed" if whole["status"] == "completed" else "response.incomplete"

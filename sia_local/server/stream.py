@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from typing import Any
 
-import anyio
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -22,8 +21,14 @@ class ReaderGoneError(Exception):
     """The client closed the connection, or took nothing for too long."""
 
 
+def soon(loop: asyncio.AbstractEventLoop, work: Callable[[], None]) -> None:
+    """Has the event loop do something, from another thread; does not wait. After the loop has ended nobody reads."""
+    with suppress(RuntimeError):
+        loop.call_soon_threadsafe(work)
+
+
 class Mailbox:
-    """Items of one order, from the engine's thread to the event loop's."""
+    """Items of one order, posted and taken in the event loop."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -31,27 +36,73 @@ class Mailbox:
         self._arrived = asyncio.Event()
 
     def post(self, items: list[Item]) -> None:
-        """Called by the engine's thread; does not wait. After the loop has ended nobody reads."""
-        with suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._put, items)
-
-    def _put(self, items: list[Item]) -> None:
         self._items += items
         self._arrived.set()
 
     async def take(self, timeout: float | None = None) -> list[Item]:
         """Everything that has come, at least one item; nothing after the timeout. Raises what the engine raised."""
-        with anyio.move_on_after(timeout):
-            await self._arrived.wait()
-        self._arrived.clear()
+        if not self._items:
+            self._arrived.clear()
+            timer = None if timeout is None else self._loop.call_later(timeout, self._arrived.set)
+            try:
+                await self._arrived.wait()
+            finally:
+                if timer is not None:
+                    timer.cancel()
         items, self._items = self._items, []
         for at, item in enumerate(items):
             if isinstance(item, Exception):
                 if at == 0:
                     raise item
-                self._put(items[at:])
+                self._items = items[at:]
                 return items[:at]
         return items
+
+
+class Presence:
+    """The reader of an answer. The block it is entered for ends with ReaderGoneError when the client disconnects, or
+    takes nothing of what is sent for `patience` seconds. (A timer an answer: one a chunk costs more than the chunk.)"""
+
+    def __init__(self, receive: Receive, patience: float):
+        self._receive, self._patience = receive, patience
+        self._gone = False
+        self._since: float | None = None
+
+    async def __aenter__(self) -> Presence:
+        running = asyncio.current_task()
+        assert running is not None
+        self._running, self._loop = running, asyncio.get_running_loop()
+        self._watcher = asyncio.create_task(self._watch())
+        self._timer = self._loop.call_later(self._patience, self._look)
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._watcher.cancel()
+        self._timer.cancel()
+        if self._gone and kind is not None and issubclass(kind, asyncio.CancelledError):
+            raise ReaderGoneError from None
+
+    async def sent(self, sending: Awaitable[None]) -> None:
+        self._since = self._loop.time()
+        await sending
+        self._since = None
+
+    async def _watch(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self._leave()
+
+    def _look(self) -> None:
+        now = self._loop.time()
+        since = now if self._since is None else self._since
+        if now - since >= self._patience:
+            self._leave()
+        else:
+            self._timer = self._loop.call_later(since + self._patience - now, self._look)
+
+    def _leave(self) -> None:
+        self._gone = True
+        self._running.cancel()
 
 
 class Answer(Response):
@@ -66,11 +117,11 @@ class Answer(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            async with _while_there(receive):
+            async with Presence(receive, self.send_timeout) as reader:
                 if self.streams:
-                    await self._stream(scope, send)
+                    await self._stream(reader, scope, send)
                 else:
-                    await self._whole(scope, receive, send)
+                    await self._whole(reader, scope, receive, send)
         except (ReaderGoneError, OSError):
             pass
         finally:
@@ -78,7 +129,7 @@ class Answer(Response):
             if not self.reply.over():
                 self.engine.cancel(self.order)
 
-    async def _whole(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _whole(self, reader: Presence, scope: Scope, receive: Receive, send: Send) -> None:
         response: Response
         try:
             while not self.reply.over():
@@ -87,9 +138,9 @@ class Answer(Response):
             response = json_response(self.reply.whole())
         except Exception as error:
             response = error_response(error, scope["path"])
-        await self._sent(response(scope, receive, send))
+        await reader.sent(response(scope, receive, send))
 
-    async def _stream(self, scope: Scope, send: Send) -> None:
+    async def _stream(self, reader: Presence, scope: Scope, send: Send) -> None:
         started = False
         try:
             while not self.reply.over():
@@ -97,51 +148,20 @@ class Answer(Response):
                 chunks = [chunk for item in items for chunk in self.reply.chunks(item)]
                 body = b"".join(map(self.reply.event, chunks)) if items else b": still there\n\n"
                 if not started:
-                    await self._sent(send(_start()))
+                    await reader.sent(send(_start()))
                     started = True
                 if body:
-                    await self._sent(send({"type": "http.response.body", "body": body, "more_body": True}))
+                    await reader.sent(send({"type": "http.response.body", "body": body, "more_body": True}))
         except (ReaderGoneError, OSError, asyncio.CancelledError):
             raise
         except Exception as error:
             problem = refused(error)
             if not started:
-                await self._sent(error_response(problem, scope["path"])({"type": "http"}, _nothing, send))
+                await reader.sent(error_response(problem, scope["path"])({"type": "http"}, _nothing, send))
                 return
             body = self.reply.failed(problem)
-            await self._sent(send({"type": "http.response.body", "body": body, "more_body": True}))
-        await self._sent(send({"type": "http.response.body", "body": self.reply.ending, "more_body": False}))
-
-    async def _sent(self, sending: Any) -> None:
-        with anyio.move_on_after(self.send_timeout) as scope:
-            await sending
-        if scope.cancelled_caught:
-            raise ReaderGoneError
-
-
-@asynccontextmanager
-async def _while_there(receive: Receive) -> AsyncIterator[None]:
-    """Runs a block until the client disconnects; then ReaderGoneError is raised in it."""
-    running = asyncio.current_task()
-    assert running is not None
-    gone = False
-
-    async def watch() -> None:
-        nonlocal gone
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        gone = True
-        running.cancel()
-
-    watcher = asyncio.create_task(watch())
-    try:
-        yield
-    except asyncio.CancelledError:
-        if gone:
-            raise ReaderGoneError from None
-        raise
-    finally:
-        watcher.cancel()
+            await reader.sent(send({"type": "http.response.body", "body": body, "more_body": True}))
+        await reader.sent(send({"type": "http.response.body", "body": self.reply.ending, "more_body": False}))
 
 
 def json_response(data: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
