@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,9 @@ from sia_convert.cli import main
 from sia_convert.formats import llamacpp
 from sia_convert.formats.checkpoint import ValueCheckpoint
 from sia_convert.formats.export import ExportConfig, export_base, export_value
-from sia_convert.formats.gguf_io import read_gguf
+from sia_convert.formats.gguf_io import read_gguf, stored_tensors
 from sia_convert.formats.llamacpp import Job
-from test_export import IDS, load, peft_values
+from test_export import BASES, IDS, load, peft_values
 from tiny import prove
 
 RUN = llamacpp.run  # in a process a call, where `kept` has one for all
@@ -76,6 +76,28 @@ def test_hidden_states_and_logits_are_those_of_transformers(chain: dict[str, Any
     np.testing.assert_allclose(hidden, wanted.hidden_states[-1][0], atol=1e-3)
     # llama.cpp looks the GELU of gemma3 up in a table of halves.
     np.testing.assert_allclose(logits, wanted.logits[0], atol=5e-3 if chain["arch"] == "gemma3" else 1e-3)
+
+
+@pytest.mark.parametrize("name", ["llama-llama3", "qwen2-tied", "qwen3"])
+def test_what_is_converted_here_is_what_llama_cpp_converts(
+    name: str, kept: None, make_hf: Callable[..., Path], tmp_path: Path
+) -> None:
+    """The same weights, byte for byte, and the same vocabulary and hyperparameters."""
+    arch, over = BASES[name]
+    folder, theirs = make_hf(arch, **over), tmp_path / "theirs.gguf"
+    ours = export_base(folder, tmp_path / "ours.gguf", "f32")
+    llamacpp.run(Job("model", str(folder), str(theirs), "f32", pre="qwen2"))
+    weights, wanted = ({t.name: t.load() for t in stored_tensors(path)} for path in (ours, theirs))
+    assert weights.keys() == wanted.keys()
+    for key, tensor in weights.items():
+        if key == "rope_freqs.weight":  # computed, in another order
+            np.testing.assert_allclose(tensor.view(np.float32), wanted[key].view(np.float32), rtol=1e-6)
+        else:
+            assert np.array_equal(tensor, wanted[key]), key
+    fields, known = read_gguf(ours)[0], read_gguf(theirs)[0]
+    shared = [key for key in fields.keys() & known.keys() if not key.startswith("general.")]
+    assert {"tokenizer.ggml.tokens", "tokenizer.ggml.token_type", f"{arch}.context_length"} <= set(shared)
+    assert {key: fields[key] for key in shared} == {key: known[key] for key in shared}
 
 
 def test_what_training_leaves_alone_or_changes_whole(kept: None, tmp_path: Path) -> None:
