@@ -17,7 +17,7 @@ from sia_local.cli import main as local
 from sia_local.cli.from_dataclass import options_for
 from sia_local.cli.options import STEERING, setup_options
 from sia_local.cli.resolve import config_from, loading_from, request_from
-from sia_local.config import SamplingConfig, Setup, SiaConfig
+from sia_local.config import ChatSettings, SamplingConfig, Setup, SiaConfig
 from sia_local.errors import ConfigError
 from sia_local.evaluation.plan import text_of
 from sia_local.prompts import PromptItem
@@ -50,7 +50,7 @@ TEXT = (Request, SiaConfig, SamplingConfig)
         ("calibrate", fields_of(*TEXT, Setup) - set(STEERING) - {"beta_unit"}),
         ("serve", fields_of(SiaConfig, SamplingConfig, Setup)),
         ("learn", fields_of(Setup)),
-        ("bench", fields_of(Setup) - {"n_ctx", "slots", "overlap_prompts"}),
+        ("bench", fields_of(Setup) - fields_of(ChatSettings) - {"n_ctx", "slots", "overlap_prompts"}),
     ],
 )
 def test_every_field_is_an_option_of_the_commands_it_concerns(name: str, wanted: set[str]) -> None:

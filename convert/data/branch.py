@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sia_local.config import setting
+from sia_local.config import ChatSettings, setting
 from sia_local.errors import ConfigError, ContextFullError
 from sia_local.records import Candidates, Completion, Prompt, Step
 from sia_local.rewards.load import check_reward_name, load_reward
 from sia_local.seeds import text_seed
-from sia_local.text import TextStream
 from sia_local.workers import Executor, silent
 
 from ..provenance import file_mark
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class BranchConfig:
+class BranchConfig(ChatSettings):
     """Texts of the base, some junctions of each, and what is tried there."""
 
     texts: int = setting(1, "Texts a prompt whose junctions are branched.")
@@ -49,6 +48,7 @@ class BranchConfig:
     seed: int = setting(0, "The same seed draws the same numbers for every text.")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, least in (("texts", 1), ("junctions", 1), ("candidates", 2), ("samples", 1), ("slots", 1)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected {least} or more")
@@ -61,8 +61,9 @@ class BranchConfig:
     def rollouts(self) -> RolloutConfig:
         """Of the texts that are branched, and of their continuations."""
         return RolloutConfig(
-            samples=self.texts, max_tokens=self.max_tokens, k=self.k, slots=self.slots, n_ctx=self.n_ctx, raw=self.raw
-        )
+            samples=self.texts, max_tokens=self.max_tokens, k=self.k, slots=self.slots, n_ctx=self.n_ctx, raw=self.raw,
+            **settings_of(ChatSettings, self),
+        )  # fmt: skip
 
 
 @dataclass
@@ -122,6 +123,7 @@ class Brancher:
             slots=config.slots,
             n_threads=machine.threads,
             n_gpu_layers=machine.gpu_layers,
+            **settings_of(ChatSettings, config),
         )
         self.rendering = Rendering(self.sia.model, config.rollouts)
 
@@ -189,7 +191,8 @@ class Brancher:
         for step in sia.run(jobs()):
             tick()
             written[step.job].append(step.token)
-        bodies = [self._body(tokens) for tokens in [text.tokens for text in texts] + written]
+        reads = [texts[t].read for t in [*range(len(texts)), *(t for t, _, _ in keys)]]
+        bodies = list(map(self._body, reads, [*(text.tokens for text in texts), *written]))
         prompts = [texts[t].one.prompt for t in [*range(len(texts)), *(t for t, _, _ in keys)]]
         rewards = self.reward(prompts, bodies)
         earned: dict[tuple[int, int, int], list[float]] = {}
@@ -203,9 +206,10 @@ class Brancher:
             branches = tuple(_branch(text.candidates(at), at, t, earned) for at in text.junctions)
             yield text.number, replace(made, reward=rewards[t], branches=branches)
 
-    def _body(self, tokens: Sequence[int]) -> str:
-        stream = TextStream(self.sia.model.piece)
-        return "".join(stream.push(token, i == len(tokens) - 1)[0] for i, token in enumerate(tokens))
+    def _body(self, read: Prompt, tokens: Sequence[int]) -> str:
+        """The answer that these tokens behind a prompt are, reasoning left out."""
+        sink = self.sia.job(read, self.policy).sink
+        return "".join(sink.push(token, i == len(tokens) - 1).text for i, token in enumerate(tokens))
 
 
 def _branch(candidates: Candidates, at: int, text: int, earned: dict[tuple[int, int, int], list[float]]) -> Branch:

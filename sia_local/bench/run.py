@@ -33,7 +33,7 @@ class Bench:
         self.options, self._say = options, say
         self.failed: list[str] = []
         self._loaded: list[SIA] = []
-        self.model = Model(options.model, n_gpu_layers=options.setup.n_gpu_layers)
+        self.model = Model(options.model, n_gpu_layers=options.setup.n_gpu_layers, rpc=options.setup.rpc)
         self.arms: list[Arm | RivalArm] = []
 
     def __enter__(self) -> Bench:

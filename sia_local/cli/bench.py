@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import click
 
 from ..bench.settings import BenchOptions
-from ..config import Setup
+from ..config import ChatSettings, Setup
 from ..errors import ConfigError
 from .from_dataclass import build, options_for
 from .options import setup_options
@@ -18,6 +19,8 @@ from .resolve import loading_from, model_paths
 FORMATS = ("md", "csv", "json", "jsonl")
 # The names that llama-bench has for them.
 SHORT = {"n_threads": {"option": ("-t", "--threads")}, "n_gpu_layers": {"option": ("-ngl", "--n-gpu-layers")}}
+# Prompts here are random tokens.
+CHAT = tuple(field.name for field in fields(ChatSettings))
 PLACEMENTS = ("separate", "lean", "quarter", "quarter-lean", "adapter", "head", "q-head")
 
 
@@ -35,7 +38,7 @@ PLACEMENTS = ("separate", "lean", "quarter", "quarter-lean", "adapter", "head", 
     help="Value models written with --synthetic; `none` for none.",
 )
 @options_for(BenchOptions, without=("setup",))
-@setup_options(without=("n_ctx", "slots", "overlap_prompts"), overrides=SHORT)
+@setup_options(without=("n_ctx", "slots", "overlap_prompts", *CHAT), overrides=SHORT)
 @click.option("-o", "form", default="md", show_default=True, metavar="|".join(FORMATS), help="Output format.")
 @click.option("--startup", default=3, show_default=True, help="Fresh processes for start-up and memory, 0 for none.")
 def bench(**options: Any) -> None:

@@ -92,7 +92,7 @@ class SiaLogitsProcessor:
         setup = Setup.of(**{**own, **changes})
         with ExitStack() as undo:
             words_alone = not _runs_on_base(specs, files, base_path)
-            base = Model(base_path, n_gpu_layers=setup.n_gpu_layers, vocab_only=words_alone)
+            base = Model(base_path, n_gpu_layers=setup.n_gpu_layers, vocab_only=words_alone, rpc=setup.rpc)
             undo.callback(base.close)
             source = open_sources(specs, files, base, None, setup)
             if source is None:
