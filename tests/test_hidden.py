@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +12,11 @@ from loading import EXACT, source
 
 from sia_local import SIA, BestOf, Setup, SiaConfig, SiaLogitsProcessor, ValuePath
 from sia_local.errors import ConfigError, IncompatibleError
-from sia_local.llama.context import Context
+from sia_local.llama.context import Context, options_for
 from sia_local.llama.embeddings import EmbeddingRows
+from sia_local.llama.engine import Engine
+from sia_local.llama.gguf import ggml_base
+from sia_local.llama.model import Model
 from sia_local.values.qhead import QHeadFile
 from sia_local.values.sources import MixedValues
 
@@ -120,3 +124,32 @@ def test_refusals(make_gguf: Make, qhead_gguf: Path, base_gguf: Path) -> None:
         sia.use(qhead_gguf)
     with pytest.raises(IncompatibleError, match=r"different vocabularies, .* use a Q-head distilled on this base"):
         SIA.load(base_gguf, make_gguf("qhead", sha256="0" * 64), setup=LOAD)
+
+
+def test_ctrl_c_within_a_decode_is_raised_behind_it(base_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A callback of llama.cpp cannot raise; ctypes would print the interrupt, and the decode pass for a broken one."""
+    library = ggml_base()
+
+    class Pressed:
+        def __init__(self) -> None:
+            self.once = [KeyboardInterrupt()]
+
+        def __getattr__(self, name: str) -> Any:
+            if self.once:
+                raise self.once.pop()
+            return getattr(library, name)
+
+    with Model(base_gguf) as model:
+        whole: list[list[float]] = []
+        for lib in (library, Pressed()):
+            monkeypatch.setattr("sia_local.llama.context.ggml_base", lambda lib=lib: lib)
+            with Context(model, options_for(model, LOAD, 0), hidden_only=True) as context:
+                engine = Engine(context, 1, 0)
+                if isinstance(lib, Pressed):
+                    with pytest.raises(KeyboardInterrupt):
+                        list(engine.trail(0, [], [5, 6, 7], hidden=True))
+                    engine.release(0)
+                whole.append(
+                    np.concatenate([rows.copy() for rows in engine.trail(0, [], [5, 6, 7], hidden=True)]).tolist()
+                )
+        assert whole[0] == whole[1] and np.shape(whole[0]) == (3, model.n_embd)

@@ -77,7 +77,7 @@ class _FinalNorm:
     llama.h's cb_eval asks about every node before it is computed, and `False` for a computed one ends the graph
     (ggml-backend.h). What asking costs, half a microsecond a node, is little against a large vocabulary. It sees one
     micro-batch after another: their rows are those of the batch in order as long as every sequence in it has one
-    output.
+    output. raised: what Python raised while it was asked, a Ctrl-C most likely, which ctypes would only print.
     """
 
     NODE = b"result_norm"
@@ -86,12 +86,13 @@ class _FinalNorm:
         self.stops, self.on = stops, stops
         self._n_embd = n_embd
         self._parts: list[FloatArray] = []
+        self.raised: BaseException | None = None
         self.callback = C.ggml_backend_sched_eval_callback(self._on_node)
         self._lib = ggml_base()
 
     def clear(self) -> None:
         """Forgets an earlier decode's rows, which must not pass for the next one's."""
-        self._parts = []
+        self._parts, self.raised = [], None
 
     @property
     def rows(self) -> FloatArray:
@@ -100,6 +101,13 @@ class _FinalNorm:
         return self._parts[0]
 
     def _on_node(self, tensor: int, ask: bool, _: Any) -> bool:
+        try:
+            return self._see(tensor, ask)
+        except BaseException as error:
+            self.raised = error
+            return not ask  # the decode goes on to its end
+
+    def _see(self, tensor: int, ask: bool) -> bool:
         if ask:
             return bool(self.on and self._lib.ggml_get_name(tensor) == self.NODE)
         rows = np.empty((self._lib.ggml_nelements(tensor) // self._n_embd, self._n_embd), np.float32)
@@ -212,6 +220,8 @@ class Context:
             self._final_norm.clear()
         with quietly(self.model.path):
             status = C.llama_decode(self._ptr, batch.struct)
+        if self._final_norm is not None and self._final_norm.raised is not None:
+            raise self._final_norm.raised
         if status == 1:
             raise SiaError(
                 f"the KV cache of {self.n_ctx} cells is full; use a longer context (--ctx) or fewer sequences"
