@@ -6,6 +6,7 @@ each in a process of its own. What fails is kept in --keep, named by target, see
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import signal
@@ -429,6 +430,98 @@ def text_targets(folder: Path) -> list[Target]:
     ]
 
 
+# ---- requests to a server
+
+REQUESTS = {
+    "/v1/chat/completions": {
+        **{"messages": [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "hello"}], "n": 1},
+        **{"max_tokens": 3, "temperature": 1.0, "top_p": 0.9, "seed": 3, "stop": ["x"], "stream": False, "top_k": 5},
+        **{"logit_bias": {"5": 1.0}, "logprobs": True, "top_logprobs": 2, "response_format": {"type": "text"}},
+        **{"sia": {"beta": 1.0, "gate": "entropy", "threshold": 0.5, "k": 4, "why": True}, "presence_penalty": 0.1},
+    },
+    "/v1/completions": {
+        "prompt": ["hello", "there"],
+        "max_tokens": 3,
+        "logprobs": 2,
+        "echo": True,
+        "stop": "x",
+        "n": 1,
+    },
+    "/tokenize": {"content": "hello", "add_special": True, "with_pieces": True},
+    "/detokenize": {"tokens": [1, 2, 3]},
+    "/apply-template": {"messages": [{"role": "user", "content": "hello"}]},
+}
+VALUES: list[Any] = [
+    None,
+    True,
+    -1,
+    0,
+    1,
+    3,
+    0.5,
+    1e308,
+    -1e308,
+    1 << 63,
+    "",
+    "x",
+    "x" * 5000,
+    "\ud800",
+    "\x00",
+    [],
+    {},
+    [1],
+    ["x"],
+]
+ANSWERS = (200, 400, 404, 413, 422, 429, 503)
+
+
+def _another(body: Any, rng: Rng) -> Any:
+    """The same with one value of it, at any depth, replaced."""
+    if not isinstance(body, dict | list) or not body or rng.random() < 0.2:
+        return VALUES[rng.integers(len(VALUES))]
+    changed: Any = body.copy()
+    key = list(body)[rng.integers(len(body))] if isinstance(body, dict) else int(rng.integers(len(body)))
+    changed[key] = _another(body[key], rng)
+    return changed
+
+
+def requests(folder: Path, n: int, seed: int) -> Counter[str]:
+    """n damaged bodies, to a server in a fork of this process. An answer is one of ANSWERS, JSON or events, in time."""
+    from serving import running
+
+    base = models.write(folder / "served.gguf", "qwen3", "base")
+    value = models.write(folder / "served-value.gguf", "qwen3", "merged", seed=1)
+    read, write = os.pipe()
+    if (child := os.fork()) == 0:
+        counts: Counter[str] = Counter()
+        try:
+            with running(base, value, slots=2) as server:
+                for i in range(n):
+                    rng = np.random.default_rng([seed, i, 7])
+                    path = list(REQUESTS)[rng.integers(len(REQUESTS))]
+                    if rng.random() < 0.7:
+                        body = json.dumps(_another(REQUESTS[path], rng)).encode()
+                    else:
+                        body = damaged_text(json.dumps(REQUESTS[path]).encode(), rng)
+                    answer = server.http.post(path, content=body, headers={"content-type": "application/json"})
+                    good = answer.status_code in ANSWERS and (answer.text.startswith("data:") or bool(answer.json()))
+                    counts[f"http {'used' if answer.status_code == 200 else 'refused' if good else 'bad'}"] += 1
+                    if not good:
+                        print(f"http-{seed}-{i}: {path} {answer.status_code}: {body[:300]!r} {answer.text[:300]}")
+                assert server.http.get("/health").status_code == 200
+        except BaseException:
+            counts["http traceback"] += 1
+            traceback.print_exc()
+        sys.stdout.flush()
+        os.write(write, json.dumps(counts).encode())
+        os._exit(0)
+    os.close(write)
+    with os.fdopen(read, "rb") as pipe:
+        said = pipe.read()
+    status = os.waitpid(child, 0)[1]
+    return Counter(json.loads(said)) if said else Counter({f"http ended with {status}": 1})
+
+
 # ---- one file in a process of its own
 
 
@@ -550,6 +643,8 @@ def main() -> None:
             return
         counts = campaign([t for t in models_of if args.only in t.name], args.files, args.seed, args.keep, args.first)
         counts += campaign([t for t in texts if args.only in t.name], args.files // 4, args.seed, args.keep, args.first)
+        if args.only in "http":
+            counts += requests(Path(folder), args.files // 4, args.seed)
     for name, count in sorted(counts.items()):
         print(f"{name:30} {count}")
     bad = sum(count for name, count in counts.items() if name.split(" ", 1)[1] not in GOOD)

@@ -122,6 +122,7 @@ def test_a_few_damaged_files(tmp_path: Path, capfd: pytest.CaptureFixture[str]) 
     """The command's own loop, for a few files of every kind."""
     targets = [*fuzz.gguf_targets(tmp_path), *fuzz.text_targets(tmp_path)]
     counts = fuzz.campaign(targets, 8, seed=1000, keep=None)
+    counts += fuzz.requests(tmp_path, 30, seed=1000)
     bad = {name for name in counts if name.split(" ", 1)[1] not in fuzz.GOOD}
     assert not bad, capfd.readouterr().out
     assert counts.total() > 60

@@ -86,7 +86,27 @@ def test_a_file_that_shrinks_while_it_is_in_use_is_a_sentence(make_gguf: Make, t
         chat.stdin.write("hello\n")
         chat.stdin.close()
         said = chat.stderr.read()
-    assert chat.returncode == 2 and f"{path}: the file became shorter while it was in use" in said.splitlines()[-1]
+    assert chat.returncode == 2 and f"{path}: became shorter while it was in use" in said.splitlines()[-1]
+
+
+def test_a_crash_in_c_is_a_sentence_of_the_command_line_and_nobody_elses() -> None:
+    crash = """
+import ctypes, sys
+from sia_local import errors
+from sia_local.cli.group import _give_up
+errors.give_up = _give_up if sys.argv[1] == "ours" else None
+from sia_local.llama.library import quietly
+with quietly("some.gguf" if sys.argv[2] == "reading" else ""):
+    ctypes.string_at(0)
+"""
+
+    def ended(*words: str) -> tuple[int, str]:
+        done = subprocess.run([sys.executable, "-c", crash, *words], capture_output=True, text=True, check=False)
+        return done.returncode, done.stderr
+
+    code, said = ended("ours", "reading")
+    assert code == 2 and said.startswith("Error: some.gguf: llama.cpp crashed (SIGSEGV); the file is damaged")
+    assert ended("ours", "idle")[0] == ended("theirs", "reading")[0] == -signal.SIGSEGV
 
 
 def test_without_a_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:

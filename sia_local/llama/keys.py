@@ -92,7 +92,7 @@ _OF_MODEL = {
     **dict.fromkeys(("expert_group_used_count", "nextn_predict_layers", "rope.dimension_count"), _WHOLE),
     **dict.fromkeys(("attention.key_length", "attention.value_length", "shortconv.l_cache"), _WHOLE),
     **dict.fromkeys(("ssm.inner_size", "ssm.state_size", "ssm.conv_kernel", "ssm.group_count"), _WHOLE),
-    **dict.fromkeys(("ssm.time_step_rank", "full_attention_interval"), _WHOLE),
+    **dict.fromkeys(("ssm.time_step_rank", "full_attention_interval", "attention.sliding_window"), _WHOLE),
     **dict.fromkeys(("attention.head_count", "attention.head_count_kv", "feed_forward_length"), _A_LAYER),
     **dict.fromkeys(("expert_used_count", "attention.recurrent_layers"), _A_LAYER),
     **dict.fromkeys(("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"), _NUMBER),

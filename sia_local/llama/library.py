@@ -94,20 +94,26 @@ def _on_abort(message: bytes) -> None:
 
 
 @ctypes.CFUNCTYPE(None, ctypes.c_int)
-def _on_bus_error(number: int) -> None:
-    """A mapped file ends before the page that is read."""
-    assert errors.give_up is not None
-    file = next((file for file in reversed(_files) if file), "a model")
-    errors.give_up(
-        f"{file}: the file became shorter while it was in use; leave files alone that are loaded, start again"
-    )
+def _on_crash(number: int) -> None:
+    """A signal that ends the process: a mapped file that ends before the page that is read, or worse."""
+    file = next((file for file in reversed(_files) if file), None)
+    if file is None or errors.give_up is None:
+        _libc.signal(number, None)
+        _libc["raise"](number)
+    elif number == getattr(signal, "SIGBUS", None):
+        errors.give_up(f"{file}: became shorter while it was in use; leave a loaded file alone, and start again")
+    else:
+        name = signal.Signals(number).name
+        errors.give_up(f"{file}: llama.cpp crashed ({name}); the file is damaged or not what it says, convert it again")
 
 
-if errors.give_up is not None and hasattr(signal, "SIGBUS"):
-    # Not Python's own handler, which would wait until the faulting call returns.
+if errors.give_up is not None and os.name == "posix":
+    os.environ.setdefault("GGML_NO_BACKTRACE", "1")
     _libc = ctypes.CDLL(None)
     _libc.signal.argtypes, _libc.signal.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
-    _libc.signal(signal.SIGBUS, ctypes.cast(_on_bus_error, ctypes.c_void_p))
+    for _number in (signal.SIGBUS, signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE):
+        # Not a handler of Python's, which would wait until the call that failed returns.
+        _libc.signal(_number, ctypes.cast(_on_crash, ctypes.c_void_p))
 C.llama_log_set(_on_log, ctypes.c_void_p(0))
 if hasattr(C._lib, "ggml_set_abort_callback"):
     C._lib.ggml_set_abort_callback.restype = ctypes.c_void_p

@@ -15,6 +15,7 @@ from ..errors import ModelFileError
 from .gguf import GgufMetadata
 
 MOST_LAYERS, MOST_EXPERTS = 512, 1024
+LONGEST_WINDOW = 1 << 24  # room for a mask of it is made before it is looked at
 ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")
 # Their graphs rotate whole heads whose keys are as wide as their values.
 WHOLE_HEADS = ("llama", "qwen2", "qwen2moe", "qwen3", "qwen3moe")
@@ -48,6 +49,7 @@ def check_sound(meta: GgufMetadata, tokens: Sequence[bytes]) -> None:
     for name in ("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"):
         expect(0 <= key(name, 0.0) < 1, name, "a small number, 0 or more")
     _check_experts(key, expect)
+    expect(key("attention.sliding_window") <= LONGEST_WINDOW, "attention.sliding_window", f"at most {LONGEST_WINDOW}")
     scaling = key("rope.scaling.type", "linear")
     expect(scaling in ROPE_SCALINGS, "rope.scaling.type", f"one of {', '.join(ROPE_SCALINGS)}")
     _check_heads(arch, key, expect)
