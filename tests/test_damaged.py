@@ -44,6 +44,7 @@ def u32(number: int) -> bytes:
         ("expert_used_count", 5, "expert_used_count is 5, expected 1 to the 4 experts there are"),
         ("expert_used_count", 0, "expert_used_count is 0, expected 1 to the 4 experts there are"),
         ("rope.dimension_count", 15, "rope.dimension_count is 15, expected an even number of at most 16"),
+        ("rope.dimension_count", 0, "rope.dimension_count is 0, expected 2 or more"),
         ("rope.dimension_count", 8, "rope.dimension_count is 8, expected 16, as wide as the keys"),
         ("attention.value_length", 8, "attention.value_length is 8, expected 16, as wide as the keys"),
         ("attention.head_count_kv", 3, "attention.head_count_kv is 3, expected a divisor of the 4 heads"),

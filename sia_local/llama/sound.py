@@ -19,6 +19,7 @@ LONGEST_WINDOW = 1 << 24  # room for a mask of it is made before it is looked at
 ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")
 # Their graphs rotate whole heads whose keys are as wide as their values.
 WHOLE_HEADS = ("llama", "qwen2", "qwen2moe", "qwen3", "qwen3moe")
+ROTATES = (*WHOLE_HEADS, "gemma3", "lfm2", "qwen35")
 SHOWN = 40
 
 
@@ -98,6 +99,8 @@ def _check_heads(arch: str, key: Any, expect: Any) -> None:
     keys, values = key("attention.key_length", width), key("attention.value_length", width)
     rotated = key("rope.dimension_count", keys)
     expect(rotated % 2 == 0 and rotated <= keys, "rope.dimension_count", f"an even number of at most {keys}")
+    # Over none of its dimensions the rotation of the pinned release does not end.
+    expect(rotated > 0 or arch not in ROTATES, "rope.dimension_count", "2 or more")
     if arch in WHOLE_HEADS:
         expect(keys == values, "attention.value_length", f"{keys}, as wide as the keys")
         expect(rotated == keys, "rope.dimension_count", f"{keys}, as wide as the keys")
