@@ -153,7 +153,7 @@ def test_a_call_that_is_required_is_made(on: Running, seed: int) -> None:
         ((name, value),) = json.loads(call["arguments"]).items()
         assert (call["name"], name) in (("look", "where"), ("wait", "long")) and value in ("up", "down", True, False)
     named = {"type": "function", "function": {"name": "wait"}}
-    (only,) = calls(tool_choice=named, parallel_tool_calls=False)
+    (only,) = calls(tool_choice=named)
     assert only["name"] == "wait" and json.loads(only["arguments"])["long"] in (True, False)
 
 

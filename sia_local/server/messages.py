@@ -173,7 +173,7 @@ class MessagesReply(TypedReply):
         for block in self.blocks:
             if block["type"] == "tool_use":
                 block["input"] = _data(next(uses).arguments)
-        return self._message(self._stop_reason()) | {"sia": self._sia(), "timings": self.timings()}
+        return self._message(self._stop_reason()) | {"sia": self._sia()}
 
     def _message(self, stop: str | None) -> dict[str, Any]:
         return {

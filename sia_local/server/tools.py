@@ -77,14 +77,16 @@ def offer(sia: SIA, body: ChatBody) -> Offer:
     if choice == "none":
         return NO_OFFER
     shown = [tool.model_dump(exclude_none=True) for tool in body.tools]
+    several = body.parallel_tool_calls is not False
     if isinstance(choice, NamedChoice):
+        several = False
         name = choice.function.name
         if name not in functions:
             message = f"tool_choice names {name!r}; expected one of {', '.join(functions)}"
             raise RefusedError(400, message, param="tool_choice")
         functions = {name: functions[name]}
     must, form = choice not in (None, "auto"), find_form(template)
-    return Offer(shown, functions, form or (HERMES if must else None), must, body.parallel_tool_calls is not False)
+    return Offer(shown, functions, form or (HERMES if must else None), must, several)
 
 
 def _within(root: str, schema: dict[str, Any]) -> str:
