@@ -21,7 +21,10 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def at_home(path: str | os.PathLike[str]) -> Path:
-    """A path whose `~` is written out. Raises ConfigError where no home folder is known, as in some containers."""
+    """A path whose `~` is written out. Raises ConfigError where no home folder is known, as in some containers, and for
+    a path that no file can have."""
+    if "\0" in str(path):
+        raise ConfigError(f"{path}: holds a null character; expected a path")
     try:
         return Path(path).expanduser()
     except RuntimeError:

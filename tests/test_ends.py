@@ -16,7 +16,7 @@ from loading import EXACT, source
 
 from sia_local import SIA, BestOf, Request, SiaConfig
 from sia_local.errors import ConfigError, ModelFileError
-from sia_local.files import aside, atomic_write
+from sia_local.files import aside, at_home, atomic_write
 
 Make = Callable[..., Path]
 ASKED = Request("hello there " * 5, SiaConfig(gate="off"), max_tokens=3)
@@ -117,6 +117,8 @@ def test_without_a_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)
     with pytest.raises(ConfigError, match="no home folder is known to this process; set HOME"):
         cache_folder()
+    with pytest.raises(ConfigError, match="holds a null character"):
+        at_home("a\0b")
 
 
 @pytest.mark.parametrize("write", ["text", "by name"])
