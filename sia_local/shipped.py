@@ -105,7 +105,7 @@ SMOLLM2 = KnownModel(
         KnownValue("plain", "smollm2-plain-q.gguf", "plain English"),
         KnownValue("warm", "smollm2-warm-q.gguf", "a warm tone"),
         KnownValue("words", "smollm2-words-q.gguf", "plain English, learned from two sentences"),
-        KnownValue("plain", "smollm2-plain.gguf", "plain English"),
+        KnownValue("adapter", "smollm2-plain.gguf", "plain English, in more decodes"),
     ),
     prompts="examples/smollm2-prompts.txt",
     training="models/smollm2-prompts.txt",
