@@ -176,7 +176,7 @@ def test_other_prompts_or_settings_are_refused_on_an_output_that_is_there(
         (tmp_path / name).write_bytes(sampled.with_name(name).read_bytes())
     for changes, message in (
         ({"max_tokens": 4}, "made with max_tokens 8, not 4"),
-        ({"seed": 1, "temperature": 0.5}, "made with temperature 1.0, not 0.5; seed 0, not 1"),
+        ({"seed": 1, "temperature": 0.5}, "made with seed 0, not 1; temperature 1.0, not 0.5"),
         ({"raw": True}, "made with raw False, not True"),
     ):
         with pytest.raises(DataError, match=message):

@@ -24,7 +24,7 @@ from sia_local.workers import Executor, silent
 
 from ..provenance import file_mark
 from ..settings import Machine, settings_of
-from .rollouts import Rendering, RolloutConfig, Wanted, collect
+from .rollouts import Rendering, RolloutConfig, SampleConfig, Wanted, collect
 from .trajectories import Branch, Shard, Trajectory
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class BranchConfig(ChatSettings):
+class BranchConfig(SampleConfig):
     """Texts of the base, some junctions of each, and what is tried there."""
 
     texts: int = setting(1, "Texts a prompt whose junctions are branched.")
@@ -40,12 +40,6 @@ class BranchConfig(ChatSettings):
     threshold: float = setting(1.0, "Entropy from which on a token is a junction, nats.")
     candidates: int = setting(6, "The likeliest candidates, which are continued.")
     samples: int = setting(2, "Continuations a candidate.")
-    max_tokens: int = setting(128, "Longest response, in tokens.")
-    k: int = setting(10, "Sample from the k likeliest tokens, as steering will.")
-    slots: int = setting(16, "Sequences decoded at once.")
-    n_ctx: int = setting(512, "Tokens a sequence may hold, prompt included.", option="--ctx")
-    raw: bool = setting(False, "Continue the prompt as plain text, without the chat template.")
-    seed: int = setting(0, "The same seed draws the same numbers for every text.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -60,10 +54,7 @@ class BranchConfig(ChatSettings):
     @property
     def rollouts(self) -> RolloutConfig:
         """Of the texts that are branched, and of their continuations."""
-        return RolloutConfig(
-            samples=self.texts, max_tokens=self.max_tokens, k=self.k, slots=self.slots, n_ctx=self.n_ctx, raw=self.raw,
-            **settings_of(ChatSettings, self),
-        )  # fmt: skip
+        return RolloutConfig(samples=self.texts, **{**settings_of(SampleConfig, self), "seed": 0})
 
 
 @dataclass

@@ -25,17 +25,23 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class RolloutConfig(ChatSettings):
-    """How texts are sampled: from the base, restricted to its top k as steering is."""
+class SampleConfig(ChatSettings):
+    """What every text that a base writes for training shares: it is restricted to the top k as steering is."""
 
-    samples: int = setting(4, "Responses a prompt.")
     max_tokens: int = setting(128, "Longest response, in tokens.")
     k: int = setting(10, "Sample from the k likeliest tokens, as steering will.")
-    temperature: float = setting(1.0, "Of sampling.")
     slots: int = setting(16, "Sequences decoded at once.")
     n_ctx: int = setting(512, "Tokens a sequence may hold, prompt included.", option="--ctx")
     raw: bool = setting(False, "Continue the prompt as plain text, without the chat template.")
     seed: int = setting(0, "The same seed draws the same numbers for every text.")
+
+
+@dataclass(frozen=True)
+class RolloutConfig(SampleConfig):
+    """How texts are sampled from the base."""
+
+    samples: int = setting(4, "Responses a prompt.")
+    temperature: float = setting(1.0, "Of sampling.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
