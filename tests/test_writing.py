@@ -133,7 +133,7 @@ def test_a_nudge_does_not_claim_a_kl(make_gguf: Callable[..., Path]) -> None:
 def test_a_set_up_is_checked_and_stated_once(base_gguf: Path) -> None:
     with pytest.raises(ConfigError, match="slots is 0; expected at least 1 sequence"):
         SIA.load(base_gguf, slots=0)
-    with pytest.raises(ConfigError, match="a set-up has no field 'n_gpu'; expected one of chat_template, .*n_ctx, slots"):
+    with pytest.raises(ConfigError, match=r"no field 'n_gpu'; expected one of chat_template, .*n_ctx, slots"):
         SIA.load(base_gguf, n_gpu=3)
     setup = Setup(n_ctx=64, n_threads=1)
     with SIA.load(base_gguf, None, setup, slots=2) as sia, SIA.load(sia.model, None, setup) as other:
