@@ -18,7 +18,7 @@ from sia_local.cli import main as local
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 PAGES = sorted(page for folder in (".", "docs", "models", "examples") for page in (ROOT / folder).glob("*.md"))
-LONGEST_README = 7500  # bytes: ten minutes of a stranger
+LONGEST_README = 7000  # bytes: ten minutes of a stranger
 _COMMAND = re.compile(r"(?:^|\s|/)(sia-local|sia-convert|sia_local|sia_convert) +([a-z][a-z-]+)(.*)")
 
 
