@@ -17,8 +17,11 @@ import uvicorn
 from openai.types.chat import ChatCompletionUserMessageParam
 
 from sia_local import SIA, Setup, SiaConfig
+from sia_local.generation.decode import Job
+from sia_local.records import Step
 from sia_local.server.app import Server
 from sia_local.server.asking import Defaults
+from sia_local.server.engine import EngineThread, Order
 from sia_local.server.settings import ServerConfig
 
 CHAT: list[ChatCompletionUserMessageParam] = [{"role": "user", "content": "Tell me of a lost dog."}]
@@ -67,6 +70,25 @@ def running(base: Path, value: Path | None, n_ctx: int = 256, **settings: Any) -
         thread.join(20)
         assert not thread.is_alive()
         assert server.engine.state in ("stopped", "failed")
+
+
+@contextmanager
+def held_at(engine: EngineThread, index: int) -> Iterator[Callable[[], None]]:
+    """The engine stands still when it has written token `index` of a text, until the block ends or calls what it is
+    given."""
+    deliver, go = engine._deliver, threading.Event()
+
+    def held(order: Order, job: Job, step: Step) -> None:
+        deliver(order, job, step)
+        if step.index == index:
+            go.wait(30)
+
+    engine._deliver = held  # type: ignore[method-assign]
+    try:
+        yield go.set
+    finally:
+        go.set()
+        engine._deliver = deliver  # type: ignore[method-assign]
 
 
 def wait_until(holds: Callable[[], bool], seconds: float = 10.0) -> None:

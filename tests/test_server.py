@@ -14,7 +14,7 @@ from typing import Any
 import openai
 import pytest
 from openai.types.chat import ChatCompletionStreamOptionsParam
-from serving import CHAT, Running, running, wait_until
+from serving import CHAT, Running, held_at, running, wait_until
 
 from sia_local import SIA
 from sia_local.errors import ConfigError
@@ -227,16 +227,20 @@ def test_a_reader_is_gone_that_disconnects_or_takes_nothing_not_one_that_is_told
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_reader_that_leaves_frees_its_slot(on: Running, stream: bool) -> None:
-    totals = on.server.engine.totals
-    taken, cancelled = totals.requests, totals.cancelled
-    body = {"messages": CHAT, "max_tokens": 200, "logit_bias": {"<|im_end|>": False}, "sia": STEERED, "stream": stream}
+def test_a_reader_that_leaves_frees_its_slot_before_the_next_token(on: Running, stream: bool) -> None:
+    engine = on.server.engine
+    written, cancelled = engine.totals.steps, engine.totals.cancelled
+    body = {"messages": CHAT, "max_tokens": 200, "sia": STEERED, "stream": stream}
+    body["logit_bias"] = {"<|im_end|>": False, "<|endoftext|>": False}
     data = json.dumps(body).encode()
-    with socket.create_connection(("127.0.0.1", int(on.url.rpartition(":")[2]))) as reader:
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(data)}\r\n\r\n"
-        reader.sendall(head.encode() + data)
-        wait_until(lambda: totals.requests == taken + 1)
-    wait_until(lambda: totals.cancelled == cancelled + 1 and on.idle() and not on.server.engine.orders)
+    with held_at(engine, 2):
+        with socket.create_connection(("127.0.0.1", int(on.url.rpartition(":")[2]))) as reader:
+            head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(data)}\r\n\r\n"
+            reader.sendall(head.encode() + data)
+            wait_until(lambda: engine.totals.steps == written + 3)
+        wait_until(lambda: engine.totals.cancelled == cancelled + 1)
+    wait_until(lambda: on.idle() and not engine.orders)
+    assert engine.totals.steps == written + 3
 
 
 def test_utilities_and_metrics(on: Running) -> None:
@@ -293,15 +297,21 @@ def test_limits_and_keys(base_gguf: Path) -> None:
 
 def test_stopping_cuts_streams_after_the_grace_period(base_gguf: Path) -> None:
     with running(base_gguf, None, slots=1, grace=0.1) as server:
-        body = {"messages": CHAT, "max_tokens": 10_000, "logit_bias": {"<|im_end|>": False, "<|endoftext|>": False}}
-        with server.http.stream("POST", "/v1/chat/completions", json={**body, "stream": True}) as answer:
-            lines = answer.iter_lines()
+        engine = server.server.engine
+        body = {"messages": CHAT, "max_tokens": 200, "logit_bias": {"<|im_end|>": False, "<|endoftext|>": False}}
+        with (
+            held_at(engine, 2) as go,
+            server.http.stream("POST", "/v1/chat/completions", json={**body, "stream": True}) as a,
+        ):
+            lines = a.iter_lines()
             next(lines)
-            server.server.engine.stop(0.0)
+            engine.stop(0.0)
+            waiting = server.refused(503, messages=CHAT)
+            go()
             rest = "".join(lines)
-        assert "the server is stopping" in rest or '"finish_reason":"length"' in rest
+        assert "the server is stopping" in rest and '"finish_reason":"' not in rest
+        assert waiting["type"] == "unavailable_error"
         assert server.http.get("/health").status_code == 503
-        assert server.refused(503, messages=CHAT)["type"] == "unavailable_error"
 
 
 def test_a_model_that_cannot_be_loaded_is_said(tmp_path: Path) -> None:
