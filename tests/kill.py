@@ -99,7 +99,7 @@ def works(folder: Path) -> list[Work]:
         command(convert, "quantize", base, out / "base-Q8_0.gguf", "Q8_0")
 
     def learn(out: Path) -> None:
-        few = ("--texts", 8, "--max-tokens", 12, "--threshold", 0, "--hidden", 0, "--rank", 4, "--epochs", 2)
+        few = ("--texts", 8, "--max-tokens", 12, "--threshold", 0, "--hidden", 4, "--epochs", 2)
         files = ("-m", other, "--prompts", prompts, "-o", out / "words.gguf", "--threads", 1)
         command(local, "learn", "Be brief.", "--minus", "Be long.", *files, *few)
 

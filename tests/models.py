@@ -109,15 +109,15 @@ def _contract(writer: gguf.GGUFWriter, kind: str, n_vocab: int, over: dict[str, 
 
 
 def _qhead(path: Path, rng: np.random.Generator, over: dict[str, Any]) -> Path:
-    from sia_local.values.qhead import QHead, QHeadMeta, write_qhead
+    from sia_local.values.qhead import Joint
+    from sia_local.values.qhead_file import QHeadMeta, write_qhead
 
     def matrix(*shape: int) -> np.ndarray:
         return (rng.standard_normal(shape) / np.sqrt(shape[-1])).astype(np.float32)
 
-    qhead = QHead(
-        weight=matrix(8, 24),
-        bias=matrix(8),
-        token_weight=matrix(8, N_EMBD),
+    qhead = Joint(
+        weight=matrix(24),
+        token_weight=matrix(24, N_EMBD),
         token_bias=matrix(N_EMBD),
         hidden_weight=matrix(24, N_EMBD),
         hidden_bias=matrix(24),

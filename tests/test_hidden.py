@@ -17,7 +17,7 @@ from sia_local.llama.embeddings import EmbeddingRows
 from sia_local.llama.engine import Engine
 from sia_local.llama.gguf import ggml_base
 from sia_local.llama.model import Model
-from sia_local.values.qhead import QHeadFile
+from sia_local.values.qhead_file import QHeadFile
 from sia_local.values.sources import MixedValues
 
 LOAD = Setup.of(EXACT, n_ctx=256)

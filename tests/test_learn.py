@@ -21,7 +21,7 @@ from sia_local.learning.junctions import read_junctions, read_transitions
 from sia_local.learning.targets import read_targets
 from sia_local.seeds import text_seed
 from sia_local.values.guides import GuidePair, instruction
-from sia_local.values.qhead import QHeadFile
+from sia_local.values.qhead_file import QHeadFile
 
 PROMPTS = ["hello", "a dog", "the red house", "rain"]
 CONFIG = CollectConfig(k=6, threshold=0.0, texts=6, max_tokens=10, beta=1.0)
@@ -101,7 +101,7 @@ def test_a_file_from_two_sentences_steers(make_gguf: Callable[..., Path], tmp_pa
     base, prompts, out = make_gguf("base"), tmp_path / "prompts.txt", tmp_path / "words.gguf"
     prompts.write_text("\n".join(PROMPTS))
     assert instruction("Be brief.") == "Be brief. {prompt}" and instruction("{prompt}!") == "{prompt}!"
-    few = ["--texts", "6", "--max-tokens", "8", "--threshold", "0", "--hidden", "0", "--rank", "4", "--epochs", "2"]
+    few = ["--texts", "6", "--max-tokens", "8", "--threshold", "0", "--hidden", "4", "--epochs", "2"]
     asked = ["Be brief.", "--minus", "Be long.", "-m", base, "--prompts", prompts, "-o", out, *few, "--threads", "1"]
     done = CliRunner().invoke(main, ["learn", *map(str, asked)])
     assert done.exit_code == 0, done.output
@@ -150,6 +150,8 @@ def test_branches_are_targets_without_a_teacher(make_gguf: Callable[..., Path], 
         targets,
         "-o",
         out,
+        "--form",
+        "bilinear",
         "--rank",
         "2",
         "--hidden",

@@ -204,35 +204,41 @@ def test_no_prompt_is_on_both_sides() -> None:
 # Training.
 
 
+ACTS = {
+    "relu": torch.relu,
+    "silu": torch.nn.functional.silu,
+    "gelu": lambda a: torch.nn.functional.gelu(a, approximate="tanh"),
+}
+NETWORKS = [("bilinear", 0, "silu"), *((form, 13, act) for form in ("bilinear", "joint") for act in ACTS)]
+
+
+def torch_q(p: dict[str, torch.Tensor], h: np.ndarray, e: np.ndarray, activation: str) -> torch.Tensor:
+    x, rows, act = torch.tensor(h), torch.tensor(e), ACTS[activation]
+    if "v" in p:
+        return act((x @ p["A"].T + p["c"])[:, None] + rows @ p["B"].T) @ p["v"] + rows @ p["u"]
+    f = (act(x @ p["A"].T + p["c"]) if "A" in p else x) @ p["W"].T + p["b"]
+    return ((rows @ p["B"].T) * f[:, None]).sum(-1) + rows @ p["u"]
+
+
 def torch_loss(
     p: dict[str, torch.Tensor], h: np.ndarray, e: np.ndarray, v: np.ndarray, w: np.ndarray, activation: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    activations = {
-        "relu": torch.relu,
-        "silu": torch.nn.functional.silu,
-        "gelu": lambda a: torch.nn.functional.gelu(a, approximate="tanh"),
-    }
-    x = torch.tensor(h)
-    if "W1" in p:
-        x = activations[activation](x @ p["W1"].T + p["c1"])
-    f = x @ p["W"].T + p["c"]
-    rows, weights = torch.tensor(e), torch.tensor(w)
-    q = ((rows @ p["G"].T) * f[:, None]).sum(-1) + rows @ p["u"]
+    q, weights = torch_q(p, h, e, activation), torch.tensor(w)
     d = q - torch.tensor(v)
     d = d - (weights * d).sum(1, keepdim=True) / weights.sum(1, keepdim=True)
     return q, (weights * d * d).sum() / len(h)
 
 
-@pytest.mark.parametrize("hidden, activation", [(0, "silu"), (13, "silu"), (13, "relu"), (13, "gelu")])
-def test_torch_agrees_on_forward_gradients_and_adam(hidden: int, activation: str) -> None:
+@pytest.mark.parametrize("form, hidden, activation", NETWORKS)
+def test_torch_agrees_on_forward_gradients_and_adam(form: str, hidden: int, activation: str) -> None:
     rng = np.random.default_rng(4)
     h, e, v = (rng.standard_normal(s).astype(np.float32) for s in ((6, 10), (6, 4, 10), (6, 4)))
     w = rng.random((6, 4)).astype(np.float32)
-    params = initial(10, 5, hidden, rng)
+    params = initial(form, 10, 5, hidden, rng)
     params |= {name: 0.3 * rng.standard_normal(a.shape).astype(np.float32) for name, a in params.items()}
     theirs = {name: torch.tensor(a.copy(), requires_grad=True) for name, a in params.items()}
-    decayed = [t for name, t in theirs.items() if name in ("W1", "W", "G", "u")]
-    free = [t for name, t in theirs.items() if name in ("c", "c1")]
+    decayed = [t for name, t in theirs.items() if name in ("A", "B", "W", "v", "u")]
+    free = [t for name, t in theirs.items() if name in ("b", "c")]
     optimizer = torch.optim.AdamW(
         [{"params": decayed, "weight_decay": 0.1}, {"params": free, "weight_decay": 0.0}], lr=0.01
     )
@@ -253,25 +259,15 @@ def test_torch_agrees_on_forward_gradients_and_adam(hidden: int, activation: str
             np.testing.assert_allclose(array, theirs[name].detach().numpy(), atol=1e-5, err_msg=name)
 
 
-@pytest.mark.parametrize("hidden, activation", [(0, "silu"), (13, "silu"), (13, "relu"), (13, "gelu")])
-def test_torch_agrees_on_the_loss_of_taken_tokens(hidden: int, activation: str) -> None:
+@pytest.mark.parametrize("form, hidden, activation", NETWORKS)
+def test_torch_agrees_on_the_loss_of_taken_tokens(form: str, hidden: int, activation: str) -> None:
     rng = np.random.default_rng(7)
     h, e, v = (rng.standard_normal(s).astype(np.float32) for s in ((6, 10), (6, 10), (6,)))
-    params = initial(10, 5, hidden, rng, level=7)
+    params = initial(form, 10, 5, hidden, rng, level=7)
     params |= {name: 0.3 * rng.standard_normal(a.shape).astype(np.float32) for name, a in params.items()}
     p = {name: torch.tensor(a.copy(), requires_grad=True) for name, a in params.items()}
-    activations = {
-        "relu": torch.relu,
-        "silu": torch.nn.functional.silu,
-        "gelu": lambda a: torch.nn.functional.gelu(a, approximate="tanh"),
-    }
-    x = rows = torch.tensor(h)
-    level = activations[activation](x @ p["L1"].T + p["l1"]) @ p["l2"] + p["l0"]
-    if hidden:
-        x = activations[activation](x @ p["W1"].T + p["c1"])
-    rows = torch.tensor(e)
-    q = ((rows @ p["G"].T) * (x @ p["W"].T + p["c"])).sum(-1) + rows @ p["u"]
-    expected = ((q + level - torch.tensor(v)) ** 2).mean()
+    level = ACTS[activation](torch.tensor(h) @ p["L1"].T + p["l1"]) @ p["l2"] + p["l0"]
+    expected = ((torch_q(p, h, e[:, None], activation)[:, 0] + level - torch.tensor(v)) ** 2).mean()
     expected.backward()
     loss, gradients = taken_loss_and_gradients(params, h, e, v, activation)
     assert loss == pytest.approx(expected.item(), rel=1e-5)
@@ -286,7 +282,7 @@ def test_a_constant_a_junction_changes_nothing(constants: list[float], seed: int
     rng = np.random.default_rng(seed)
     h, e, v = (rng.standard_normal(s).astype(np.float32) for s in ((3, 5), (3, 4, 5), (3, 4)))
     w = rng.random((3, 4)).astype(np.float32) + 0.01
-    params = initial(5, 2, 3, rng)
+    params = initial("joint", 5, 2, 3, rng)
     params |= {name: rng.standard_normal(a.shape).astype(np.float32) for name, a in params.items()}
     moved = v + np.array(constants, np.float32)[:, None]
     np.testing.assert_allclose(centred(moved, w), centred(v, w), atol=1e-4)
@@ -297,13 +293,13 @@ def test_a_constant_a_junction_changes_nothing(constants: list[float], seed: int
         np.testing.assert_allclose(gradients[name], regradients[name], atol=2e-3)
 
 
-@pytest.mark.parametrize("hidden", [0, 48])
+@pytest.mark.parametrize("form, hidden", [("bilinear", 0), ("bilinear", 48), ("joint", 96)])
 @pytest.mark.parametrize("weighting", ["uniform", "p", "both"])
-def test_a_planted_q_is_found_again(hidden: int, weighting: str) -> None:
+def test_a_planted_q_is_found_again(form: str, hidden: int, weighting: str) -> None:
     junctions, rows = planted()
     train, held = split(junctions, 0.15)
     seen: list[Epoch] = []
-    config = FitConfig(rank=6, hidden=hidden, epochs=25, batch=64, rate=0.01, weighting=weighting, decay=0.0)
+    config = FitConfig(form=form, rank=6, hidden=hidden, epochs=25, batch=64, rate=0.01, weighting=weighting, decay=0.0)
     result = fit(train, held, rows, config, seen.append)
     assert result.report.r2 > 0.95
     assert result.report.r2_p > 0.95
@@ -324,7 +320,7 @@ def test_taken_tokens_teach_what_few_junctions_do_not() -> None:
     level = np.sin(train.hidden[:, 0] / 3)
     gains = (train.values[:, 0] - train.values.mean(axis=1) + 0.6 * level).astype(np.float32)
     taken = Transitions(train.hidden, train.ids[:, 0], gains, train.prompts)
-    config = FitConfig(rank=6, hidden=0, epochs=30, batch=16, rate=0.01, decay=0.0)
+    config = FitConfig(form="bilinear", rank=6, hidden=0, epochs=30, batch=16, rate=0.01, decay=0.0)
     alone = fit(few, held, rows, config).report.r2
     both = fit(few, held, rows, config, transitions=taken).report.r2
     assert both > 0.8 > 0.7 > alone
@@ -336,18 +332,18 @@ def test_taken_tokens_teach_what_few_junctions_do_not() -> None:
 def test_predictions_are_those_of_the_dataclass_and_of_its_seed() -> None:
     junctions, rows = planted(400)
     train, held = split(junctions, 0.2)
-    config = FitConfig(rank=4, hidden=8, epochs=2)
+    config = FitConfig(hidden=8, epochs=2)
     one, two = fit(train, held, rows, config), fit(train, held, rows, config)
     assert [replace(e, seconds=0) for e in one.epochs] == [replace(e, seconds=0) for e in two.epochs]
     np.testing.assert_array_equal(one.qhead.token_weight, two.qhead.token_weight)
-    direct = one.qhead(held.hidden.astype(np.float32), rows[held.ids])
+    direct = [one.qhead(h, rows[ids]) for h, ids in zip(held.hidden.astype(np.float32), held.ids, strict=True)]
     np.testing.assert_allclose(predict(one.qhead, held, rows), direct, atol=1e-4, rtol=1e-4)
 
 
 def test_values_at_other_scales_teach_the_same() -> None:
     junctions, rows = planted(400)
     train, held = split(junctions, 0.2)
-    config = FitConfig(rank=4, hidden=0, epochs=3)
+    config = FitConfig(form="bilinear", rank=4, hidden=0, epochs=3)
     once = fit(train, held, rows, config).report
     larger, held_larger = (replace(j, values=64 * j.values) for j in (train, held))
     report = fit(larger, held_larger, rows, config).report
@@ -373,7 +369,7 @@ def test_means_of_rollouts_with_their_counts() -> None:
     noise = 0.3 * rng.standard_normal(counts.shape) / np.sqrt(np.maximum(counts, 1))
     values = np.where(counts > 0, junctions.values + noise, np.nan).astype(np.float32)
     train, held = split(replace(junctions, values=values, counts=counts), 0.15)
-    result = fit(train, held, rows, FitConfig(rank=6, hidden=0, epochs=25, batch=64, rate=0.01))
+    result = fit(train, held, rows, FitConfig(form="bilinear", rank=6, hidden=0, epochs=25, batch=64, rate=0.01))
     exact = split(junctions, 0.15)[1]
     assert compare(exact, predict(result.qhead, exact, rows)).r2 > 0.95
 
@@ -400,12 +396,12 @@ def test_the_level_rides_along() -> None:
     p = np.exp(junctions.logits) / np.exp(junctions.logits).sum(1, keepdims=True)
     around = junctions.values - (p * junctions.values).sum(1, keepdims=True)
     train, held = split(replace(junctions, values=(around + level).astype(np.float32)), 0.2)
-    qhead = fit(train, held, rows, FitConfig(rank=4, hidden=0, epochs=1)).qhead
+    qhead = fit(train, held, rows, FitConfig(form="bilinear", rank=4, hidden=0, epochs=1)).qhead
     wanted = held.hidden @ w + 4
     hidden = held.hidden.astype(np.float32)
     found = qhead.level(hidden)
     assert found is not None and np.abs(found - wanted).max() < 0.05 * wanted.std()
-    without = fit(train, held, rows, FitConfig(rank=4, hidden=0, epochs=1, level=False)).qhead
+    without = fit(train, held, rows, FitConfig(form="bilinear", rank=4, hidden=0, epochs=1, level=False)).qhead
     assert without.level(hidden) is None
 
 
@@ -413,7 +409,7 @@ def test_a_column_that_never_varies_does_no_harm() -> None:
     junctions, rows = planted(400)
     hidden, rows = junctions.hidden.copy(), rows.copy()
     hidden[:, 3], rows[:, 5] = 7.1, -0.27
-    result = fit(*split(replace(junctions, hidden=hidden), 0.2), rows, FitConfig(rank=4, hidden=8, epochs=2))
+    result = fit(*split(replace(junctions, hidden=hidden), 0.2), rows, FitConfig(hidden=8, epochs=2))
     assert math.isfinite(result.report.r2)
     assert result.qhead.hidden_weight is not None and np.abs(result.qhead.hidden_weight).max() < 5
     assert np.abs(result.qhead.token_weight).max() < 50
@@ -435,7 +431,7 @@ def test_refusals_of_fit() -> None:
     with pytest.raises(DataError, match="two candidates"):
         fit(train, replace(held, values=alone), rows)
     with pytest.raises(NumericError, match="diverged in epoch 1; lower the learning rate"), np.errstate(all="ignore"):
-        fit(train, held, rows, FitConfig(rate=1e30, rank=4, hidden=8))
+        fit(train, held, rows, FitConfig(rate=1e30, hidden=8))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 
 from sia_local.errors import ConfigError, DataError, SiaError
 from sia_local.evaluation.profile import Profile
-from sia_local.values.qhead import QHeadFile
+from sia_local.values.qhead_file import QHeadFile
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -114,7 +114,7 @@ def test_chain_ends_in_a_verified_q8_0_and_reruns_only_what_changed(plan: Path, 
     assert run(plan, change) == ["train", "spread", "export", "value to Q8_0", "verify"]
     (plan.parent / "value-Q8_0.gguf").unlink()
     assert run(plan, change) == ["value to Q8_0"]
-    few = "texts = 4\nmax_tokens = 6\nthreshold = 0.0\nk = 6\n[distill.fit]\nhidden = 0\nrank = 4\nepochs = 2"
+    few = "texts = 4\nmax_tokens = 6\nthreshold = 0.0\nk = 6\n[distill.fit]\nhidden = 4\nepochs = 2"
     change.write_text(f"[value]\nlr = 2e-3\n[verify]\nper_trajectory = 5\n[distill]\nout = 'q.gguf'\n{few}\n")
     assert run(plan, change) == ["distill"]
     distillation = QHeadFile.read(plan.parent / "q.gguf").meta.distillation

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -16,7 +17,8 @@ from sia_local.errors import ConfigError, IncompatibleError, ModelFileError, Num
 from sia_local.llama import gguf_write, keys
 from sia_local.llama.embeddings import EmbeddingRows
 from sia_local.llama.gguf import GgufMetadata
-from sia_local.values.qhead import ACTIVATIONS, Distillation, QHead, QHeadFile, QHeadMeta, write_qhead
+from sia_local.values.qhead import ACTIVATIONS, Bilinear, Joint, QHead
+from sia_local.values.qhead_file import Distillation, QHeadFile, QHeadMeta, write_qhead
 
 META = QHeadMeta(
     name="kinder",
@@ -33,29 +35,35 @@ def array(*rows: object) -> np.ndarray:
     return np.array(rows, np.float32)
 
 
-def made(n_embd: int = 24, rank: int = 5, n_hidden: int = 0, activation: str = "silu", seed: int = 0) -> QHead:
+def made(form: str = "joint", n_embd: int = 24, n_hidden: int = 7, activation: str = "silu", seed: int = 0) -> QHead:
+    """form: joint, bilinear, or linear for a bilinear one without a hidden layer."""
     rng = np.random.default_rng(seed)
 
     def normal(*shape: int) -> np.ndarray:
         return rng.standard_normal(shape).astype(np.float32)
 
-    return QHead(
-        weight=normal(rank, n_hidden or n_embd),
-        bias=normal(rank),
-        token_weight=normal(rank, n_embd),
-        token_bias=normal(n_embd),
-        hidden_weight=normal(n_hidden, n_embd) if n_hidden else None,
-        hidden_bias=normal(n_hidden) if n_hidden else None,
-        activation=activation,
-        scale=0.375,
-        spread=0.0625,
-        level_weight=normal(n_embd),
-        level_bias=-1.5,
-    )
+    m, layered = (n_hidden if form == "joint" else 5), form != "linear"
+    shared: dict[str, Any] = {
+        "token_weight": normal(m, n_embd),
+        "token_bias": normal(n_embd),
+        "hidden_weight": normal(n_hidden, n_embd) if layered else None,
+        "hidden_bias": normal(n_hidden) if layered else None,
+        "activation": activation if layered else "silu",
+        "scale": 0.375,
+        "spread": 0.0625,
+        "level_weight": normal(n_embd),
+        "level_bias": -1.5,
+    }
+    if form == "joint":
+        return Joint(weight=normal(m), **shared)
+    return Bilinear(weight=normal(m, n_hidden if layered else n_embd), bias=normal(m), **shared)
+
+
+FORMS = ("joint", "bilinear", "linear")
 
 
 def test_golden_linear() -> None:
-    qhead = QHead(
+    qhead = Bilinear(
         weight=array([1, 2, 0], [0, 1, -1]),
         bias=array(0.5, -1),
         token_weight=array([1, 0, 1], [0, 2, 0]),
@@ -66,17 +74,15 @@ def test_golden_linear() -> None:
     )
     hidden = array(1, 2, 3)
     # f = [1 + 4 + .5, 2 - 3 - 1] = [5.5, -2]; w = 2 * ([5.5, -4, 5.5] + [.25, 0, -.5]) = [11.5, -8, 10]
-    np.testing.assert_array_equal(qhead.features(hidden), array(5.5, -2))
-    np.testing.assert_array_equal(qhead.direction(hidden), array(11.5, -8, 10))
     q = qhead(hidden, array([1, 0, 0], [0, 1, 0], [2, 1, 0.5]))
     assert q.dtype == np.float64
     assert q.tolist() == [11.5, -8.0, 20.0]
     assert qhead.level(hidden) == 6.5
-    assert (qhead.n_embd, qhead.rank, qhead.n_hidden) == (3, 2, 0)
+    assert (qhead.n_embd, qhead.width, qhead.n_hidden) == (3, 3, 0)
 
 
 def test_golden_hidden_layer() -> None:
-    qhead = QHead(
+    qhead = Bilinear(
         weight=array([2.0, 1.0]),
         bias=array(0.5),
         token_weight=array([1.0, -1.0]),
@@ -90,28 +96,48 @@ def test_golden_hidden_layer() -> None:
     assert qhead.level(array(1, 2)) is None
 
 
-@pytest.mark.parametrize("activation", [None, *ACTIVATIONS])
-def test_torch_computes_the_same(activation: str | None) -> None:
-    qhead = made(n_embd=96, rank=16, n_hidden=40 if activation else 0, activation=activation or "silu")
+def test_golden_joint() -> None:
+    qhead = Joint(
+        weight=array(2.0, -1.0),
+        token_weight=array([1.0, -1.0], [0.0, 3.0]),
+        token_bias=array(0.0, 1.0),
+        hidden_weight=array([1.0, 1.0], [1.0, -1.0]),
+        hidden_bias=array(0.0, 0.5),
+        activation="relu",
+        scale=0.5,
+    )
+    # A h + c = [3, -.5]. e = [1, 0]: relu([4, -.5]) = [4, 0], 8 + 0. e = [0, 1]: relu([2, 2.5]), 4 - 2.5, and u e = 1.
+    assert qhead(array(1, 2), array([1, 0], [0, 1])).tolist() == [4.0, 1.25]
+    np.testing.assert_array_equal(qhead.project(array([1, 0], [0, 1])), array([1, 0, 0], [-1, 3, 1]))
+    assert (qhead.n_embd, qhead.width, qhead.n_hidden) == (2, 3, 2)
+
+
+@pytest.mark.parametrize("form, activation", [("linear", "silu"), *((f, a) for f in FORMS[:2] for a in ACTIVATIONS)])
+def test_torch_computes_the_same(form: str, activation: str) -> None:
+    qhead = made(form, 96, 40, activation)
     rng = np.random.default_rng(1)
     hidden = rng.standard_normal((3, 96)).astype(np.float32)
     rows = 0.1 * rng.standard_normal((3, 7, 96)).astype(np.float32)
     t = {f.name: torch.tensor(v) for f in fields(qhead) if isinstance(v := getattr(qhead, f.name), np.ndarray)}
-    x = torch.tensor(hidden)
-    if activation:
-        acts = {
-            "relu": torch.relu,
-            "silu": torch.nn.functional.silu,
-            "gelu": lambda a: torch.nn.functional.gelu(a, approximate="tanh"),
-        }
-        x = acts[activation](x @ t["hidden_weight"].T + t["hidden_bias"])
-    f = x @ t["weight"].T + t["bias"]
-    e = torch.tensor(rows)
-    q = qhead.scale * (((e @ t["token_weight"].T) * f[:, None, :]).sum(-1) + e @ t["token_bias"])
-    expected = q.double().numpy()
+    acts = {
+        "relu": torch.relu,
+        "silu": torch.nn.functional.silu,
+        "gelu": lambda a: torch.nn.functional.gelu(a, approximate="tanh"),
+    }
+    act, e, x = acts[activation], torch.tensor(rows), torch.tensor(hidden)
+    of_token = e @ t["token_weight"].T
+    if form != "linear":
+        x = x @ t["hidden_weight"].T + t["hidden_bias"]
+    if form == "joint":
+        q = act(x[:, None] + of_token) @ t["weight"]
+    else:
+        f = (x if form == "linear" else act(x)) @ t["weight"].T + t["bias"]
+        q = (of_token * f[:, None]).sum(-1)
+    expected = (qhead.scale * (q + e @ t["token_bias"])).double().numpy()
     tolerance = 1e-5 * np.abs(expected).max()
-    np.testing.assert_allclose(qhead(hidden, rows), expected, atol=tolerance)
-    np.testing.assert_allclose(qhead.of_projected(hidden, qhead.project(rows)), expected, atol=tolerance)
+    np.testing.assert_allclose(qhead.of(hidden, qhead.project(rows)), expected, atol=tolerance)
+    for i in range(3):
+        np.testing.assert_allclose(qhead(hidden[i], rows[i]), expected[i], atol=tolerance)
     level = qhead.level(hidden)
     assert level is not None and qhead.level_weight is not None
     np.testing.assert_allclose(
@@ -119,17 +145,17 @@ def test_torch_computes_the_same(activation: str | None) -> None:
     )
 
 
-@pytest.mark.parametrize("n_hidden", [0, 33])
-def test_one_of_a_batch_is_what_it_is_alone(n_hidden: int) -> None:
-    qhead = made(n_embd=576, rank=64, n_hidden=n_hidden)
+@pytest.mark.parametrize("form", FORMS)
+def test_one_of_a_batch_is_what_it_is_alone(form: str) -> None:
+    qhead = made(form, 576, 33)
     rng = np.random.default_rng(2)
     hidden = rng.standard_normal((9, 576)).astype(np.float32)
     rows = rng.standard_normal((9, 10, 576)).astype(np.float32)
-    together = qhead(hidden, rows)
-    cached = qhead.of_projected(hidden, qhead.project(rows))
+    projected = qhead.project(rows)
+    together = qhead.of(hidden, projected)
     for i in range(9):
-        np.testing.assert_array_equal(together[i], qhead(hidden[i], rows[i]))
-        np.testing.assert_array_equal(cached[i], qhead.of_projected(hidden[i], qhead.project(rows)[i]))
+        np.testing.assert_array_equal(together[i], qhead.of(hidden[i], projected[i]))
+        np.testing.assert_array_equal(projected[i], np.stack([qhead.project(row) for row in rows[i]]))
 
 
 def test_activations_do_not_overflow() -> None:
@@ -138,12 +164,15 @@ def test_activations_do_not_overflow() -> None:
         assert ACTIVATIONS["silu"](far).tolist() == [0, 0, 100, 30000]
 
 
-@pytest.mark.parametrize("n_hidden", [0, 7])
-def test_file_keeps_float32_bit_for_bit(tmp_path: Path, n_hidden: int) -> None:
-    qhead = made(n_hidden=n_hidden, activation="gelu" if n_hidden else "silu")
+@pytest.mark.parametrize("form, version", [("joint", 3), ("bilinear", 2), ("linear", 2)])
+def test_file_keeps_float32_bit_for_bit(tmp_path: Path, form: str, version: int) -> None:
+    qhead = made(form, activation="gelu")
     write_qhead(tmp_path / "q.gguf", qhead, META, "f32")
     file = QHeadFile.read(tmp_path / "q.gguf")
     assert file.meta == META
+    assert type(file.qhead) is type(qhead)
+    with GgufMetadata(tmp_path / "q.gguf") as written:
+        assert written.get(keys.VERSION) == version
     for f in fields(qhead):
         before, after = getattr(qhead, f.name), getattr(file.qhead, f.name)
         if isinstance(before, np.ndarray):
@@ -154,11 +183,11 @@ def test_file_keeps_float32_bit_for_bit(tmp_path: Path, n_hidden: int) -> None:
 
 
 def test_file_of_halves_is_half_as_large_and_close(tmp_path: Path) -> None:
-    qhead = made(n_embd=64, rank=8, n_hidden=32)
+    qhead = made("bilinear", 64, 32)
     for dtype in ("f32", "f16"):
         write_qhead(tmp_path / f"{dtype}.gguf", qhead, META, dtype)
     sizes = [(tmp_path / f"{dtype}.gguf").stat().st_size for dtype in ("f32", "f16")]
-    weights = 4 * (32 * 64 + 32 + 8 * 32 + 8 + 8 * 64 + 64)
+    weights = 4 * (32 * 64 + 32 + 5 * 32 + 5 + 5 * 64 + 64)
     assert sizes[0] - sizes[1] == pytest.approx(weights / 2, abs=64)
     rng = np.random.default_rng(3)
     hidden, rows = (rng.standard_normal(shape).astype(np.float32) for shape in (64, (10, 64)))
@@ -180,7 +209,7 @@ def test_gguf_package_reads_the_file(tmp_path: Path) -> None:
     reader = gguf.GGUFReader(tmp_path / "q.gguf")
     assert reader.tensors == []
     assert reader.fields[keys.KIND].contents() == "value-qhead"
-    assert reader.fields[keys.VERSION].contents() == 2
+    assert reader.fields[keys.VERSION].contents() == 3
     bits = np.array(reader.fields[keys.QHEAD_TOKEN_BIAS].contents(), np.uint16)
     np.testing.assert_array_equal(bits.view(np.float16), qhead.token_bias.astype(np.float16))
 
@@ -213,12 +242,12 @@ def test_every_type_of_metadata_is_written_and_read(tmp_path: Path) -> None:
 
 def tampered(path: Path, **over: gguf_write.KV | None) -> Path:
     """A Q-head's file with some of its metadata replaced, or left out (None). `_` in a name stands for `.`."""
-    qhead = made(n_embd=4, rank=2, n_hidden=3)
-    assert qhead.hidden_weight is not None and qhead.hidden_bias is not None
+    qhead = made("bilinear", 4, 3)
+    assert isinstance(qhead, Bilinear) and qhead.hidden_weight is not None and qhead.hidden_bias is not None
     parts = {
         keys.VERSION: gguf_write.u32(2),
         keys.KIND: gguf_write.text("value-qhead"),
-        keys.QHEAD_RANK: gguf_write.u32(2),
+        keys.QHEAD_RANK: gguf_write.u32(5),
         keys.QHEAD_N_EMBD: gguf_write.u32(4),
         keys.QHEAD_WEIGHT: gguf_write.f32_array(qhead.weight),
         keys.QHEAD_BIAS: gguf_write.f32_array(qhead.bias),
@@ -238,18 +267,20 @@ def tampered(path: Path, **over: gguf_write.KV | None) -> Path:
 
 REFUSALS: list[tuple[dict[str, gguf_write.KV | None], type[Exception], str]] = [
     ({"KIND": None}, IncompatibleError, "holds no Q-head"),
-    ({"VERSION": gguf_write.u32(9)}, IncompatibleError, "version 9, this program reads versions 1, 2"),
+    ({"VERSION": gguf_write.u32(9)}, IncompatibleError, "version 9, this program reads versions 1, 2, 3"),
     ({"VERSION": gguf_write.u32(1)}, IncompatibleError, "expected 'value-qhead' of version 2"),
     ({"KIND": gguf_write.text("value")}, IncompatibleError, "kind 'value'"),
     ({"QHEAD_RANK": gguf_write.u32(0)}, IncompatibleError, "rank 0 and width 4"),
-    ({"QHEAD_BIAS": None}, IncompatibleError, "has 0 entries, expected 2 = 2"),
-    ({"QHEAD_WEIGHT": gguf_write.f32_array([1.0] * 8)}, IncompatibleError, r"has 8 entries, expected 2 \* 3 = 6"),
-    ({"QHEAD_HIDDEN_BIAS": None}, IncompatibleError, "expected 2 \\* 0"),
-    ({"QHEAD_BIAS": gguf_write.i32_array([1, 2])}, IncompatibleError, "array of int32; expected float32"),
-    ({"QHEAD_BIAS": gguf_write.f32_array([1.0, math.nan])}, NumericError, "bias has NaN or infinite weights"),
-    ({"QHEAD_BIAS": gguf_write.f16_array([1.0, math.inf])}, NumericError, "bias has NaN or infinite weights"),
+    ({"QHEAD_BIAS": None}, IncompatibleError, "has 0 entries, expected 5 = 5"),
+    ({"QHEAD_WEIGHT": gguf_write.f32_array([1.0] * 8)}, IncompatibleError, r"has 8 entries, expected 5 \* 3 = 15"),
+    ({"QHEAD_HIDDEN_BIAS": None}, IncompatibleError, "has 12 entries, expected 0 \\* 4"),
+    ({"QHEAD_BIAS": gguf_write.i32_array([1] * 5)}, IncompatibleError, "array of int32; expected float32"),
+    ({"QHEAD_BIAS": gguf_write.f32_array([1.0] * 4 + [math.nan])}, NumericError, "bias has NaN or infinite weights"),
+    ({"QHEAD_BIAS": gguf_write.f16_array([1.0] * 4 + [math.inf])}, NumericError, "bias has NaN or infinite weights"),
     ({"QHEAD_SCALE": gguf_write.f32(math.nan)}, NumericError, "scale is nan"),
     ({"QHEAD_ACTIVATION": gguf_write.text("tanh")}, IncompatibleError, "'tanh'; expected one of relu, silu, gelu"),
+    ({"QHEAD_FORM": gguf_write.text("cubic")}, IncompatibleError, "the form 'cubic'; expected one of joint, bilinear"),
+    ({"QHEAD_FORM": gguf_write.text("joint")}, IncompatibleError, r"token.weight has 20 entries, expected 3 \* 4 = 12"),
 ]
 
 
@@ -284,9 +315,13 @@ def test_refuses_to_write(tmp_path: Path) -> None:
 
 
 def test_refuses_sizes_that_do_not_fit() -> None:
-    good = made(n_hidden=7)
+    good = made("bilinear")
     with pytest.raises(IncompatibleError, match=r"weight is \[5, 6\], expected \[5, 7\]"):
         replace(good, weight=good.weight[:, :6])
+    with pytest.raises(IncompatibleError, match=r"weight is \[6\], expected \[7\]"):
+        replace(made(), weight=made().weight[:6])
+    with pytest.raises(IncompatibleError, match="joint Q-head has no hidden layer"):
+        replace(made(), hidden_weight=None, hidden_bias=None)
     with pytest.raises(IncompatibleError, match="only one of weight and bias"):
         replace(good, hidden_bias=None)
     with pytest.raises(NumericError, match="spread is inf"):

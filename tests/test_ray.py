@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 from sia_local.errors import ConfigError, SiaError
 from sia_local.ray_workers import CHUNK, OnRay, RayConfig, executor_for
-from sia_local.values.qhead import QHeadFile
+from sia_local.values.qhead_file import QHeadFile
 from sia_local.workers import Here, silent
 
 
@@ -186,7 +186,7 @@ def test_branches_qheads_and_comparisons_are_those_of_one_process(
             (main, ("eval", *asked, *few)),
             (
                 convert,
-                ("distill", value, *ours, "--threshold", "0", "--max-tokens", "8", "--rank", "4", "--hidden", "8"),
+                ("distill", value, *ours, "--threshold", "0", "--max-tokens", "8", "--hidden", "8"),
             ),
             (convert, ("branch", *tried, "--threshold", "0.5", *few)),
         ):

@@ -22,10 +22,11 @@ import numpy as np
 from ..errors import ConfigError
 from ..files import cache_root, scratch
 from ..llama import keys as keys
-from ..values.qhead import QHead, QHeadMeta, write_qhead
+from ..values.qhead import Joint
+from ..values.qhead_file import QHeadMeta, write_qhead
 from .shapes import Shape, parse_shape, vocabulary
 
-VERSION = 1  # part of every cached file's name: raise it when what is written changes
+VERSION = 2  # part of every cached file's name: raise it when what is written changes
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] "
     "+ '<|im_end|>' + '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
@@ -263,20 +264,18 @@ def write_adapter(path: Path, shape: Shape, rank: int = 16, seed: int = 3) -> No
     _write(path, shape, metadata, tensors)
 
 
-def write_random_qhead(path: Path, shape: Shape, rank: int = 64, n_hidden: int = 512) -> None:
+def write_random_qhead(path: Path, shape: Shape, n_hidden: int = 256) -> None:
     rng = np.random.default_rng(0)
 
-    def matrix(out: int, into: int) -> Any:
-        return (rng.standard_normal((out, into)) / np.sqrt(into)).astype(np.float32)
+    def matrix(*size: int) -> Any:
+        return (rng.standard_normal(size) / np.sqrt(size[-1])).astype(np.float32)
 
-    bias = [np.zeros(n, np.float32) for n in (rank, n_hidden, shape.n_embd)]
-    qhead = QHead(
-        weight=matrix(rank, n_hidden),
-        bias=bias[0],
-        token_weight=matrix(rank, shape.n_embd),
-        token_bias=bias[2],
+    qhead = Joint(
+        weight=matrix(n_hidden),
+        token_weight=matrix(n_hidden, shape.n_embd),
+        token_bias=np.zeros(shape.n_embd, np.float32),
         hidden_weight=matrix(n_hidden, shape.n_embd),
-        hidden_bias=bias[1],
+        hidden_bias=np.zeros(n_hidden, np.float32),
         spread=1.0,
     )
     write_qhead(path, qhead, QHeadMeta())

@@ -17,7 +17,7 @@ from ..generation.sia import SIA
 from ..llama.embeddings import EmbeddingRows
 from ..llama.gguf import GgufMetadata
 from ..llama.keys import REWARD_NAME
-from ..values.qhead import Distillation, QHeadFile, QHeadMeta, write_qhead
+from ..values.qhead_file import Distillation, QHeadFile, QHeadMeta, write_qhead
 from ..values.sources import Specs
 from ..workers import Executor
 from .baseline import predict_table

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ConfigError, DataError, NumericError
-from ..values.qhead import ACTIVATIONS, QHead
+from ..values.qhead import ACTIVATIONS, FORMS, Bilinear, Joint, QHead
 from .junctions import Junctions, Transitions
 from .network import (
     Adam,
@@ -46,7 +46,8 @@ class Rows(Protocol):
 
 @dataclass(frozen=True)
 class FitConfig:
-    """rank of f; hidden: units of its hidden layer, 0 for a linear f; activation of that layer.
+    """form: `joint` or `bilinear` (values.qhead); rank: of the bilinear form; hidden: units of the hidden layer, 0 for
+    a linear f; activation of that layer.
 
     weighting: of a candidate's squared error: `uniform`, `p` (the base's probability among the candidates) or `both`
     (their mean); times its count, where values are means of rollouts. Small p matters little before the tilt and much
@@ -56,8 +57,12 @@ class FitConfig:
     tokens that were taken; level: fit V(s) too, by ridge.
     """
 
-    rank: int = field(default=64, metadata={"help": "Rank of the map: a bigger one holds more."})
-    hidden: int = field(default=512, metadata={"help": "Units of the hidden layer, 0 for a linear map."})
+    form: str = field(
+        default=Joint.form,
+        metadata={"help": "A network over state and token together, or a product of both.", "choices": tuple(FORMS)},
+    )
+    rank: int = field(default=64, metadata={"help": "Rank of the product, with --form bilinear."})
+    hidden: int = field(default=256, metadata={"help": "Units of the hidden layer; 0, for none, with --form bilinear."})
     activation: str = field(default="silu", metadata={"help": "Of the hidden layer.", "choices": tuple(ACTIVATIONS)})
     weighting: str = field(
         default="uniform", metadata={"help": "Weight of a candidate's squared error.", "choices": WEIGHTINGS}
@@ -77,6 +82,10 @@ class FitConfig:
         for name, least in (("rank", 1), ("hidden", 0), ("epochs", 1), ("patience", 1), ("batch", 1), ("seed", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected {least} or more")
+        if self.form not in FORMS:
+            raise ConfigError(f"form {self.form!r}; expected one of {', '.join(FORMS)}")
+        if self.form == Joint.form and not self.hidden:
+            raise ConfigError("hidden is 0; expected 1 or more with form joint, or form bilinear")
         if self.activation not in ACTIVATIONS:
             raise ConfigError(f"activation {self.activation!r}; expected one of {', '.join(ACTIVATIONS)}")
         if self.weighting not in WEIGHTINGS:
@@ -167,7 +176,7 @@ def fit(
         taken = transitions.take(~np.isin(transitions.prompts, held_out.prompts))
         taken = taken if len(taken) else None
     sets = [junctions.ids, held_out.ids] + ([] if taken is None else [taken.ids])
-    table, (index, held_index, *taken_index), e_std = _table(rows, junctions.n_embd, sets)
+    table, (index, held_index, *taken_index), scales = _table(rows, junctions.n_embd, sets)
     weights = [candidate_weights(j, config.weighting) for j in (junctions, held_out)]
     unit = spread(junctions.numbers(), junctions.tried())
     if not unit > 0:
@@ -181,7 +190,9 @@ def fit(
     if taken is not None:
         also = _Taken(taken.hidden, mean, std, taken_index[0], table, (taken.gains / unit).astype(np.float32))
     rng = np.random.default_rng(config.seed)
-    params = initial(junctions.n_embd, config.rank, config.hidden, rng, _LEVEL_UNITS if taken is not None else 0)
+    params = initial(
+        config.form, junctions.n_embd, config.rank, config.hidden, rng, _LEVEL_UNITS if taken is not None else 0
+    )
     adam = Adam(params, config.decay)
     n_batches = -(-len(junctions) // config.batch)
     best, best_loss, epochs = params, math.inf, list[Epoch]()
@@ -207,7 +218,7 @@ def fit(
         if epoch - max(e.epoch - 1 for e in epochs if e.best) >= config.patience:
             break
     level = fit_level(junctions, mean, std) if config.level else (None, 0.0)
-    qhead = folded(best, mean, std, e_std, unit, config.activation, level)
+    qhead = folded(best, (mean, std), scales, unit, config.activation, level)
     report = compare(held_out, predict(qhead, held_out, rows))
     return Fit(replace(qhead, spread=float(np.float32(report.spread)) or None), tuple(epochs), report)
 
@@ -219,7 +230,7 @@ def predict(qhead: QHead, junctions: Junctions, rows: Rows) -> Float32:
     out = np.empty(junctions.ids.shape, np.float32)
     for at in range(0, len(junctions), _BATCH):
         piece = slice(at, at + _BATCH)
-        out[piece] = qhead.of_projected(junctions.hidden[piece].astype(np.float32), projected[index[piece]])
+        out[piece] = qhead.of(junctions.hidden[piece].astype(np.float32), projected[index[piece]])
     return out
 
 
@@ -242,31 +253,39 @@ def candidate_weights(junctions: Junctions, weighting: str) -> Float32:
 
 def folded(
     params: Weights,
-    mean: Float32,
-    std: Float32,
-    e_std: Float32,
+    of_hidden: tuple[Float32, Float32],
+    of_rows: tuple[Float32, Float32],
     unit: float,
     activation: str,
     level: tuple[Float32 | None, float] = (None, 0.0),
 ) -> QHead:
-    """The Q-head over raw hidden states and rows: normalisation goes into the weights, the teacher's spread into the
-    scale. What the mean of the rows adds is one number a junction, which no difference sees, and is left out."""
-    hidden = "W1" in params
-    into, offset = (params["W1"], params["c1"]) if hidden else (params["W"], params["c"])
-    first = (into / std).astype(np.float32)
-    shifted = (offset.astype(np.float64) - (into.astype(np.float64) / std) @ mean).astype(np.float32)
-    return QHead(
-        weight=params["W"].copy() if hidden else first,
-        bias=params["c"].copy() if hidden else shifted,
-        token_weight=(params["G"] / e_std).astype(np.float32),
-        token_bias=(params["u"] / e_std).astype(np.float32),
-        hidden_weight=first if hidden else None,
-        hidden_bias=shifted if hidden else None,
-        activation=activation,
-        scale=float(np.float32(unit)),
-        level_weight=level[0],
-        level_bias=float(np.float32(level[1])),
-    )
+    """The Q-head over raw hidden states and rows: normalisation, (mean, std) of each, goes into the weights, the
+    teacher's spread into the scale. What the rows' mean adds through u, and to the bilinear form at all, is one number
+    a junction, which no difference sees, and is left out."""
+    (mean, std), (e_mean, e_std) = of_hidden, of_rows
+
+    def raw(weight: Float32, bias: Float32, add: npt.NDArray[np.floating] | float = 0.0) -> tuple[Float32, Float32]:
+        shifted = bias.astype(np.float64) - (weight.astype(np.float64) / std) @ mean - add
+        return (weight / std).astype(np.float32), shifted.astype(np.float32)
+
+    token = (params["B"] / e_std).astype(np.float32)
+    shared: dict[str, Any] = {
+        "token_weight": token,
+        "token_bias": (params["u"] / e_std).astype(np.float32),
+        "activation": activation,
+        "scale": float(np.float32(unit)),
+        "level_weight": level[0],
+        "level_bias": float(np.float32(level[1])),
+    }
+    if "v" in params:
+        first, offset = raw(params["A"], params["c"], token.astype(np.float64) @ e_mean)
+        return Joint(weight=params["v"].copy(), hidden_weight=first, hidden_bias=offset, **shared)
+    if "A" in params:
+        first, offset = raw(params["A"], params["c"])
+        own = {"weight": params["W"].copy(), "bias": params["b"].copy()}
+        return Bilinear(**own, hidden_weight=first, hidden_bias=offset, **shared)
+    weight, bias = raw(params["W"], params["b"])
+    return Bilinear(weight=weight, bias=bias, **shared)
 
 
 def fit_level(junctions: Junctions, mean: Float32, std: Float32, ridge: float = 1e-2) -> tuple[Float32, float]:
@@ -327,8 +346,8 @@ def _moments(hidden: npt.NDArray[Any]) -> tuple[Float32, Float32]:
 
 def _table(
     rows: Rows, n_embd: int, sets: list[npt.NDArray[np.int32]]
-) -> tuple[Float32, list[npt.NDArray[np.int32]], Float32]:
-    """(normalised rows of all ids [U, n_embd], indices into it of every set, what rows were divided by)."""
+) -> tuple[Float32, list[npt.NDArray[np.int32]], tuple[Float32, Float32]]:
+    """(normalised rows of all ids [U, n_embd], indices into it of every set, mean and standard deviation of rows)."""
     flat = np.concatenate([ids.ravel() for ids in sets])
     ids, inverse, counts = np.unique(flat, return_inverse=True, return_counts=True)
     table = np.array(rows[ids], np.float32)
@@ -344,4 +363,4 @@ def _table(
     table = ((table - mean) / std).astype(np.float32)
     ends = np.cumsum([s.size for s in sets])[:-1]
     parts = np.split(inverse.astype(np.int32).ravel(), ends)
-    return table, [part.reshape(s.shape) for part, s in zip(parts, sets, strict=True)], std
+    return table, [part.reshape(s.shape) for part, s in zip(parts, sets, strict=True)], (mean, std)

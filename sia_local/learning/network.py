@@ -1,9 +1,9 @@
 """The network under a Q-head in training: forward, gradients written out, Adam. Numpy, float32.
 
-Parameters by name: G [rank, n_embd], u [n_embd], W [rank, n_embd or n_hidden], c [rank] and, with a hidden layer,
-W1 [n_hidden, n_embd], c1 [n_hidden]. Since Q(s, y) = <w(h), e_y> with w(h) = G^T f(h) + u, a junction costs its rows
-times one vector, forward and back; no candidate is ever multiplied by G. Where tokens that were taken are learned from,
-L1 [m, n_embd], l1 [m], l2 [m], l0 [1] are a level of its own: level(h) = l2 act(L1 h + l1) + l0, dropped afterwards.
+Parameters by name, those of `values.qhead`: of the joint form A [m, n_embd], c [m], B [m, n_embd], v [m], u [n_embd];
+of the bilinear one B [rank, n_embd], u, W [rank, n_embd or n_hidden], b [rank] and, with a hidden layer,
+A [n_hidden, n_embd], c [n_hidden]. Where tokens that were taken are learned from, L1 [n, n_embd], l1 [n], l2 [n],
+l0 [1] are a level of its own: level(h) = l2 . act(L1 h + l1) + l0, dropped afterwards.
 """
 
 from __future__ import annotations
@@ -13,25 +13,29 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from ..values.qhead import ACTIVATIONS
+from ..values.qhead import ACTIVATIONS, Joint
 
 Float32 = npt.NDArray[np.float32]
 Weights = dict[str, Float32]
 
-DECAYED = ("W1", "W", "G", "u", "L1")
+DECAYED = ("A", "B", "W", "v", "u", "L1")
 
 
-def initial(n_embd: int, rank: int, hidden: int, rng: np.random.Generator, level: int = 0) -> Weights:
-    """Weights that say Q = 0 everywhere: f's last layer and u are zero, the rest of unit gain. level: units of the
-    level's hidden layer, 0 for none."""
+def initial(form: str, n_embd: int, rank: int, hidden: int, rng: np.random.Generator, level: int = 0) -> Weights:
+    """Weights that say Q = 0 everywhere: the last layer and u are zero, the rest of unit gain. rank: of the bilinear
+    form. level: units of the level's hidden layer, 0 for none."""
 
     def normal(*shape: int) -> Float32:
         return (rng.standard_normal(shape) / math.sqrt(shape[-1])).astype(np.float32)
 
-    params = {"G": normal(rank, n_embd), "u": np.zeros(n_embd, np.float32), "c": np.zeros(rank, np.float32)}
+    joint = form == Joint.form
+    params = {"B": normal(hidden if joint else rank, n_embd), "u": np.zeros(n_embd, np.float32)}
     if hidden:
-        params |= {"W1": normal(hidden, n_embd), "c1": np.zeros(hidden, np.float32)}
-    params["W"] = np.zeros((rank, hidden or n_embd), np.float32)
+        params |= {"A": normal(hidden, n_embd), "c": np.zeros(hidden, np.float32)}
+    if joint:
+        params["v"] = np.zeros(hidden, np.float32)
+    else:
+        params |= {"W": np.zeros((rank, hidden or n_embd), np.float32), "b": np.zeros(rank, np.float32)}
     if level:
         params |= {"L1": normal(level, n_embd), "l1": np.zeros(level, np.float32)}
         params |= {"l2": np.zeros(level, np.float32), "l0": np.zeros(1, np.float32)}
@@ -40,20 +44,18 @@ def initial(n_embd: int, rank: int, hidden: int, rng: np.random.Generator, level
 
 def forward(params: Weights, h: Float32, rows: Float32, activation: str) -> Float32:
     """Q [B, k] of h [B, n_embd] and rows [B, k, n_embd]."""
-    return np.matmul(rows, _Pass(params, h, activation).w[:, :, None])[:, :, 0]
+    return _through(params, h, rows, activation).q
 
 
 def loss_and_gradients(
     params: Weights, h: Float32, rows: Float32, targets: Float32, weights: Float32, activation: str
 ) -> tuple[float, Weights]:
     """Mean over the batch of sum_c weight (centred Q - centred target)^2, and its gradient by every parameter of Q."""
-    through = _Pass(params, h, activation)
-    q = np.matmul(rows, through.w[:, :, None])[:, :, 0]
-    error = centred(q - targets, weights)
+    through = _through(params, h, rows, activation)
+    error = centred(through.q - targets, weights)
     scaled = weights * error / np.float32(len(h))
-    loss = float((scaled * error).sum())
     # The error is centred with the same weights, so that the mean's own derivative vanishes.
-    return loss, through.gradients(np.matmul(2 * scaled[:, None, :], rows)[:, 0, :])
+    return float((scaled * error).sum()), through.gradients(2 * scaled)
 
 
 def taken_loss_and_gradients(
@@ -63,35 +65,63 @@ def taken_loss_and_gradients(
 
     rows float32 [B, n_embd]: of the tokens y that were taken; targets [B].
     """
-    through = _Pass(params, h, activation)
+    through = _through(params, h, rows[:, None], activation)
     a = h @ params["L1"].T + params["l1"]
     x = ACTIVATIONS[activation](a)
-    error = (through.w * rows).sum(axis=1) + x @ params["l2"] + params["l0"] - targets
+    error = through.q[:, 0] + x @ params["l2"] + params["l0"] - targets
     scaled = 2 * error / np.float32(len(h))
     da = scaled[:, None] * params["l2"] * _slope(a, activation)
-    gradients = through.gradients(scaled[:, None] * rows)
+    gradients = through.gradients(scaled[:, None])
     gradients |= {"L1": da.T @ h, "l1": da.sum(axis=0), "l2": x.T @ scaled, "l0": scaled.sum(keepdims=True)}
     return float((error * error).mean()), gradients
 
 
-class _Pass:
-    """h [B, n_embd] on its way to w(h) [B, n_embd], and back."""
+def _through(params: Weights, h: Float32, rows: Float32, activation: str) -> _JointPass | _BilinearPass:
+    return (_JointPass if "v" in params else _BilinearPass)(params, h, rows, activation)
 
-    def __init__(self, params: Weights, h: Float32, activation: str):
-        self.params, self.h, self.activation = params, h, activation
-        self.layered = "W1" in params
-        self.a = h @ params["W1"].T + params["c1"] if self.layered else h
+
+class _JointPass:
+    """h [B, n_embd] and rows [B, k, n_embd] on their way to q [B, k], and back."""
+
+    def __init__(self, params: Weights, h: Float32, rows: Float32, activation: str):
+        self.params, self.h, self.rows, self.activation = params, h, rows, activation
+        self.a = (h @ params["A"].T + params["c"])[:, None] + rows @ params["B"].T
+        self.x = ACTIVATIONS[activation](self.a)
+        self.q = self.x @ params["v"] + rows @ params["u"]
+
+    def gradients(self, dq: Float32) -> Weights:
+        """By every parameter of Q, from the gradient by q [B, k]."""
+        da = dq[:, :, None] * self.params["v"] * _slope(self.a, self.activation)
+        of_h, rows = da.sum(axis=1), _flat(self.rows)
+        return {
+            "u": dq.ravel() @ rows,
+            "v": dq.ravel() @ _flat(self.x),
+            "B": _flat(da).T @ rows,
+            "A": of_h.T @ self.h,
+            "c": of_h.sum(axis=0),
+        }
+
+
+class _BilinearPass:
+    """As _JointPass. Since Q = w(h) . e with w(h) = B^T f(h) + u, a junction costs its rows times one vector, forward
+    and back; no candidate is ever multiplied by B."""
+
+    def __init__(self, params: Weights, h: Float32, rows: Float32, activation: str):
+        self.params, self.h, self.rows, self.activation = params, h, rows, activation
+        self.layered = "A" in params
+        self.a = h @ params["A"].T + params["c"] if self.layered else h
         self.x = ACTIVATIONS[activation](self.a) if self.layered else h
-        self.f = self.x @ params["W"].T + params["c"]
-        self.w = self.f @ params["G"] + params["u"]
+        self.f = self.x @ params["W"].T + params["b"]
+        self.q = np.matmul(rows, (self.f @ params["B"] + params["u"])[:, :, None])[:, :, 0]
 
-    def gradients(self, dw: Float32) -> Weights:
-        """By every parameter of Q, from the gradient by w."""
-        df = dw @ self.params["G"].T
-        gradients = {"u": dw.sum(axis=0), "G": self.f.T @ dw, "c": df.sum(axis=0), "W": df.T @ self.x}
+    def gradients(self, dq: Float32) -> Weights:
+        """By every parameter of Q, from the gradient by q [B, k]."""
+        dw = np.matmul(dq[:, None, :], self.rows)[:, 0, :]
+        df = dw @ self.params["B"].T
+        gradients = {"u": dw.sum(axis=0), "B": self.f.T @ dw, "b": df.sum(axis=0), "W": df.T @ self.x}
         if self.layered:
             da = (df @ self.params["W"]) * _slope(self.a, self.activation)
-            gradients |= {"W1": da.T @ self.h, "c1": da.sum(axis=0)}
+            gradients |= {"A": da.T @ self.h, "c": da.sum(axis=0)}
         return gradients
 
 
@@ -123,6 +153,10 @@ def centred(values: Float32, weights: Float32) -> Float32:
     total = weights.sum(axis=1, keepdims=True)
     mean = (weights * values).sum(axis=1, keepdims=True) / np.where(total > 0, total, np.float32(1))
     return np.asarray(values - mean)
+
+
+def _flat(of_candidates: Float32) -> Float32:
+    return of_candidates.reshape(-1, of_candidates.shape[-1])
 
 
 def _slope(a: Float32, activation: str) -> Float32:

@@ -1,11 +1,11 @@
-"""Metadata keys of a SIA value model in GGUF (contract versions 1 and 2), shared by the runtime and `convert`.
+"""Metadata keys of a SIA value model in GGUF (contract versions 1 to 3), shared by the runtime and `convert`.
 
 Every key lives in the `sia.` namespace; llama.cpp ignores unknown metadata keys and `llama_model_quantize`
 keeps them, which is why the head travels here: a tensor it does not know makes llama.cpp refuse the file,
 and a head that is never a tensor is never quantized.
 
 A file names the lowest version that knows its kind: value, value-adapter and value-head stay at 1 and readable by
-the programs of their time; value-qhead came with 2.
+the programs of their time; value-qhead came with 2, its joint form with 3.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 
 CONTRACT_VERSION = 1  # of the three kinds of `KINDS`
 QHEAD_VERSION = 2  # of a value-qhead
+JOINT_VERSION = 3  # of one in the joint form
 
 VERSION = "sia.version"  # u32
 KIND = "sia.kind"  # str, one of KINDS
@@ -38,17 +39,19 @@ REWARD_NAME = "sia.reward.name"  # str
 TRAIN_LOSS = "sia.train.loss"  # str
 TRAIN_TOKENS = "sia.train.tokens"  # u64
 
-# A Q-head: Q(s, y) = scale * (<f(h), G e_y> + u e_y), reward units up to a constant of s. h is the base's final
-# normed hidden state, e_y the row of its output embedding. f(h) = W h + c, or W act(W1 h + c1) + c.
+# A Q-head, reward units up to a constant of s. h is the base's final normed hidden state, e_y the row of its output
+# embedding. joint: Q(s, y) = scale * (v . act(A h + c + B e_y) + u . e_y); bilinear:
+# scale * (f(h) . B e_y + u . e_y), f(h) = W h + b, or W act(A h + c) + b. m is n_hidden in the joint form, else rank.
 # Arrays marked * are f32, or u16 holding the bits of IEEE half precision (GGUF has no array of halves); row major.
-QHEAD_RANK = "sia.qhead.rank"  # u32
+QHEAD_FORM = "sia.qhead.form"  # str: joint or bilinear, absent in version 2: bilinear
+QHEAD_RANK = "sia.qhead.rank"  # u32, bilinear alone
 QHEAD_N_EMBD = "sia.qhead.n_embd"  # u32, width of h and of e
-QHEAD_WEIGHT = "sia.qhead.f.weight"  # *[rank * n_embd], or *[rank * n_hidden] when a hidden layer is present
-QHEAD_BIAS = "sia.qhead.f.bias"  # *[rank]
-QHEAD_HIDDEN_WEIGHT = "sia.qhead.f.hidden.weight"  # *[n_hidden * n_embd]
-QHEAD_HIDDEN_BIAS = "sia.qhead.f.hidden.bias"  # *[n_hidden]
+QHEAD_WEIGHT = "sia.qhead.f.weight"  # *[n_hidden], v; or W *[rank * n_embd], *[rank * n_hidden] with a hidden layer
+QHEAD_BIAS = "sia.qhead.f.bias"  # *[rank], b, bilinear alone
+QHEAD_HIDDEN_WEIGHT = "sia.qhead.f.hidden.weight"  # *[n_hidden * n_embd], A
+QHEAD_HIDDEN_BIAS = "sia.qhead.f.hidden.bias"  # *[n_hidden], c
 QHEAD_ACTIVATION = "sia.qhead.f.activation"  # str: silu, relu or gelu
-QHEAD_TOKEN_WEIGHT = "sia.qhead.token.weight"  # *[rank * n_embd], G
+QHEAD_TOKEN_WEIGHT = "sia.qhead.token.weight"  # *[m * n_embd], B
 QHEAD_TOKEN_BIAS = "sia.qhead.token.bias"  # *[n_embd], u
 QHEAD_SCALE = "sia.qhead.scale"  # f32
 # V(s) = w h + b, reward units, for show; absent where the teacher knows differences only.
@@ -64,7 +67,7 @@ QHEAD_GAIN_SHARE = "sia.qhead.gain_share"  # f32, share of the teacher's one-ste
 
 KINDS = ("value", "value-adapter", "value-head")
 QHEAD_KIND = "value-qhead"
-KINDS_BY_VERSION = {1: KINDS, 2: (*KINDS, QHEAD_KIND)}
+KINDS_BY_VERSION = {1: KINDS, 2: (*KINDS, QHEAD_KIND), 3: (*KINDS, QHEAD_KIND)}
 LAYOUTS = ("merged", "lean")
 
 TEXT, TEXTS, WHOLE, WHOLES = "text", "an array of texts", "a whole number", "an array of whole numbers"
@@ -79,7 +82,9 @@ _EXPECTED = {
     **dict.fromkeys((QHEAD_WEIGHT, QHEAD_BIAS, QHEAD_HIDDEN_WEIGHT, QHEAD_HIDDEN_BIAS), _NUMBERS),
     **dict.fromkeys((QHEAD_TOKEN_WEIGHT, QHEAD_TOKEN_BIAS), _NUMBERS),
     **dict.fromkeys((KIND, LAYOUT, HEAD_ACTIVATION, VOCAB_SHA256, PROMPT_TEMPLATE, BASE_NAME, REWARD_NAME), (TEXT,)),
-    **dict.fromkeys((TRAIN_LOSS, QHEAD_ACTIVATION, QHEAD_TEACHER, "general.architecture", "general.name"), (TEXT,)),
+    **dict.fromkeys(
+        (TRAIN_LOSS, QHEAD_ACTIVATION, QHEAD_FORM, QHEAD_TEACHER, "general.architecture", "general.name"), (TEXT,)
+    ),
     **dict.fromkeys(("general.type", "tokenizer.ggml.model", "tokenizer.ggml.pre", "tokenizer.chat_template"), (TEXT,)),
     "tokenizer.ggml.tokens": (TEXTS,),
     "tokenizer.ggml.token_type": (WHOLES,),

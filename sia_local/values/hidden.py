@@ -14,7 +14,8 @@ from ..llama.library import FloatArray
 from ..llama.model import Model
 from ..llama.vocabulary import Vocabulary, check_vocabulary
 from ..records import Float64, Prompt
-from .qhead import QHeadFile
+from .qhead import Float32, QHead
+from .qhead_file import QHeadFile
 
 
 class HiddenValues:
@@ -28,7 +29,7 @@ class HiddenValues:
         self.file, self.engine = file, engine
         self.name = file.path.stem
         self.spread = file.qhead.spread
-        self._rows = rows
+        self._tokens = _Tokens(file.qhead, rows)
 
     @property
     def engines(self) -> list[Engine]:
@@ -49,7 +50,7 @@ class HiddenValues:
 
     def score(self, requests: Sequence[tuple[int, Any]], also: Sequence[int] = ()) -> list[Float64]:
         """Q of each candidate, float64 [k] a request, reward units up to a constant of the prefix."""
-        return [self.file.qhead(self.engine.hidden(slot), self._rows[ids]) for slot, ids in requests]
+        return [self.file.qhead.of(self.engine.hidden(slot), self._tokens[ids]) for slot, ids in requests]
 
     def levels(self, hidden: FloatArray) -> Float64 | None:
         """V of prefixes by the hidden states behind them, float64 [n], if the file holds a level."""
@@ -64,6 +65,29 @@ class HiddenValues:
             )
         rows = self.engine.trail(slot, prompt.tokens, tokens, hidden=True)
         return np.concatenate([level for row in rows if (level := self.file.qhead.level(row)) is not None])
+
+
+class _Tokens:
+    """What `QHead.project` gives of tokens, float32 [k, width] by ids, kept for as many as fit into KEPT bytes: the
+    same few thousand tokens come again and again, and projecting them is dearer than the rest of a junction."""
+
+    KEPT = 4 << 20
+
+    def __init__(self, qhead: QHead, rows: EmbeddingRows):
+        self._qhead, self._rows = qhead, rows
+        most = max(HiddenValues.max_candidates, self.KEPT // (4 * qhead.width))
+        self._table, self._places = np.empty((most, qhead.width), np.float32), dict[int, int]()
+
+    def __getitem__(self, ids: Any) -> Float32:
+        places = self._places
+        if len(places) + len(ids) > len(self._table):
+            places.clear()
+        for token in ids.tolist():
+            if token not in places:
+                with np.errstate(all="ignore"):
+                    self._table[len(places)] = self._qhead.project(self._rows[[token]])[0]
+                places[token] = len(places)
+        return np.asarray(self._table[[places[token] for token in ids.tolist()]])
 
 
 def open_qhead(

@@ -26,7 +26,7 @@ from ..records import Float64, IntArray, Prompt, Values
 from .guides import Guides, PathLike, check_weight, open_guides
 from .hidden import open_qhead
 from .model import ValueFile, open_value
-from .qhead import QHeadFile
+from .qhead_file import QHeadFile
 from .shortlist import Shortlisted
 
 AnyFile = ValueFile | QHeadFile

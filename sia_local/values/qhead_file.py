@@ -1,0 +1,250 @@
+"""The file of a Q-head: what a value-qhead GGUF holds, read and written whole."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import ConfigError, IncompatibleError, NumericError
+from ..llama import gguf_write as gguf
+from ..llama import keys
+from .qhead import FORMS, Bilinear, Float32, Joint, QHead
+
+DTYPES = ("f32", "f16")
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """How a Q-head was made; the last three on held-out prompts, the last two at beta 2 spreads."""
+
+    teacher: str
+    junctions: int
+    k: int
+    r2: float
+    agreement: float
+    gain_share: float
+
+
+@dataclass(frozen=True)
+class QHeadMeta:
+    """What a Q-head's file says beside its weights. vocab_sha256 and base_name: of the base it belongs to."""
+
+    name: str = "qhead"
+    base_name: str = ""
+    vocab_sha256: str | None = None
+    reward_name: str = ""
+    reward_mean: float = 0.0
+    reward_std: float = 1.0
+    distillation: Distillation | None = None
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """By metadata key, as `ValueFile.about`."""
+        out: dict[str, Any] = {
+            keys.BASE_NAME: self.base_name,
+            keys.REWARD_NAME: self.reward_name,
+            keys.REWARD_MEAN: self.reward_mean,
+            keys.REWARD_STD: self.reward_std,
+        }
+        if (d := self.distillation) is not None:
+            out |= {
+                keys.QHEAD_TEACHER: d.teacher,
+                keys.QHEAD_JUNCTIONS: d.junctions,
+                keys.QHEAD_K: d.k,
+                keys.QHEAD_R2: d.r2,
+                keys.QHEAD_AGREEMENT: d.agreement,
+                keys.QHEAD_GAIN_SHARE: d.gain_share,
+            }
+        return out
+
+
+@dataclass(frozen=True)
+class QHeadFile:
+    """A value-qhead GGUF, read whole: weights (float32, whatever the file holds) and what it says of itself."""
+
+    path: Path
+    qhead: QHead
+    meta: QHeadMeta = field(default_factory=QHeadMeta)
+
+    @property
+    def kind(self) -> str:
+        return keys.QHEAD_KIND
+
+    @property
+    def spread(self) -> float | None:
+        return self.qhead.spread
+
+    @property
+    def about(self) -> dict[str, Any]:
+        return self.meta.about
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> QHeadFile:
+        """Raises ModelFileError (not a readable GGUF), IncompatibleError or NumericError with one sentence."""
+        from ..llama.gguf import GgufMetadata
+
+        with GgufMetadata(path) as meta:
+            found = {key: meta.get(key) for key in meta.keys() if key.startswith("sia.")}  # noqa: SIM118
+            name = meta.get("general.name", Path(path).stem)
+        _check_contract(path, found)
+        try:
+            qhead = _qhead_of(found)
+        except (IncompatibleError, NumericError) as error:
+            raise type(error)(f"{path}: {error}") from error
+        return cls(Path(path), qhead, _meta_of(name, found))
+
+    def check_fits(self, n_embd: int, base_name: str) -> None:
+        """IncompatibleError unless it reads hidden states and embedding rows of this width."""
+        if self.qhead.n_embd != n_embd:
+            raise IncompatibleError(
+                f"{self.path.name} reads hidden states of width {self.qhead.n_embd}, {base_name} has {n_embd}; use a "
+                "Q-head distilled on this base"
+            )
+
+
+def _check_contract(path: str | os.PathLike[str], found: dict[str, Any]) -> None:
+    version, kind = found.get(keys.VERSION), found.get(keys.KIND)
+    if version is None or kind is None:
+        raise IncompatibleError(
+            f"{path}: holds no Q-head (metadata {keys.KIND}); expected a file written by `sia-local learn`"
+        )
+    if version not in keys.KINDS_BY_VERSION:
+        raise IncompatibleError(
+            f"{path}: contract version {version}, this program reads versions "
+            f"{', '.join(map(str, keys.KINDS_BY_VERSION))}; update sia_local or make it again"
+        )
+    if kind != keys.QHEAD_KIND or kind not in keys.KINDS_BY_VERSION[version]:
+        raise IncompatibleError(
+            f"{path}: kind {kind!r} of contract version {version}; expected {keys.QHEAD_KIND!r} of version "
+            f"{keys.QHEAD_VERSION} or {keys.JOINT_VERSION}"
+        )
+
+
+def _qhead_of(found: dict[str, Any]) -> QHead:
+    n_embd, form = found.get(keys.QHEAD_N_EMBD, 0), found.get(keys.QHEAD_FORM, Bilinear.form)
+    if form not in FORMS:
+        raise IncompatibleError(
+            f"a Q-head of the form {form!r}; expected one of {', '.join(FORMS)}; update sia_local or make it again"
+        )
+    hidden_bias = found.get(keys.QHEAD_HIDDEN_BIAS)
+    n_hidden = 0 if hidden_bias is None else len(hidden_bias)
+    joint = form == Joint.form
+    rank = n_hidden if joint else found.get(keys.QHEAD_RANK, 0)
+    if rank < 1 or n_embd < 1:
+        what = "hidden layer" if joint else "rank"
+        raise IncompatibleError(f"{what} {rank} and width {n_embd} of the Q-head; expected 1 or more, make it again")
+
+    def array(key: str, *shape: int) -> Float32:
+        data = found.get(key)
+        if data is None or len(data) != math.prod(shape):
+            raise IncompatibleError(
+                f"{key} has {0 if data is None else len(data)} entries, expected {' * '.join(map(str, shape))} = "
+                f"{math.prod(shape)}; download or make it again"
+            )
+        if data.dtype not in (np.dtype(np.uint16), np.dtype(np.float32)):
+            raise IncompatibleError(
+                f"{key} is an array of {data.dtype}; expected float32, or uint16 for the bits of halves, make it again"
+            )
+        halves = data.dtype == np.uint16
+        return (data.view(np.float16).astype(np.float32) if halves else data).reshape(shape)
+
+    layered = keys.QHEAD_HIDDEN_WEIGHT in found or hidden_bias is not None
+    spread = found.get(keys.VALUE_SPREAD)
+    shared: dict[str, Any] = {
+        "token_weight": array(keys.QHEAD_TOKEN_WEIGHT, rank, n_embd),
+        "token_bias": array(keys.QHEAD_TOKEN_BIAS, n_embd),
+        "hidden_weight": array(keys.QHEAD_HIDDEN_WEIGHT, n_hidden, n_embd) if layered else None,
+        "hidden_bias": array(keys.QHEAD_HIDDEN_BIAS, n_hidden) if layered else None,
+        "activation": found.get(keys.QHEAD_ACTIVATION, "silu"),
+        "scale": float(found.get(keys.QHEAD_SCALE, 1.0)),
+        "spread": float(spread) if spread else None,
+        "level_weight": array(keys.QHEAD_LEVEL_WEIGHT, n_embd) if keys.QHEAD_LEVEL_WEIGHT in found else None,
+        "level_bias": float(found.get(keys.QHEAD_LEVEL_BIAS, 0.0)),
+    }
+    if joint:
+        return Joint(weight=array(keys.QHEAD_WEIGHT, rank), **shared)
+    weight = array(keys.QHEAD_WEIGHT, rank, n_hidden if layered else n_embd)
+    return Bilinear(weight=weight, bias=array(keys.QHEAD_BIAS, rank), **shared)
+
+
+def _meta_of(name: str, found: dict[str, Any]) -> QHeadMeta:
+    distillation = None
+    if keys.QHEAD_TEACHER in found:
+        distillation = Distillation(
+            teacher=found[keys.QHEAD_TEACHER],
+            junctions=int(found.get(keys.QHEAD_JUNCTIONS, 0)),
+            k=int(found.get(keys.QHEAD_K, 0)),
+            r2=float(found.get(keys.QHEAD_R2, math.nan)),
+            agreement=float(found.get(keys.QHEAD_AGREEMENT, math.nan)),
+            gain_share=float(found.get(keys.QHEAD_GAIN_SHARE, math.nan)),
+        )
+    return QHeadMeta(
+        name=name,
+        base_name=found.get(keys.BASE_NAME, ""),
+        vocab_sha256=found.get(keys.VOCAB_SHA256),
+        reward_name=found.get(keys.REWARD_NAME, ""),
+        reward_mean=float(found.get(keys.REWARD_MEAN, 0.0)),
+        reward_std=float(found.get(keys.REWARD_STD, 1.0)),
+        distillation=distillation,
+    )
+
+
+def write_qhead(path: str | os.PathLike[str], qhead: QHead, meta: QHeadMeta, dtype: str = "f16") -> None:
+    """Writes a value-qhead GGUF, whole or not at all. dtype: of the weights; `f16` halves the file.
+
+    The level, the spread and the scale stay float32. Raises ConfigError for an unknown dtype and NumericError for
+    weights beyond the range of halves.
+    """
+    if dtype not in DTYPES:
+        raise ConfigError(f"dtype {dtype!r} of a Q-head; expected one of {', '.join(DTYPES)}")
+    joint = isinstance(qhead, Joint)
+    weights: dict[str, Float32 | None] = {
+        keys.QHEAD_WEIGHT: qhead.weight,
+        keys.QHEAD_BIAS: getattr(qhead, "bias", None),
+        keys.QHEAD_HIDDEN_WEIGHT: qhead.hidden_weight,
+        keys.QHEAD_HIDDEN_BIAS: qhead.hidden_bias,
+        keys.QHEAD_TOKEN_WEIGHT: qhead.token_weight,
+        keys.QHEAD_TOKEN_BIAS: qhead.token_bias,
+    }
+    fields = {
+        "general.type": gguf.text("adapter"),
+        "general.name": gguf.text(meta.name),
+        keys.VERSION: gguf.u32(keys.JOINT_VERSION if joint else keys.QHEAD_VERSION),
+        keys.KIND: gguf.text(keys.QHEAD_KIND),
+        keys.QHEAD_N_EMBD: gguf.u32(qhead.n_embd),
+        keys.QHEAD_SCALE: gguf.f32(qhead.scale),
+    }
+    if joint:
+        fields[keys.QHEAD_FORM] = gguf.text(Joint.form)
+    else:  # a reader of version 2 knows no form and wants a rank
+        fields[keys.QHEAD_RANK] = gguf.u32(len(qhead.token_weight))
+    for key, array in weights.items():
+        if array is None:
+            continue
+        if dtype == "f16" and np.abs(array).max() > np.finfo(np.float16).max:
+            raise NumericError(
+                f"{key} reaches {np.abs(array).max():g}, more than a half can hold (65504); write it as f32"
+            )
+        fields[key] = gguf.f16_array(array) if dtype == "f16" else gguf.f32_array(array)
+    if qhead.hidden_weight is not None:
+        fields[keys.QHEAD_ACTIVATION] = gguf.text(qhead.activation)
+    if qhead.spread is not None:
+        fields[keys.VALUE_SPREAD] = gguf.f32(qhead.spread)
+    if qhead.level_weight is not None:
+        fields[keys.QHEAD_LEVEL_WEIGHT] = gguf.f32_array(qhead.level_weight)
+        fields[keys.QHEAD_LEVEL_BIAS] = gguf.f32(qhead.level_bias)
+    if meta.vocab_sha256 is not None:
+        fields[keys.VOCAB_SHA256] = gguf.text(meta.vocab_sha256)
+    for key, value in meta.about.items():
+        if isinstance(value, str):
+            fields[key] = gguf.text(value)
+        elif isinstance(value, float):
+            fields[key] = gguf.f32(value)
+        else:
+            fields[key] = gguf.u64(value) if key == keys.QHEAD_JUNCTIONS else gguf.u32(value)
+    gguf.write_metadata(path, "sia-qhead", fields)
