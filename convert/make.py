@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from sia_local.errors import SiaError
+from sia_local.progress import duration
 from sia_local.ray_workers import RayConfig, executor_for
 from sia_local.shipped import PROFILE_SUFFIX
 
 from .formats.export import BaseConfig, ExportConfig
 from .paths import Artefact, Round
 from .plan import Plan, RolloutSection, SteeredSection, read_plan
-from .progress import duration
 from .settings import settings_of
 from .steps import State, Step, preview, run_steps
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from sia_local.errors import DataError
 from sia_local.files import atomic_write, parse_json
+from sia_local.progress import duration
 
-from .progress import duration
 from .provenance import provenance
 
 # What decides how a Hugging Face folder behaves; anything else in it may change freely.

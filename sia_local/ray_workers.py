@@ -111,7 +111,7 @@ class _Pool:
     def __init__(self, make: Callable[[], Worker[Any, Any]], config: RayConfig, size: int):
         import ray
 
-        self._ray, self._size = ray, size
+        self._ray, self.size = ray, size
         # Workers find this program, and numpy's threads stay within what the actor was given.
         here = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))} if config.ray == "local" else {}
         variables = {"OMP_NUM_THREADS": str(config.ray_cpus), **here}
@@ -156,7 +156,7 @@ class _Pool:
                 self._idle.append(actor)
 
         try:
-            for _ in range(self._size):
+            for _ in range(self.size):
                 begin(self._idle.pop() if self._idle else self._start())
             while members:
                 (stream, *_), _ = ray.wait(list(members), num_returns=1)
@@ -179,7 +179,7 @@ class _Pool:
                     raise cause if isinstance(cause, SiaError) else error from None
                 except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError) as error:
                     deaths += 1
-                    if deaths > DEATHS * self._size:
+                    if deaths > DEATHS * self.size:
                         raise SiaError(f"Ray's workers die before they answer: {str(error).splitlines()[0]}") from None
                     back.extend(sorted(member.open))
                     del members[stream]

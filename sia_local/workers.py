@@ -28,7 +28,9 @@ class Worker(Protocol[I_contra, R_co]):
 
 
 class Pool(Protocol[I_contra, R_co]):
-    """Workers that are ready. Use as a context manager."""
+    """Workers that are ready, `size` of them. Use as a context manager."""
+
+    size: int
 
     def map(self, items: Iterable[I_contra], tick: Callable[[], None] = silent) -> Iterator[tuple[int, R_co]]:
         """Position and result of every item, each once, as they finish. An error of a worker is raised."""
@@ -52,6 +54,8 @@ class Here:
 
 
 class _Here:
+    size = 1
+
     def __init__(self, worker: Worker[Any, Any]):
         self.map = worker.run
         self._worker = worker

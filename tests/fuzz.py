@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import select
 import signal
 import struct
 import sys
@@ -543,19 +544,12 @@ def attempt(target: Target, path: Path, seconds: float = SECONDS) -> Outcome:
         os.close(read)
         _child(target, path, write)
     os.close(write)
-    end, status, hung = time.monotonic() + seconds, None, False
-    pause = 0.0005
-    while status is None:
-        found, code = os.waitpid(child, os.WNOHANG)
-        if found:
-            status = code
-        elif time.monotonic() > end:
-            hung = True
-            os.kill(child, signal.SIGKILL)
-            status = os.waitpid(child, 0)[1]
-        else:
-            time.sleep(pause)
-            pause = min(0.02, pause * 1.5)
+    handle = os.pidfd_open(child)
+    hung = not select.select([handle], [], [], seconds)[0]
+    os.close(handle)
+    if hung:
+        os.kill(child, signal.SIGKILL)
+    status = os.waitpid(child, 0)[1]
     with os.fdopen(read, "rb") as pipe:
         said = pipe.read(100_000).decode("utf-8", "replace")
     if hung:

@@ -13,6 +13,7 @@ GROUND = {
     "endpoint",
     "errors",
     "files",
+    "progress",
     "prompts",
     "reasoning",
     "ray_workers",

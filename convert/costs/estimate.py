@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from sia_local.config import setting
 from sia_local.errors import ConfigError
+from sia_local.progress import duration
 
-from ..progress import duration
 from ..settings import check_choice
 from ..train.config import PLACEMENTS
 from .hardware import HARDWARE, Hardware, hardware_of

@@ -124,7 +124,8 @@ class Brancher:
     def run(
         self, items: Iterable[Wanted], tick: Callable[[], None] = silent
     ) -> Iterator[tuple[int, Trajectory | ContextFullError]]:
-        # As many texts at a time as there are slots: their branches then fill the slots many times over.
+        # As many texts at a time as there are slots: their branches then fill the slots many times over. Nothing is
+        # told of their tokens: how many a text takes is known when all of them are done.
         numbered = enumerate(items)
         while some := list(islice(numbered, self.config.slots)):
             texts: list[_Text] = []
@@ -133,10 +134,10 @@ class Brancher:
                     texts.append(_Text(number, one, self.sia.prompt(one.prompt, self.config.raw)))
                 except ContextFullError as error:
                     yield number, error
-            self._write(texts, tick)
-            yield from self._tried(texts, tick)
+            self._write(texts)
+            yield from self._tried(texts)
 
-    def _write(self, texts: Sequence[_Text], tick: Callable[[], None]) -> None:
+    def _write(self, texts: Sequence[_Text]) -> None:
         """The texts themselves, with junctions drawn."""
         sia, c = self.sia, self.config
         jobs = (
@@ -144,7 +145,6 @@ class Brancher:
             for i, t in enumerate(texts)
         )
         for step in sia.run(jobs):
-            tick()
             texts[step.job].steps.append(step)
         for text in texts:
             # Behind the last token that a text may have nothing is left to try.
@@ -156,7 +156,7 @@ class Brancher:
             np.random.default_rng(text_seed(c.seed, f"junctions of {text.one.id}", 0)).shuffle(unsure)
             text.junctions = sorted(unsure[: c.junctions])
 
-    def _tried(self, texts: Sequence[_Text], tick: Callable[[], None]) -> Iterator[tuple[int, Trajectory]]:
+    def _tried(self, texts: Sequence[_Text]) -> Iterator[tuple[int, Trajectory]]:
         """The texts with their rewards and those of their branches."""
         sia, c = self.sia, self.config
         # What every continuation is of: text, position, candidate.
@@ -180,7 +180,6 @@ class Brancher:
                 yield sia.job(read, self.policy, id=number, max_tokens=c.max_tokens - at - 1, seed=seed)
 
         for step in sia.run(jobs()):
-            tick()
             written[step.job].append(step.token)
         reads = [texts[t].read for t in [*range(len(texts)), *(t for t, _, _ in keys)]]
         bodies = list(map(self._body, reads, [*(text.tokens for text in texts), *written]))

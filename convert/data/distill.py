@@ -9,9 +9,9 @@ from typing import Any
 
 from sia_local.config import Setup
 from sia_local.learning.collect import CollectConfig
+from sia_local.progress import Line
 from sia_local.workers import Executor
 
-from ..progress import Progress
 from ..settings import Machine
 from .rollouts import load_prompts
 
@@ -34,7 +34,7 @@ def distill_file(
 
     setup = Setup(n_ctx=N_CTX, slots=slots, n_threads=machine.threads, n_gpu_layers=machine.gpu_layers)
     collecting: CollectConfig = config.collecting
-    progress = Progress("texts", collecting.texts)
+    line = Line()
     made = distill(
         base,
         teacher,
@@ -44,7 +44,7 @@ def distill_file(
         collecting,
         config.fit,
         setup,
-        lambda p: progress.update(p.texts - progress.done),
+        lambda p: line.show(str(p), p.texts == p.of),
         lambda e: echo(f"pass {e.epoch}: loss {e.loss:.4f}, held out {e.held_out:.4f}"),
         executor,
     )

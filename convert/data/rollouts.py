@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from sia_local.config import BETA_UNITS, GATES, ChatSettings, SamplingConfig, SiaConfig, setting
 from sia_local.errors import ConfigError, ContextFullError, DataError
+from sia_local.progress import Progress
 from sia_local.tables import exists
 from sia_local.workers import Executor, Here, Worker, silent
 
-from ..progress import Progress
 from ..provenance import file_mark
 from ..settings import Machine, settings_of
 from .outputs import Appender
@@ -129,32 +129,29 @@ def collect(
     make: Callable[[], Worker[Wanted, Trajectory | ContextFullError]],
     shard: Shard | None = None,
     executor: Executor | None = None,
+    together: int | None = None,
 ) -> int:
-    """Appends what workers write; see sample(). decisive: settings that an output that is there must share."""
+    """Appends what workers write; see sample(). decisive: settings that an output that is there must share. together:
+    texts that a worker has in hand at once, where they are not its slots."""
     if not prompts:
         raise DataError("the prompt file is empty: expected one prompt a line, or JSONL with a field `prompt`")
     too_long: list[ContextFullError] = []
-    new, told = 0, False
-
-    def tick() -> None:
-        nonlocal told
-        told = True
-        progress.work()
-
+    new = 0
     with Appender(out, decisive) as append:
         wanted = list(_missing(prompts, append, config.samples, shard or Shard()))
         if not wanted:
             return 0
-        progress = Progress("rollouts", len(wanted) + len(append.done), len(append.done))
         with (executor or Here()).open(make) as pool:
-            for _, text in pool.map(wanted, tick):
+            in_hand = pool.size * (together or config.slots)
+            progress = Progress("rollouts", len(wanted) + len(append.done), len(append.done), in_hand)
+            for _, text in pool.map(wanted, progress.part):
                 if isinstance(text, ContextFullError):
                     too_long.append(text)
                     progress.skip()
                     continue
                 append(text.to_json())
                 new += 1
-                progress.update(work=len(text.tokens) + (text.stop is not None) if told else None)
+                progress.update(parts=len(text.tokens) + (text.stop is not None))
         if len(too_long) == len(wanted) and not append.done:
             raise too_long[0]
     if too_long:

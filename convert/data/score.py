@@ -11,10 +11,10 @@ from itertools import islice
 
 from sia_local.config import setting
 from sia_local.errors import ConfigError, DataError
+from sia_local.progress import Progress
 from sia_local.rewards.load import Reward, load_reward
 from sia_local.workers import Executor, Here, silent
 
-from ..progress import Progress
 from .outputs import Appender
 from .trajectories import Shard, Trajectory, check_rewards, read_trajectories
 

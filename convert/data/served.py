@@ -100,7 +100,7 @@ def sample_served(
         )
         writer = Served(model, config, list(zip(ends, dialects, strict=True)), servers)
         decisive = {**settings(config, base), "served": dialects[0].model, "api": servers.api}
-        new = collect(prompts, out, decisive, config, lambda: writer, shard)
+        new = collect(prompts, out, decisive, config, lambda: writer, shard, together=len(ends) * servers.concurrency)
     writer.tell(echo)
     if writer.heard:
         echo(gap(writer.heard, base, config, machine or Machine()).line())

@@ -11,11 +11,11 @@ import numpy as np
 
 from sia_local.config import setting
 from sia_local.errors import ConfigError, DataError
+from sia_local.progress import Progress
 
 from ..data.examples import Reader
 from ..data.trajectories import Trajectory
 from ..formats.arch import is_native
-from ..progress import Progress
 from ..settings import Machine
 
 if TYPE_CHECKING:

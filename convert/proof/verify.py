@@ -15,8 +15,8 @@ import numpy as np
 from sia_local.errors import NumericError
 from sia_local.files import atomic_write
 from sia_local.llama import keys
+from sia_local.progress import Progress
 
-from ..progress import Progress
 from ..provenance import provenance
 from ..settings import Machine
 from ..train.metrics import spearman

@@ -15,12 +15,12 @@ import numpy as np
 
 from sia_local.errors import DataError, NumericError
 from sia_local.files import atomic_write
+from sia_local.progress import Progress
 
 from ..data.examples import Reader
 from ..data.trajectories import Trajectory, in_order
 from ..formats.checkpoint import ValueCheckpoint
 from ..formats.hf import load_tokenizer
-from ..progress import Progress
 from ..provenance import file_mark
 from ..settings import Machine
 from .junctions import Case, JunctionConfig, find_cases, torch_values

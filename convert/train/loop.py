@@ -15,12 +15,12 @@ from torch import Tensor
 
 from sia_local.errors import ConfigError, DataError, NumericError
 from sia_local.files import atomic_write, sweep
+from sia_local.progress import Progress, duration
 
 from ..data.examples import Example, Reader, Split, batches, load_split
 from ..formats.checkpoint import ValueCheckpoint, ValueMeta
 from ..formats.hf import load_tokenizer
 from ..formats.tensors import load_torch_file
-from ..progress import Progress, duration
 from ..provenance import provenance
 from .branches import Tried, branch_loss, draw
 from .config import MOVING, Place, TrainConfig

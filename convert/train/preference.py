@@ -15,10 +15,10 @@ import numpy as np
 import torch
 
 from sia_local.errors import ConfigError, DataError
+from sia_local.progress import Progress
 
 from ..data.hf_reward import render
 from ..data.preferences import Pair
-from ..progress import Progress
 
 
 def train_reward_model(

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sia_local.progress import Progress
+
 from ..data.examples import Example, batches
-from ..progress import Progress
 from .model import ValueModel, pad
 
 # Numbers that the kept states of a frozen backbone may hold: 2 GB.

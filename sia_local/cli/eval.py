@@ -96,7 +96,7 @@ def eval(**options: Any) -> None:
     try:
         fix_files(options, arms, store)
         executor = executor_for(ray) if ray.ray is not None else None
-        outcome = evaluate(plan, load, store, reward, judge, line.show, executor)
+        outcome = evaluate(plan, load, store, reward, judge, line.tell, executor)
     finally:
         line.end()
         store.close()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +11,7 @@ from ..config import Setup
 from ..errors import ConfigError
 from ..learning.collect import CollectConfig
 from ..learning.fit import FitConfig
+from ..progress import Line
 from .from_dataclass import build, options_for
 from .many import shipped_prompts
 from .options import model_options
@@ -96,21 +95,13 @@ def _prompts(options: dict[str, Any]) -> Path:
 
 
 class _Say:
-    """A line on standard error now and then."""
-
-    EVERY = 10.0
+    """How far it is, on standard error."""
 
     def __init__(self) -> None:
-        self.last = -self.EVERY
-
-    def now(self, sentence: str, always: bool = False) -> None:
-        if always or time.monotonic() - self.last >= self.EVERY:
-            self.last = time.monotonic()
-            click.echo(sentence, err=True)
-            sys.stderr.flush()
+        self._line = Line(every=10.0)
 
     def texts(self, p: Progress) -> None:
-        self.now(f"{p.texts} of {p.of} texts, {p.junctions} junctions", p.texts == p.of)
+        self._line.show(str(p), p.texts == p.of)
 
     def epoch(self, e: Epoch) -> None:
-        self.now(f"pass {e.epoch}: loss {e.loss:.4f}, held out {e.held_out:.4f}", True)
+        self._line.show(f"pass {e.epoch}: loss {e.loss:.4f}, held out {e.held_out:.4f}", True)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +12,7 @@ from click.core import ParameterSource
 
 from ..config import Setup
 from ..errors import ConfigError
+from ..progress import Line, left
 from ..shipped import find_file
 from .resolve import model_paths, trained_context
 
@@ -70,33 +69,9 @@ def command_line(ctx: click.Context) -> str:
     return shlex.join(words)
 
 
-class ProgressLine:
-    """Where a run stands: one line rewritten on a terminal, elsewhere a line now and then."""
+class ProgressLine(Line):
+    """Where an evaluation stands."""
 
-    EVERY = 20.0
-
-    def __init__(self) -> None:
-        self.tty = sys.stderr.isatty()
-        self.last = -self.EVERY
-        self.open = False
-
-    def show(self, progress: Progress) -> None:
-        now = time.monotonic()
-        if now - self.last < (0.2 if self.tty else self.EVERY) and progress.done < progress.texts:
-            return
-        self.last = now
-        left = "" if progress.seconds_left is None else f" · {_duration(progress.seconds_left)} left"
-        text = f"[{progress.arm_index}/{progress.arms}] {progress.arm} · {progress.done}/{progress.texts} texts"
-        text += f" · {progress.tokens_per_second:.0f} tokens/s{left}"
-        click.echo(f"\r\x1b[K{text}" if self.tty else text, err=True, nl=not self.tty)
-        self.open = self.tty
-
-    def end(self) -> None:
-        if self.open:
-            click.echo(err=True)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    def tell(self, p: Progress) -> None:
+        text = f"[{p.arm_index}/{p.arms}] {p.arm} · {p.done}/{p.texts} texts"
+        self.show(f"{text} · {p.tokens_per_second:.0f} tokens/s · {left(p.seconds_left)}", p.done == p.texts)

@@ -11,6 +11,7 @@ import click
 
 from ..config import Setup, SiaConfig, setting
 from ..errors import ConfigError
+from ..progress import Progress
 from .from_dataclass import build, options_for
 from .many import shipped_prompts
 from .options import model_options, profile_option
@@ -43,7 +44,6 @@ def quiz(questions: Path | None, out: Path | None, **options: Any) -> None:
     """
     from ..evaluation.quiz import Arm, read_questions, run_quiz
     from ..files import atomic_write
-    from .terminal import notice
 
     asked = build(QuizConfig, options)
     items = read_questions(questions or shipped_prompts(QUESTIONS))[: asked.limit]
@@ -55,12 +55,7 @@ def quiz(questions: Path | None, out: Path | None, **options: Any) -> None:
         arms.append(Arm("settings of the value file", config_from(options, fields)))
     arms += [Arm(f"every token, beta {beta:g}", replace(dense, beta=beta)) for beta in asked.betas]
     with load_from(options, dense, loading_from(options, SETUP)) as sia:
-
-        def report(done: int) -> None:
-            if done % 50 == 0:
-                notice(f"{done} of {len(items)} questions")
-
-        result = run_quiz(sia, items, arms, report)
+        result = run_quiz(sia, items, arms, Progress("questions", len(items)).update)
     click.echo(_table(result))
     if out is not None:
         with atomic_write(out) as handle:

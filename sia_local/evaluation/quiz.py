@@ -79,7 +79,7 @@ def answer(sia: SIA, question: Question, configs: Sequence[SiaConfig]) -> Float6
 
 
 def run_quiz(
-    sia: SIA, questions: Sequence[Question], arms: Sequence[Arm], report: Callable[[int], None] = lambda done: None
+    sia: SIA, questions: Sequence[Question], arms: Sequence[Arm], report: Callable[[], None] = lambda: None
 ) -> dict[str, Any]:
     """Accuracy of every arm with its interval, against the first arm prompt by prompt, and by topic. As JSON data.
 
@@ -89,7 +89,7 @@ def run_quiz(
     for i, question in enumerate(questions):
         for j, logps in enumerate(answer(sia, question, [arm.config for arm in arms])):
             scores[i, j] = logps
-        report(i + 1)
+        report()
     right = np.array([[float(np.argmax(logps) == 0) for logps in one] for one in scores])
     shares = np.array([[float(1 / np.exp(logps - logps[0]).sum()) for logps in one] for one in scores])
     topics = list(dict.fromkeys(q.topic for q in questions))

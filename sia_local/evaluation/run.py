@@ -13,6 +13,7 @@ import numpy as np
 
 from ..config import SiaConfig
 from ..errors import ConfigError, SiaError
+from ..progress import Pace
 from ..prompts import PromptItem
 from ..records import Prompt
 from ..rewards.load import Reward
@@ -35,7 +36,7 @@ _OF_ARM = ("gate", "threshold", "rate", "beta")
 
 @dataclass
 class Progress:
-    """Where a run stands; `seconds_left` is None before the first text has finished."""
+    """Where a run stands; `seconds_left` is None while the pace is not known."""
 
     arm: str
     arm_index: int
@@ -81,6 +82,7 @@ def evaluate(
                     continue
                 read = _valued if arm.by_value else _told_apart if arm.instruction else None
                 run = _run if read is None else partial(_run_and_read, read=read)
+                clock.pace.pause()
                 if executor is None and (opened is None or opened[0] != arm.source):
                     # One at a time: two value sources beside a large base may not fit.
                     if opened is not None:
@@ -89,14 +91,15 @@ def evaluate(
                     opened = arm.source, load(arm.source)
                 at = Progress(arm.label, index + 1, len(plan.arms), 0, len(todo), 0.0, None)
                 if opened is not None:
-                    finished = run(opened[1], plan, arm, todo, config)
+                    finished = run(opened[1], plan, arm, todo, config, clock.pace.part)
                 else:
-                    finished = _elsewhere(executor or Here(), partial(ArmWorker, load, run, plan, arm, config), todo)
+                    make = partial(ArmWorker, load, run, plan, arm, config)
+                    finished = _elsewhere(executor or Here(), make, todo, clock.pace)
                 _collect(finished, store, reward, judge, lambda s, at=at: report(clock.tick(at, s)))  # type: ignore[misc]
             except Exception as error:  # whatever broke this arm, the others are still worth having
                 sentence = str(error) if isinstance(error, SiaError) else f"{type(error).__name__}: {error}"
                 outcome.failed[arm.key] = sentence
-                clock.drop(len(_missing(plan, arm, store)))
+                clock.pace.drop(len(_missing(plan, arm, store)))
     except KeyboardInterrupt:
         outcome.interrupted = True
     finally:
@@ -111,7 +114,7 @@ class ArmWorker:
     def __init__(self, load: Callable[[str], Runner], run: Callable[..., Iterator[Sample]], plan: Plan, arm: Arm,
                  config: SiaConfig):  # fmt: skip
         self.sia = load(arm.source)
-        self._run = partial(run, self.sia, plan, arm, config=config)
+        self._run = partial(run, self.sia, plan, arm, config=config, tick=silent)
 
     def close(self) -> None:
         self.sia.close()
@@ -126,9 +129,10 @@ class ArmWorker:
 
 
 def _elsewhere(
-    executor: Executor, make: Callable[[], ArmWorker], todo: Sequence[tuple[PromptItem, int]]
+    executor: Executor, make: Callable[[], ArmWorker], todo: Sequence[tuple[PromptItem, int]], pace: Pace
 ) -> Iterator[Sample]:
     with executor.open(make) as pool:
+        pace.together = pool.size
         for _, text in pool.map(todo):
             yield text
 
@@ -167,7 +171,12 @@ def _fixed_config(arm: Arm, plan: Plan, store: SampleFile, outcome: Outcome) -> 
 
 
 def _run(
-    sia: Runner, plan: Plan, arm: Arm, todo: Sequence[tuple[PromptItem, int]], config: SiaConfig
+    sia: Runner,
+    plan: Plan,
+    arm: Arm,
+    todo: Sequence[tuple[PromptItem, int]],
+    config: SiaConfig,
+    tick: Callable[[], None],
 ) -> Iterator[Sample]:
     """Yields each text as it finishes; its seconds count from the one before, so only their sum means something."""
     open_texts: dict[int, Sample] = {}
@@ -180,6 +189,7 @@ def _run(
     keep_entropies = arm.family == "off"
     since = time.perf_counter()
     for step in sia.run(jobs()):
+        tick()
         text = open_texts[step.job]
         text.add(step)
         if keep_entropies and config.acts_on(step.part):
@@ -198,11 +208,12 @@ def _run_and_read(
     arm: Arm,
     todo: Sequence[tuple[PromptItem, int]],
     config: SiaConfig,
+    tick: Callable[[], None],
     read: Callable[[Runner, Plan, Sample], None],
 ) -> Iterator[Sample]:
     """As `_run`, each text read once more."""
     for at in range(0, len(todo), READ_BATCH):
-        for text in list(_run(sia, plan, arm, todo[at : at + READ_BATCH], config)):
+        for text in list(_run(sia, plan, arm, todo[at : at + READ_BATCH], config, tick)):
             started = time.perf_counter()
             read(sia, plan, text)
             text.seconds += time.perf_counter() - started
@@ -262,23 +273,16 @@ def _score_and_store(samples: list[Sample], store: SampleFile, reward: Reward, j
 
 
 class _Clock:
-    """Time left from the time that the texts of this run took."""
+    """Time left from the pace of this run, loading aside."""
 
     def __init__(self, texts: int):
-        self.left = texts
-        self.done = 0
+        self.pace = Pace(texts)
         self.tokens = 0
-        self.started = time.perf_counter()
 
     def tick(self, progress: Progress, sample: Sample) -> Progress:
-        self.done += 1
-        self.left -= 1
+        self.pace.item(parts=sample.steps)
         self.tokens += sample.steps
         progress.done += 1
-        spent = time.perf_counter() - self.started
-        progress.tokens_per_second = self.tokens / spent if spent > 0 else 0.0
-        progress.seconds_left = spent / self.done * self.left
+        progress.tokens_per_second = self.pace.rate * self.tokens / max(1.0, self.pace.counted)
+        progress.seconds_left = self.pace.left()
         return progress
-
-    def drop(self, texts: int) -> None:
-        self.left -= texts

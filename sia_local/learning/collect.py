@@ -16,6 +16,7 @@ from ..config import Setup, SiaConfig
 from ..errors import ConfigError, DataError
 from ..generation.decode import Job
 from ..generation.sia import SIA
+from ..progress import Pace, left
 from ..records import Prompt, Step
 from ..seeds import text_seed
 from ..values.sources import Specs
@@ -48,9 +49,15 @@ class CollectConfig:
 
 @dataclass(frozen=True)
 class Progress:
+    """left: seconds, None while nothing can be said."""
+
     texts: int
     of: int
     junctions: int
+    left: float | None
+
+    def __str__(self) -> str:
+        return f"{self.texts} of {self.of} texts, {self.junctions} junctions, {left(self.left)}"
 
 
 @dataclass(frozen=True)
@@ -62,7 +69,13 @@ class Wanted:
     prompt: str
 
 
-Collected = tuple[Junctions | None, Transitions]
+@dataclass(frozen=True)
+class Collected:
+    """What a text of `steps` tokens gave."""
+
+    junctions: Junctions | None
+    taken: Transitions
+    steps: int
 
 
 def collect(
@@ -98,22 +111,24 @@ def gather(
     fixed = {name: value for name, value in vars(config).items() if name != "texts"}
     with JunctionWriter(folder, {**settings, **fixed, "prompts": digest}) as out:
         waiting = [text for text in range(config.texts) if text not in out.finished]
-        done, found, next_text = config.texts - len(waiting), 0, 0
+        found, next_text = 0, 0
+        pace = Pace(config.texts, config.texts - len(waiting), pool.size)
         ready: dict[int, Collected] = {}
         try:
             wanted = [Wanted(text, text % len(prompts), prompts[text % len(prompts)]) for text in waiting]
-            for place, (junctions, taken) in pool.map(wanted):
+            for place, made in pool.map(wanted, pace.part):
                 # In the order of the texts, not as they were finished: what is learned depends on it.
-                ready[place] = junctions, taken
+                ready[place] = made
                 while next_text in ready:
-                    out.add(waiting[next_text], *ready.pop(next_text))
+                    text = ready.pop(next_text)
+                    out.add(waiting[next_text], text.junctions, text.taken)
                     next_text += 1
-                found += 0 if junctions is None else len(junctions)
-                done += 1
-                progress(Progress(done, config.texts, found))
+                found += 0 if made.junctions is None else len(made.junctions)
+                pace.item(parts=made.steps)
+                progress(Progress(pace.done, config.texts, found, pace.left()))
         finally:
             for place in sorted(ready):
-                out.add(waiting[place], *ready[place])
+                out.add(waiting[place], ready[place].junctions, ready[place].taken)
 
 
 class Collector:
@@ -152,7 +167,8 @@ class Collector:
                 (one, prompt), steps = read.pop(step.job), kept.pop(step.job)
                 hidden = hidden_states(sia, prompt, [s.token for s in steps[:-1]])
                 junctions = _junctions(hidden, steps, one.number, config.k)
-                yield step.job, (junctions, _transitions(sia, hidden, prompt, steps, one.number))
+                taken = _transitions(sia, hidden, prompt, steps, one.number)
+                yield step.job, Collected(junctions, taken, len(steps))
 
 
 def hidden_states(sia: SIA, prompt: Prompt, tokens: Sequence[int]) -> Float32:

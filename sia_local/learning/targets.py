@@ -12,6 +12,7 @@ import numpy as np
 
 from ..errors import ContextFullError, DataError
 from ..generation.sia import SIA
+from ..progress import Pace
 from .collect import Progress, hidden_states
 from .junctions import Junctions, concatenate
 
@@ -28,7 +29,8 @@ def read_targets(
     lines = list(_lines(Path(path)))
     k = max((len(b["ids"]) for _, entry in lines for b in entry["branches"]), default=0)
     found: list[Junctions] = []
-    for n, (number, entry) in enumerate(lines):
+    pace = Pace(len(lines))
+    for number, entry in lines:
         if entry["branches"]:
             try:
                 found.append(_junctions(sia, entry, k))
@@ -36,7 +38,8 @@ def read_targets(
                 continue
             except (KeyError, TypeError, ValueError) as error:
                 raise DataError(f"{path}, line {number}: {error!r}; expected a line of `sia-convert branch`") from error
-        progress(Progress(n + 1, len(lines), sum(map(len, found))))
+        pace.item()
+        progress(Progress(pace.done, len(lines), sum(map(len, found)), pace.left()))
     if not found:
         raise DataError(f"{path}: no text in it has branches; make some with `sia-convert branch`")
     return concatenate(found)

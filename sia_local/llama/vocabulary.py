@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
@@ -28,7 +28,6 @@ class Vocabulary:
     path: Path
     tokens: Sequence[bytes]
     control: frozenset[int] = frozenset()
-    _digests: set[str] = field(default_factory=set, compare=False)
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Vocabulary | None:
@@ -56,14 +55,13 @@ class Vocabulary:
 
     def has_fingerprint(self, sha256: str) -> bool:
         """Whether `sha256` (keys.vocab_sha256) is that of these tokens, with any padding behind them."""
-        if not self._digests:
-            start = self.unpadded
-            digest = hashlib.sha256(fingerprinted(self.tokens[:start]))
-            self._digests.add(digest.hexdigest())
-            for i in range(start, max(start + MOST_PADDING, len(self.tokens))):
-                digest.update(fingerprinted([self.tokens[i] if i < len(self.tokens) else b"[PAD%d]" % i]))
-                self._digests.add(digest.hexdigest())
-        return sha256 in self._digests
+        start = self.unpadded
+        digest = hashlib.sha256(fingerprinted(self.tokens[:start]))
+        for i in range(start, max(start + MOST_PADDING, len(self.tokens))):
+            if digest.hexdigest() == sha256:
+                return True
+            digest.update(fingerprinted([self.tokens[i] if i < len(self.tokens) else b"[PAD%d]" % i]))
+        return digest.hexdigest() == sha256
 
     def check_same(self, other: Vocabulary, *, renamed: bool = False, instead: str) -> None:
         """Raises IncompatibleError unless every id that both use means the same token. renamed: control tokens may have
