@@ -162,7 +162,7 @@ def test_what_cannot_be_done_is_refused_by_name(on: Running) -> None:
     assert on.refused(400, messages=CHAT, mirostat=2)["param"] == "mirostat"
     assert on.refused(400, messages=CHAT, sia={"betta": 1})["param"] == "sia.betta"
     assert on.refused(400, messages=CHAT, n="many")["param"] == "n"
-    assert on.refused(400, messages=CHAT, tools=[{"type": "function"}])["param"] == "tools"
+    assert on.refused(400, messages=CHAT, tools=[{"type": "function"}])["param"] == "tools[0].type"
     assert on.refused(400, prompt="x", suffix="y", path="/v1/completions")["param"] == "suffix"
     assert "temperature is -1" in on.refused(400, messages=CHAT, temperature=-1)["message"]
     assert "GBNF" in on.refused(400, messages=CHAT, grammar="root ::= (")["message"]

@@ -175,3 +175,17 @@ def test_tools_reach_the_template_and_what_cannot_be_is_refused_by_its_name(on: 
     assert refused(tool_choice="required") == "tool_choice"
     assert refused(tools=TOOLS, tool_choice="required", grammar=written("a")) == "tool_choice"
     assert refused(tools=TOOLS, tool_choice="sometimes") == "tool_choice"
+
+
+def test_a_template_without_tools_writes_text_and_says_so_and_a_demanded_call_is_described(base_gguf: Path) -> None:
+    with running(base_gguf, None, slots=1, n_ctx=512) as server:
+        read = server.chat(max_tokens=1)["usage"]["prompt_tokens"]
+        offered = server.chat(tools=TOOLS, max_tokens=4)
+        assert (offered["sia"]["left_out"], offered["usage"]["prompt_tokens"]) == (["tools"], read)
+        assert offered["choices"][0]["message"]["content"] and "tool_calls" not in offered["choices"][0]["message"]
+        named = {"type": "function", "function": {"name": "wait"}}
+        called = server.chat(tools=TOOLS, tool_choice=named, max_tokens=160, return_token_ids=True)
+        ((call,),) = (choice["message"]["tool_calls"] for choice in called["choices"])
+        assert call["function"]["name"] == "wait" and json.loads(call["function"]["arguments"])["long"] in (True, False)
+        prompt = server.http.post("/detokenize", json={"tokens": called["choices"][0]["prompt_token_ids"]}).text
+        assert "wait" in prompt and "look" not in prompt and "Tell me of a lost dog." in prompt

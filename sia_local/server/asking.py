@@ -72,7 +72,7 @@ def chat(sia: SIA, defaults: Defaults, body: ChatBody) -> Asked:
     if offered.must and grammar is not None:
         raise RefusedError(400, "tool_choice wants a call, and a grammar a text; give one of them", param="tool_choice")
     config = _config(sia, defaults, body, grammar or offered.grammar)
-    prompt = chat_prompt(sia, body.messages, offered.shown, body.chat_template_kwargs)
+    prompt = chat_prompt(sia, body.messages, offered, body.chat_template_kwargs)
     top = body.top_logprobs if body.logprobs else None
     if body.top_logprobs and not body.logprobs:
         raise RefusedError(400, "top_logprobs was given without logprobs; set it to true", param="top_logprobs")
@@ -81,7 +81,7 @@ def chat(sia: SIA, defaults: Defaults, body: ChatBody) -> Asked:
 
 def prompt_of(sia: SIA, body: ChatBody) -> Prompt:
     """The prompt of a chat() alone."""
-    return chat_prompt(sia, body.messages, offer(sia, body).shown, body.chat_template_kwargs)
+    return chat_prompt(sia, body.messages, offer(sia, body), body.chat_template_kwargs)
 
 
 def completion(sia: SIA, defaults: Defaults, body: CompletionBody) -> Asked:
@@ -93,14 +93,16 @@ def completion(sia: SIA, defaults: Defaults, body: CompletionBody) -> Asked:
     return replace(asked, echo=body.echo, jobs=[] if only_reads else asked.jobs)
 
 
-def chat_prompt(
-    sia: SIA, messages: Sequence[Message], tools: Sequence[dict[str, Any]], extra: dict[str, Any]
-) -> Prompt:
+def chat_prompt(sia: SIA, messages: Sequence[Message], offered: Offer, extra: dict[str, Any]) -> Prompt:
     """A conversation as the template renders it, tools among it."""
-    extra = dict(extra)
-    if tools:
-        extra["tools"] = list(tools)
-    return sia.prompt(list(map(message, messages)), extra=extra)
+    talk = list(map(message, messages))
+    if offered.shown:
+        extra = {**extra, "tools": offered.shown}
+    if offered.told:
+        # In a message of the user's: not every template has a system's.
+        first = next((one for one in talk if one["role"] == "user"), talk[0])
+        first["content"] = offered.told + first["content"]
+    return sia.prompt(talk, extra=extra)
 
 
 def message(message: Message) -> dict[str, Any]:

@@ -191,7 +191,7 @@ class Reply:
 
     def sums(self) -> dict[str, Any]:
         """Junctions, their share of the tokens, KL from the base in nats, over all texts; and how they were made."""
-        tally, config = Tally(), self.asked.config
+        tally, config, left_out = Tally(), self.asked.config, self.asked.offer.left_out
         for choice in self.choices:
             tally.join(choice)
         return {
@@ -206,6 +206,7 @@ class Reply:
             "nll": tally.nll,
             "seed": self.asked.seed,
             "config": {name: value for name, value in config_dict(config).items() if name in _SETTINGS},
+            **({"left_out": list(left_out)} if left_out else {}),
         }
 
     def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,14 +18,17 @@ MOST_TOOLS = 128
 
 @dataclass(frozen=True)
 class Offer:
-    """shown: what the template is told. functions: JSON schemas of the parameters by name; form: how calls of them are
-    written, None where nobody can tell. must: one has to be called."""
+    """shown: what the template is told; told: what the first message is headed with where it cannot be told. functions:
+    JSON schemas of the parameters by name; form: how calls of them are written, None where nobody can tell. must: one
+    has to be called. left_out: fields of the request that change nothing with this model."""
 
     shown: list[dict[str, Any]] = field(default_factory=list)
+    told: str = ""
     functions: dict[str, Any] = field(default_factory=dict)
     form: Form | None = None
     must: bool = False
     several: bool = True
+    left_out: tuple[str, ...] = ()
 
     @property
     def marks(self) -> tuple[str, ...]:
@@ -64,8 +69,6 @@ def offer(sia: SIA, body: ChatBody) -> Offer:
         if choice not in (None, "none", "auto"):
             raise RefusedError(400, "tool_choice wants a call, but there are no tools; give some", param="tool_choice")
         return NO_OFFER
-    if choice != "none" and "tools" not in template:
-        raise RefusedError(400, "tools is not supported: this model's chat template has none", param="tools")
     if len(body.tools) > MOST_TOOLS:
         raise RefusedError(400, f"{len(body.tools)} tools were given; expected at most {MOST_TOOLS}", param="tools")
     functions = {}
@@ -76,6 +79,10 @@ def offer(sia: SIA, body: ChatBody) -> Offer:
         functions[tool.function.name] = tool.function.parameters or {"type": "object", "properties": {}}
     if choice == "none":
         return NO_OFFER
+    must = choice not in (None, "auto")
+    if "tools" not in template and not must:
+        # Many clients offer their tools to every model.
+        return Offer(left_out=("tools",))
     shown = [tool.model_dump(exclude_none=True) for tool in body.tools]
     several = body.parallel_tool_calls is not False
     if isinstance(choice, NamedChoice):
@@ -85,8 +92,18 @@ def offer(sia: SIA, body: ChatBody) -> Offer:
             message = f"tool_choice names {name!r}; expected one of {', '.join(functions)}"
             raise RefusedError(400, message, param="tool_choice")
         functions = {name: functions[name]}
-    must, form = choice not in (None, "auto"), find_form(template)
-    return Offer(shown, functions, form or (HERMES if must else None), must, several)
+    form = find_form(template) or (HERMES if must else None)
+    if "tools" not in template:
+        told = _description([tool["function"] for tool in shown if tool["function"]["name"] in functions])
+        return Offer([], told, functions, form, must, several)
+    return Offer(shown, "", functions, form, must, several)
+
+
+def _description(functions: Sequence[dict[str, Any]]) -> str:
+    """Functions in words, as Hermes' template tells of them."""
+    listed = "\n".join(json.dumps(function, ensure_ascii=False) for function in functions)
+    form = '<tool_call>\n{"name": NAME, "arguments": OBJECT}\n</tool_call>'
+    return f"These functions can be called:\n{listed}\nAnswer with a call of one that fits:\n{form}\n\n"
 
 
 def _within(root: str, schema: dict[str, Any]) -> str:
