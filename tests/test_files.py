@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from architectures import ARCHITECTURES, RECURRENT
 from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sia_local import SIA, Setup, SiaConfig
 from sia_local.cli import main
@@ -18,7 +20,10 @@ from sia_local.errors import IncompatibleError, ModelFileError
 from sia_local.llama.context import Context, ContextOptions
 from sia_local.llama.costs import memory_cost
 from sia_local.llama.embeddings import EmbeddingRows
-from sia_local.llama.gguf import GgufMetadata, dequantize
+from sia_local.llama.ggml import dequantize
+from sia_local.llama.gguf import GgufMetadata
+from sia_local.llama.gguf_write import boolean, i32_array, text, text_array, write_metadata
+from sia_local.llama.keys import vocab_sha256
 from sia_local.llama.library import C
 from sia_local.llama.model import Model
 from sia_local.llama.vocabulary import Vocabulary
@@ -71,6 +76,28 @@ def test_another_part_or_a_missing_one_is_named(make_gguf: Make, tmp_path: Path)
 def test_a_lean_model_in_several_files_has_lost_its_rows(make_gguf: Make) -> None:
     with pytest.raises(IncompatibleError, match="leaves out its embedding rows"):
         SIA.load(make_gguf("base"), make_gguf("lean", split=5), setup=LOAD)
+
+
+ENTRY = st.one_of(
+    st.binary(max_size=12),
+    st.sampled_from([b"", b"\0" * 7, b"\1" + bytes(7) + b"a", b"x" * 255, b"x" * 256, b"y" * 700]),
+)
+
+
+@given(st.lists(ENTRY, max_size=8), st.lists(ENTRY, max_size=8), st.booleans())
+@settings(max_examples=60)
+def test_arrays_of_texts_are_as_they_were_written(
+    tmp_path_factory: pytest.TempPathFactory, before: list[bytes], tokens: list[bytes], clean: bool
+) -> None:
+    if clean:
+        tokens = [b"t%d" % i for i in range(len(tokens))]
+    path = tmp_path_factory.mktemp("texts") / "a.gguf"
+    fields = {"general.tags": text_array(before), "a.numbers": i32_array([1, 2, 3]), "a.flag": boolean(True)}
+    write_metadata(path, "none", {**fields, "tokenizer.ggml.tokens": text_array(tokens), "a.last": text("end")})
+    with GgufMetadata(path) as meta:
+        assert meta.get("general.tags") == before and meta.get("tokenizer.ggml.tokens") == tokens
+        assert meta.texts("a.last") is None and meta.texts("a.numbers") is None and meta.texts("no.such") is None
+        assert meta.vocab_sha256() == (vocab_sha256(tokens) if tokens else None)
 
 
 FORMATS = (

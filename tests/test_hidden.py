@@ -15,7 +15,7 @@ from sia_local.errors import ConfigError, IncompatibleError
 from sia_local.llama.context import Context, options_for
 from sia_local.llama.embeddings import EmbeddingRows
 from sia_local.llama.engine import Engine
-from sia_local.llama.gguf import ggml_base
+from sia_local.llama.ggml import ggml_base
 from sia_local.llama.model import Model
 from sia_local.values.qhead_file import QHeadFile
 from sia_local.values.sources import MixedValues

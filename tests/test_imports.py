@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -73,3 +75,19 @@ def test_the_ground_stands_on_itself() -> None:
     for name in GROUND:
         used = imports(ROOT / "sia_local" / f"{name}.py", "sia_local")
         assert {m.split(".")[1] for m in used if m.startswith("sia_local.")} <= GROUND, name
+
+
+def test_the_bindings_come_without_the_package_and_it_can_follow() -> None:
+    """What llama.cpp logs stays this program's when the rest of llama-cpp-python is imported later."""
+    script = """
+import ctypes, sys
+from sia_local.llama import library
+assert not {"llama_cpp", "llama_cpp.llama", "jinja2"} & set(sys.modules)
+from llama_cpp import Llama, llama_cpp
+assert llama_cpp is library.C and sys.modules["llama_cpp"].llama_decode is library.C.llama_decode
+with library.quietly():
+    library.C.llama_model_load_from_file(b"no such file", library.C.llama_model_default_params())
+print(library.reason())
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "no such file" in done.stdout and done.stderr == ""

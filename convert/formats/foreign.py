@@ -15,7 +15,8 @@ import numpy as np
 
 from sia_local.errors import IncompatibleError
 from sia_local.files import scratch
-from sia_local.llama.gguf import GgufMetadata, dequantize
+from sia_local.llama.ggml import dequantize
+from sia_local.llama.gguf import GgufMetadata
 
 from . import llamacpp
 from .gguf_io import KV, Tensor, f32, read_gguf, stored_tensors, text, u32, write_gguf

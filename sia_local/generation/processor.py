@@ -31,8 +31,9 @@ import numpy.typing as npt
 
 from ..config import DEFAULT_CANDIDATES, SamplingConfig, Setup, SiaConfig
 from ..errors import ConfigError, SiaError
-from ..llama.library import ProcessorList, has_gpu
+from ..llama.library import has_gpu
 from ..llama.model import Model
+from ..llama.processors import ProcessorList
 from ..records import Prompt, Stats, Step
 from ..steering.choice import Choice
 from ..text import Shown, TextStream

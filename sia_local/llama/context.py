@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from ..config import FLASH_ATTENTION, KV_FORMATS, Setup
 from ..errors import ConfigError, IncompatibleError, SiaError
-from .gguf import ggml_base
+from .ggml import ggml_base
 from .library import MAX_SEQUENCES, C, FloatArray, IntArray, default_threads, quietly, reason
 from .model import LoraAdapter, Model
 

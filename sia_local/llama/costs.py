@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from .gguf import GgufMetadata, row_bytes
+from .ggml import row_bytes
+from .gguf import GgufMetadata
 
 _F16, _F32 = 1, 0
 

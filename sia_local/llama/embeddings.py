@@ -7,6 +7,7 @@ travels alone) or from the base's token embeddings (where training left them unt
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,12 @@ import numpy.typing as npt
 
 from ..errors import IncompatibleError, ModelFileError
 from . import keys
-from .gguf import GgufMetadata, dequantize, row_bytes
+from .ggml import dequantize, row_bytes
+from .gguf import GgufMetadata, Table
 from .library import FloatArray
+
+OUTPUT, EMBEDDINGS = "output.weight", "token_embd.weight"
+Tables = Mapping[str, Table]
 
 
 class EmbeddingRows:
@@ -52,33 +57,33 @@ class EmbeddingRows:
         return cls(path, ggml_type, offset, n_rows, n_embd)
 
     @classmethod
-    def from_model(cls, path: str | os.PathLike[str]) -> EmbeddingRows:
-        """The token embeddings of a GGUF model."""
-        rows = cls._from_tensor(path, "token_embd.weight")
-        if rows is None:
+    def from_model(cls, path: str | os.PathLike[str], tables: Tables | None = None) -> EmbeddingRows:
+        """The token embeddings of a GGUF model. tables: tables_of(path), where they are known."""
+        tables = tables if tables is not None else tables_of(path)
+        if EMBEDDINGS not in tables:
             raise IncompatibleError(f"{path}: holds no token embeddings a lean value model could be fed with")
-        return rows
+        return cls(*tables[EMBEDDINGS])
 
     @classmethod
-    def output_of(cls, path: str | os.PathLike[str]) -> EmbeddingRows:
-        """The rows of the output layer of a GGUF model; where it is tied, the token embeddings."""
-        rows = cls._from_tensor(path, "output.weight") or cls._from_tensor(path, "token_embd.weight")
-        if rows is None:
+    def output_of(cls, path: str | os.PathLike[str], tables: Tables | None = None) -> EmbeddingRows:
+        """The rows of the output layer of a GGUF model; where it is tied, the token embeddings. tables: as above."""
+        tables = tables if tables is not None else tables_of(path)
+        table = tables.get(OUTPUT) or tables.get(EMBEDDINGS)
+        if table is None:
             raise IncompatibleError(
-                f"{path}: holds neither output.weight nor token_embd.weight, whose rows a Q-head reads; expected a "
-                "whole base model"
+                f"{path}: holds neither {OUTPUT} nor {EMBEDDINGS}, whose rows a Q-head reads; expected a whole base "
+                "model"
             )
-        return rows
+        return cls(*table)
 
-    @classmethod
-    def _from_tensor(cls, path: str | os.PathLike[str], name: str) -> EmbeddingRows | None:
-        with GgufMetadata(path) as meta:
-            shape = meta.tensors().get(name)
-            if shape is None or len(shape) != 2:
-                return None
-            part = meta.part_of(name)
-            ggml_type, offset, _ = part.tensor_span(name)
-        return cls(part.path, ggml_type, offset, shape[1], shape[0])
+
+def tables_of(source: GgufMetadata | str | os.PathLike[str]) -> Tables:
+    """Where a GGUF model has the matrices with a row a token, as far as it has them, by their names."""
+    if not isinstance(source, GgufMetadata):
+        with GgufMetadata(source) as meta:
+            return tables_of(meta)
+    found = {name: source.table(name) for name in (OUTPUT, EMBEDDINGS)}
+    return {name: table for name, table in found.items() if table is not None}
 
 
 def write_trailer(handle: Any, rows: npt.NDArray[np.uint8], ggml_type: int, n_embd: int) -> None:

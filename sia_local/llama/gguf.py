@@ -1,20 +1,24 @@
-"""GGUF files through ggml's own reader: metadata with arrays, tensor spans, rows of any format. No model is loaded."""
+"""GGUF files through ggml's own reader: metadata with arrays, tensor spans. No model is loaded."""
 
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import os
 import re
+import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from ..errors import IncompatibleError, ModelFileError
+from ..errors import ModelFileError
 from . import keys
-from .library import FloatArray, library_with, quietly, reason
+from .ggml import GgufInit, ggml_base
+from .gguf_write import ARRAY, STRING
+from .library import quietly, reason
+from .texts import Texts, find_texts
 
 
 def check_gguf(path: str | os.PathLike[str]) -> Path:
@@ -61,6 +65,16 @@ def first_part(path: Path) -> Path:
     return path.with_name(f"{found[1]}-00001-of-{found[3]}.gguf") if found else path
 
 
+class Table(NamedTuple):
+    """A matrix in a file, row by row in a ggml format."""
+
+    path: Path
+    ggml_type: int
+    offset: int
+    n_rows: int
+    n_embd: int
+
+
 class GgufMetadata:
     """Metadata of a GGUF file through ggml's own reader: all keys, arrays included, a few ms a file.
 
@@ -80,7 +94,7 @@ class GgufMetadata:
         self._lib = ggml_base()
         self._later: list[GgufMetadata] | None = None
         with quietly(self.path):
-            self._ctx = self._lib.gguf_init_from_file(os.fsencode(self.path), _GgufInit(True, None))
+            self._ctx = self._lib.gguf_init_from_file(os.fsencode(self.path), GgufInit(True, None))
         if not self._ctx:
             raise ModelFileError(
                 f"{self.path}: the GGUF header cannot be read, the file is probably truncated or damaged; "
@@ -151,19 +165,37 @@ class GgufMetadata:
 
     def _read(self, i: int) -> Any:
         kind = self._lib.gguf_get_kv_type(self._ctx, i)
-        if kind == 8:
+        if kind == STRING:
             return self._lib.gguf_get_val_str(self._ctx, i).decode("utf-8", "replace")
-        if kind == 9:
+        if kind == ARRAY:
             n, element = self._lib.gguf_get_arr_n(self._ctx, i), self._lib.gguf_get_arr_type(self._ctx, i)
-            if element == 8:
-                get, ctx = self._lib.gguf_get_arr_str, self._ctx
-                return [get(ctx, i, j) for j in range(n)]
+            if element == STRING:
+                found = self.texts(self._lib.gguf_get_key(self._ctx, i).decode())
+                return found.entries() if found is not None else []
             dtype = np.dtype(self._DTYPES[element])
             if n == 0:
                 return np.empty(0, dtype)
             data = self._lib.gguf_get_arr_data(self._ctx, i)
             return np.frombuffer(ctypes.string_at(data, n * dtype.itemsize), dtype).copy()
         return getattr(self._lib, f"gguf_get_val_{self._SCALARS[kind]}")(self._ctx, i)
+
+    def texts(self, key: str) -> Texts | None:
+        """An array of texts as it lies in the file; None if absent. ModelFileError where a key that is known here holds
+        something else."""
+        i = self._lib.gguf_find_key(self._ctx, key.encode())
+        if i < 0:
+            return None
+        if self._lib.gguf_get_kv_type(self._ctx, i) != ARRAY or self._lib.gguf_get_arr_type(self._ctx, i) != STRING:
+            self.get(key)
+            return None
+        try:
+            with self.path.open("rb") as file:
+                found = find_texts(file.read(self._lib.gguf_get_data_offset(self._ctx)), key)
+        except (LookupError, ValueError, struct.error):
+            found = None
+        if found is None:
+            raise ModelFileError(f"{self.path}: changed while it was read; leave the file alone, and start again")
+        return found
 
     def array_length(self, key: str) -> int:
         """Entries of an array key without reading them; 0 if absent."""
@@ -178,8 +210,7 @@ class GgufMetadata:
         """Shape by name of the tensors in this very file."""
         out = {}
         for i in range(self._lib.gguf_get_n_tensors(self._ctx)):
-            ne = self._lib.gguf_get_tensor_ne(self._ctx, i)
-            shape = [ne[d] for d in range(4)]
+            shape = self._shape(i)
             while len(shape) > 1 and shape[-1] == 1:
                 shape.pop()
             out[self._lib.gguf_get_tensor_name(self._ctx, i).decode("utf-8", "surrogateescape")] = tuple(shape)
@@ -201,6 +232,23 @@ class GgufMetadata:
                 return part
         raise KeyError(name)
 
+    def table(self, name: str) -> Table | None:
+        """Where a matrix is; None if no tensor has that name, or it is no matrix."""
+        try:
+            part = self.part_of(name)
+        except KeyError:
+            return None
+        n_embd, n_rows, *more = part._shape(self._lib.gguf_find_tensor(part._ctx, name.encode()))
+        if any(n > 1 for n in more) or n_rows == 1:
+            return None
+        ggml_type, offset, _ = part.tensor_span(name)
+        return Table(part.path, ggml_type, offset, n_rows, n_embd)
+
+    def _shape(self, i: int) -> list[int]:
+        """All four dimensions of tensor i, ggml order."""
+        ne = self._lib.gguf_get_tensor_ne(self._ctx, i)
+        return [ne[d] for d in range(4)]
+
     def tensor_span(self, name: str) -> tuple[int, int, int]:
         """(ggml type, offset, bytes) of one tensor in this very file. KeyError if there is none of that name."""
         i = self._lib.gguf_find_tensor(self._ctx, name.encode("utf-8", "surrogateescape"))
@@ -212,89 +260,5 @@ class GgufMetadata:
 
     def vocab_sha256(self) -> str | None:
         """Fingerprint of the token list, None for a file without one."""
-        tokens = self.get("tokenizer.ggml.tokens")
-        return keys.vocab_sha256(tokens) if tokens else None
-
-
-class _GgufInit(ctypes.Structure):
-    _fields_ = [("no_alloc", ctypes.c_bool), ("ctx", ctypes.c_void_p)]
-
-
-class _TypeTraits(ctypes.Structure):
-    _fields_ = [
-        ("type_name", ctypes.c_char_p),
-        ("blck_size", ctypes.c_int64),
-        ("blck_size_interleave", ctypes.c_int64),
-        ("type_size", ctypes.c_size_t),
-        ("is_quantized", ctypes.c_bool),
-        ("to_float", ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)),
-        ("from_float_ref", ctypes.c_void_p),
-    ]
-
-
-def row_bytes(ggml_type: int, n: int) -> int:
-    """Bytes of a row of n numbers in a ggml format."""
-    return int(ggml_base().ggml_row_size(ggml_type, n))
-
-
-def dequantize(rows: npt.NDArray[np.uint8], ggml_type: int, n: int) -> FloatArray:
-    """float32 [len(rows), n] of rows in any ggml format, by ggml's own conversion."""
-    rows = np.ascontiguousarray(rows)
-    if ggml_type == 0:
-        return rows.view(np.float32).reshape(len(rows), n)
-    out = np.empty((len(rows), n), np.float32)
-    traits = ggml_base().ggml_get_type_traits(ggml_type).contents
-    if not traits.to_float:
-        raise IncompatibleError(
-            f"rows in ggml's format {traits.type_name.decode()} were given, expected numbers ggml can read as floats; "
-            "convert the model to another format"
-        )
-    traits.to_float(rows.ctypes.data, out.ctypes.data, out.size)
-    return out
-
-
-def ggml_base() -> Any:
-    """ggml-base with the prototypes of ggml/include/gguf.h, ggml.h and ggml-backend.h that are used here."""
-    global _gguf_lib
-    if _gguf_lib is None:
-        lib = library_with("gguf_init_from_file", "ggml-base")
-        ptr, i64, string, size = ctypes.c_void_p, ctypes.c_int64, ctypes.c_char_p, ctypes.c_size_t
-        prototypes: dict[str, tuple[Any, list[Any]]] = {
-            "gguf_init_from_file": (ptr, [string, _GgufInit]),
-            "gguf_free": (None, [ptr]),
-            "gguf_get_n_kv": (i64, [ptr]),
-            "gguf_find_key": (i64, [ptr, string]),
-            "gguf_get_key": (string, [ptr, i64]),
-            "gguf_get_kv_type": (ctypes.c_int, [ptr, i64]),
-            "gguf_get_arr_type": (ctypes.c_int, [ptr, i64]),
-            "gguf_get_arr_n": (size, [ptr, i64]),
-            "gguf_get_arr_data": (ptr, [ptr, i64]),
-            "gguf_get_arr_str": (string, [ptr, i64, size]),
-            "gguf_get_val_str": (string, [ptr, i64]),
-            "gguf_get_n_tensors": (i64, [ptr]),
-            "gguf_find_tensor": (i64, [ptr, string]),
-            "gguf_get_data_offset": (size, [ptr]),
-            "gguf_get_tensor_offset": (size, [ptr, i64]),
-            "gguf_get_tensor_size": (size, [ptr, i64]),
-            "gguf_get_tensor_type": (ctypes.c_int, [ptr, i64]),
-            "gguf_get_tensor_name": (string, [ptr, i64]),
-            "gguf_get_tensor_ne": (ctypes.POINTER(i64), [ptr, i64]),
-            "ggml_get_type_traits": (ctypes.POINTER(_TypeTraits), [ctypes.c_int]),
-            "ggml_row_size": (size, [ctypes.c_int, i64]),
-            "ggml_get_name": (string, [ptr]),
-            "ggml_nelements": (i64, [ptr]),
-            "ggml_backend_tensor_get": (None, [ptr, ptr, size, size]),
-        }
-        scalars: dict[str, Any] = {"u8": ctypes.c_uint8, "i8": ctypes.c_int8}
-        scalars |= {"u16": ctypes.c_uint16, "i16": ctypes.c_int16}
-        scalars |= {"u32": ctypes.c_uint32, "i32": ctypes.c_int32, "u64": ctypes.c_uint64, "i64": i64}
-        scalars |= {"f32": ctypes.c_float, "f64": ctypes.c_double, "bool": ctypes.c_bool}
-        prototypes |= {f"gguf_get_val_{name}": (kind, [ptr, i64]) for name, kind in scalars.items()}
-        for name, (restype, argtypes) in prototypes.items():
-            function = getattr(lib, name)
-            function.restype, function.argtypes = restype, argtypes
-        _gguf_lib = lib
-    return _gguf_lib
-
-
-_gguf_lib: Any = None
+        tokens = self.texts("tokenizer.ggml.tokens")
+        return hashlib.sha256(tokens.stored).hexdigest() if tokens else None

@@ -9,12 +9,15 @@ import ctypes
 import math
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from importlib.metadata import version as _installed_version
+from importlib.util import find_spec, module_from_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,11 +32,31 @@ if _installed_version("llama-cpp-python") != PINNED:
         f"layouts differ between releases); run: pip install llama-cpp-python=={PINNED}"
     )
 
-import llama_cpp  # noqa: E402
-from llama_cpp import llama_cpp as C  # noqa: E402
-from llama_cpp._logger import llama_log_callback as _their_log  # noqa: E402
-from llama_cpp._logger import logger as _their_logger  # noqa: E402
 
+def _bindings() -> tuple[Any, Any]:
+    """The bindings of llama-cpp-python, and its log, without what else its package begins with: class `Llama`, jinja2
+    and formats of chats, a third of the time of its import. Whoever imports the package later gets all of it."""
+    names = "llama_cpp.llama_cpp", "llama_cpp._logger"
+    package = "llama_cpp"
+    if package in sys.modules:
+        return import_module(names[0]), import_module(names[1])
+    spec = find_spec(package)
+    assert spec is not None
+    sys.modules[package] = empty = module_from_spec(spec)
+    try:
+        bindings = import_module(names[0])
+        vars(empty).update({name: x for name, x in vars(bindings).items() if not name.startswith("_")})
+        # Sets a log of its own when it is imported, which must not be after this program's.
+        return bindings, import_module(names[1])
+    finally:
+        del sys.modules[package]
+
+
+if TYPE_CHECKING:
+    from llama_cpp import _logger as _their
+    from llama_cpp import llama_cpp as C
+else:
+    C, _their = _bindings()
 # Where the libraries lie: in the package, or where LLAMA_CPP_LIB_PATH says.
 LIBRARIES = Path(C._base_path)
 
@@ -42,7 +65,7 @@ IntArray = npt.NDArray[np.int32]
 MAX_SEQUENCES = int(C.llama_max_parallel_sequences())
 
 # enum ggml_log_level (ggml.h)
-_LOG_ERROR = 3
+_LOG_ERROR = 4
 _last_errors: list[str] = []
 
 
@@ -73,8 +96,8 @@ def quietly(file: str | os.PathLike[str] = "") -> Iterator[None]:
 def _on_log(level: int, text: bytes, data: Any) -> None:
     if not _calls.depth:
         # Until a Llama is made, llama-cpp-python has no level and would print everything.
-        if _their_logger.level:
-            _their_log(level, text, data)
+        if _their.logger.level:
+            _their.llama_log_callback(level, text, data)
     elif level == _LOG_ERROR:
         _last_errors.append(text.decode("utf-8", "replace").strip())
         del _last_errors[:-8]
@@ -145,7 +168,7 @@ def reason() -> str:
 def versions() -> dict[str, str]:
     """Names and versions that identify a measurement."""
     return {
-        "llama-cpp-python": llama_cpp.__version__,
+        "llama-cpp-python": PINNED,
         "numpy": np.__version__,
         "backend": backend_name(),
         "system": C.llama_print_system_info().decode().strip(),
@@ -194,11 +217,3 @@ def gpu_layers(n: int) -> int:
             "out, or build llama-cpp-python for yours (docs/install.md)"
         )
     return n
-
-
-class ProcessorList(llama_cpp.LogitsProcessorList):
-    """A LogitsProcessorList whose processors stay. llama-cpp-python adds `logit_bias=` by extend(), takes what that
-    returns for the list, and so drops every processor that a caller gave, while the bias stays in the caller's list."""
-
-    def extend(self, more: Any) -> ProcessorList:  # type: ignore[override]
-        return ProcessorList([*self, *more])

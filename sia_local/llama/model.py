@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from ..errors import ConfigError, IncompatibleError, ModelFileError
 from .devices import local_gpus, remote
+from .embeddings import tables_of
 from .gguf import GgufMetadata, check_gguf
 from .library import AMX, C, gpu_layers, quietly, reason
 from .sound import check_sound
@@ -52,6 +53,7 @@ class Model:
             meta.parts  # noqa: B018
             self.vocabulary = Vocabulary.of(meta)
             check_sound(meta, self.vocabulary.tokens if self.vocabulary else ())
+            self.tables = tables_of(meta)
         with quietly(self.path):
             self._ptr = C.llama_model_load_from_file(os.fsencode(self.path), params)
         if not self._ptr:

@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 
@@ -23,10 +23,12 @@ _CONTROL = 3  # tokenizer.ggml.token_type
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The tokens of a GGUF file, in order; control: ids of control tokens."""
+    """The tokens of a GGUF file, in order; stored: the same as fingerprints are taken of; control: ids of control
+    tokens."""
 
     path: Path
     tokens: Sequence[bytes]
+    stored: bytes = field(repr=False)
     control: frozenset[int] = frozenset()
 
     @classmethod
@@ -38,12 +40,12 @@ class Vocabulary:
     @classmethod
     def of(cls, meta: GgufMetadata) -> Vocabulary | None:
         """None for a file without one."""
-        tokens = meta.get("tokenizer.ggml.tokens")
-        if not tokens:
+        found = meta.texts("tokenizer.ggml.tokens")
+        if not found:
             return None
         types = meta.get("tokenizer.ggml.token_type")
         control = frozenset() if types is None else frozenset((types == _CONTROL).nonzero()[0].tolist())
-        return cls(meta.path, tokens, control)
+        return cls(meta.path, found.entries(), found.stored, control)
 
     @property
     def unpadded(self) -> int:
@@ -55,8 +57,11 @@ class Vocabulary:
 
     def has_fingerprint(self, sha256: str) -> bool:
         """Whether `sha256` (keys.vocab_sha256) is that of these tokens, with any padding behind them."""
+        if hashlib.sha256(self.stored).hexdigest() == sha256:
+            return True
         start = self.unpadded
-        digest = hashlib.sha256(fingerprinted(self.tokens[:start]))
+        padded = len(fingerprinted(self.tokens[start:]))
+        digest = hashlib.sha256(self.stored[: len(self.stored) - padded])
         for i in range(start, max(start + MOST_PADDING, len(self.tokens))):
             if digest.hexdigest() == sha256:
                 return True

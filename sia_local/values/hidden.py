@@ -107,7 +107,7 @@ def open_qhead(
             f"{file.path.name} is a value-qhead, and this base was loaded without its hidden states; load it with the "
             "Q-head, or with hidden_states=True"
         )
-    rows = EmbeddingRows.output_of(base.path)
+    rows = EmbeddingRows.output_of(base.path, base.tables)
     if rows.n_embd != file.qhead.n_embd or rows.n_rows < base.n_vocab:
         raise IncompatibleError(
             f"{base.path.name} has an output layer of {rows.n_rows} x {rows.n_embd}, expected at least "

@@ -285,7 +285,7 @@ def open_value(
     try:
         rows = None
         if file.layout == "lean":
-            rows = EmbeddingRows.from_trailer(file.path) or EmbeddingRows.from_model(base.path)
+            rows = EmbeddingRows.from_trailer(file.path) or EmbeddingRows.from_model(base.path, base.tables)
             needed = vocabulary.unpadded if vocabulary is not None else base.n_vocab
             if rows.n_embd != model.n_embd or rows.n_rows < needed:
                 raise IncompatibleError(
