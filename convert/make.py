@@ -127,7 +127,7 @@ class Chain:
             from .data.rollouts import load_prompts, sample
 
             if section.pairs:
-                take_pairs(section.prompts, out, self.base)
+                take_pairs(section.prompts, out, self.base, config=section)
                 return
             prompts = load_prompts(section.prompts)[: section.limit]
             if section.servers.url and value is None:
@@ -282,11 +282,16 @@ class Chain:
             executor = executor_for(self.ray) if self.ray.ray is not None else None
             self.echo(
                 distill_file(
-                    teacher, self.base, prompts, section, self.files.junctions, machine, self.echo, executor=executor
+                    teacher, self.base, prompts, section, self.files.junctions, machine, self.echo, executor=executor,
+                    chat=plan.rollouts,
                 )
-            )
+            )  # fmt: skip
 
-        settings = {**dataclasses.asdict(section.collecting), "fit": dataclasses.asdict(section.fit)}
+        settings = {
+            **dataclasses.asdict(section.collecting),
+            "fit": dataclasses.asdict(section.fit),
+            **plan.rollouts.unusual,
+        }
         return [Step("distill", run, settings, (teacher, self.base, prompts), (section.out,))]
 
     def _calibrate(self, value: Path) -> list[Step]:
@@ -299,8 +304,7 @@ class Chain:
             from .data.calibrate import calibrate_file
 
             reward = plan.reward_spec if section.weigh else None
-            self.echo(
-                calibrate_file(self.base, value, prompts, section, plan.rollouts.n_ctx, reward, out, plan.machine)
-            )
+            self.echo(calibrate_file(self.base, value, prompts, section, plan.rollouts, reward, out, plan.machine))
 
-        return [Step("calibrate", run, dataclasses.asdict(section), (value, self.base, prompts), (out,))]
+        settings = {**dataclasses.asdict(section), **plan.rollouts.unusual}
+        return [Step("calibrate", run, settings, (value, self.base, prompts), (out,))]

@@ -189,12 +189,11 @@ class SiaConfig:
 
 
 @dataclass(frozen=True)
-class ChatSettings:
-    """How a base is spoken to, and how it thinks.
+class TemplateSettings:
+    """How a base is spoken to.
 
     chat_template: a jinja file, or a template that llama.cpp has by name, in place of the base's own. template_arg:
-    NAME=VALUE, what chat templates are told, a value in JSON or plain text. reasoning: how it is marked
-    (reasoning.find_format).
+    NAME=VALUE, what chat templates are told, a value in JSON or plain text.
     """
 
     chat_template: str | None = setting(
@@ -204,10 +203,6 @@ class ChatSettings:
     template_arg: tuple[str, ...] = setting(
         (), "What the chat template is told, such as enable_thinking=false; repeatable.", metavar="NAME=JSON",
         multiple=True,
-    )  # fmt: skip
-    reasoning: str = setting(
-        "auto", f"How the model marks what it thinks to itself: none, {', '.join(FORMATS)}, or two marks as in "
-        "'<think>,</think>'; auto asks the chat template and the vocabulary.", metavar="NAME|OPEN,CLOSE",
     )  # fmt: skip
 
     def __post_init__(self) -> None:
@@ -222,6 +217,22 @@ class ChatSettings:
     def template_args(self) -> dict[str, Any]:
         """template_arg by name; what is no JSON is text."""
         return {name: _json_or_text(value) for name, _, value in (given.partition("=") for given in self.template_arg)}
+
+
+@dataclass(frozen=True)
+class ChatSettings(TemplateSettings):
+    """And how it thinks. reasoning: how that is marked (reasoning.find_format)."""
+
+    reasoning: str = setting(
+        "auto", f"How the model marks what it thinks to itself: none, {', '.join(FORMATS)}, or two marks as in "
+        "'<think>,</think>'; auto asks the chat template and the vocabulary.", metavar="NAME|OPEN,CLOSE",
+    )  # fmt: skip
+
+    @property
+    def unusual(self) -> dict[str, Any]:
+        """What differs from the defaults, by name, in values of JSON: for what a file was made with."""
+        given = {f.name: (getattr(self, f.name), f.default) for f in fields(ChatSettings)}
+        return {name: list(x) if isinstance(x, tuple) else x for name, (x, usual) in given.items() if x != usual}
 
 
 @dataclass(frozen=True)

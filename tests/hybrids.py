@@ -83,12 +83,12 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def hybrid_hf(name: str, folder: Path) -> Path:
+def hybrid_hf(name: str, folder: Path, **changes: Any) -> Path:
     """A random causal LM of CONFIGS with its tokenizer, in `folder`. No weight is where it would not be noticed."""
     import transformers
 
     kind, over = CONFIGS[name]
-    config = getattr(transformers, kind)(**SHAPE, **over)
+    config = getattr(transformers, kind)(**{**SHAPE, **over, **changes})
     return _saved(transformers.AutoModelForCausalLM, config, folder)
 
 

@@ -266,6 +266,21 @@ def test_verify_notices_a_head_that_is_not_the_checkpoints(chain: dict[str, Any]
     assert row.failures[0].startswith("max |dV|")
 
 
+def test_verify_reads_what_was_read_when_the_texts_were_written(
+    make_hf: Callable[..., Path], tiny_base: Path, tmp_path: Path
+) -> None:
+    """Texts of another chat template than the base has: the base reads what was rendered, a value model its own."""
+    data = tiny.tiny_trajectories(tmp_path / "data.jsonl", make_hf(), prompts=2, samples=1)
+    other = data.read_text().replace("<|im_start|>user", "<|im_start|>king")
+    assert other != data.read_text()
+    data.write_text(other)
+    for tune, layout in (("none", "head"), ("lora", "lean")):
+        checkpoint = tiny.tiny_checkpoint(tmp_path / tune, make_hf(), tune)
+        path = export_value(checkpoint, tmp_path / f"{tune}.gguf", tiny_base, ExportConfig(layout, "f32"))
+        row = prove(checkpoint, path, tiny_base, data)
+        assert (row.failures, row.same_prompt) == ((), True) and row.max_abs < 1e-3
+
+
 @pytest.mark.parametrize(
     ("tune", "layers", "layout"), [("full", None, "lean"), ("lora", 1, "merged"), ("none", 1, "lean")]
 )

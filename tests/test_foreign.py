@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from sia_local.errors import ConfigError, IncompatibleError, ModelFileError
+from sia_local.llama.model import Model
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -28,7 +29,9 @@ from sia_convert.formats import llamacpp
 from sia_convert.formats.checkpoint import ValueCheckpoint
 from sia_convert.formats.export import ExportConfig, export_base, export_value
 from sia_convert.formats.gguf_io import read_gguf, stored_tensors
+from sia_convert.formats.gguf_to_hf import gguf_to_hf
 from sia_convert.formats.llamacpp import Job
+from sia_convert.formats.vocab import CONTROL
 from test_export import BASES, IDS, load, peft_values
 from tiny import prove
 
@@ -151,6 +154,51 @@ def test_a_coarser_adapter_is_written_as_such(kept: None, tmp_path: Path) -> Non
         export_value(away, tmp_path / "x.gguf", base, ExportConfig("adapter"))
     with pytest.raises(ConfigError, match="a granitemoehybrid is converted whole; only llama, qwen2, qwen3 can be"):
         tiny.tiny_checkpoint(tmp_path / "short", folder, layers=1)
+
+
+GEMMA3_OTHERWISE = {
+    "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+    "num_hidden_layers": 3,
+    "sliding_window": 24,
+    "rope_parameters": {
+        "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 5e5},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 2e4},
+    },
+    "final_logit_softcapping": 20.0,
+    "rms_norm_eps": 1e-5,
+}
+
+
+@pytest.mark.parametrize("over", [{}, GEMMA3_OTHERWISE])
+def test_a_gemma3_comes_back_from_its_gguf(over: dict[str, Any], kept: None, tmp_path: Path) -> None:
+    """Its weights, its configuration and its tokenizer; and on to the same file again."""
+    source = hybrids.hybrid_hf("gemma3", tmp_path / "hf", **over)
+    original = tiny.retokenized(source, tmp_path / "original", "spm-model")
+    first = export_base(original, tmp_path / "first.gguf", "f32")
+    back = gguf_to_hf(first, tmp_path / "back")
+    config, wanted = (transformers.AutoConfig.from_pretrained(path).to_dict() for path in (back, original))
+    said_by_the_file = {"_name_or_path", "bos_token_id", "eos_token_id", "pad_token_id"}
+    assert {key for key in wanted if config[key] != wanted[key]} <= said_by_the_file
+    weights, expected = (load_file(path / "model.safetensors") for path in (back, original))
+    assert weights.keys() == expected.keys()
+    for name, weight in expected.items():
+        torch.testing.assert_close(weights[name], weight, rtol=0, atol=2e-7 if "norm" in name else 0)
+    text = "<|im_start|>the old  king ran\n\tø"
+    with Model(first, vocab_only=True) as model:
+        read = model.tokenize(text, parse_special=True)
+    assert transformers.AutoTokenizer.from_pretrained(back)(text, add_special_tokens=False).input_ids == read
+    again = export_base(back, tmp_path / "again.gguf", "f32")
+    fields, known = read_gguf(again)[0], read_gguf(first)[0]
+    differing = {key for key in known.keys() | fields.keys() if fields.get(key) != known.get(key)}
+    scores = "tokenizer.ggml.scores"
+    assert {key for key in differing if not key.startswith("general.")} <= {scores}
+    kinds = known["tokenizer.ggml.token_type"].value
+    moved = [
+        i for i, pair in enumerate(zip(fields[scores].value, known[scores].value, strict=True)) if len({*pair}) > 1
+    ]
+    assert {kinds[i] for i in moved} <= {CONTROL}
+    stored, there = ({t.name: t.load() for t in stored_tensors(path)} for path in (again, first))
+    assert all(np.allclose(stored[n].view(np.float32), t.view(np.float32), atol=3e-7) for n, t in there.items())
 
 
 def test_one_process_says_what_it_does_not_take(tmp_path: Path) -> None:

@@ -132,6 +132,7 @@ def test_branches_are_targets_without_a_teacher(make_gguf: Callable[..., Path], 
             for at, n in ((0, 3), (2, 2))
         ]
         lines.append({"prompt_id": p, "prompt": prompt, "tokens": [5, 6, 7], "branches": branches})
+    lines[2] |= {"rendered": "Say: the king"}  # by another template than the base's own
     lines.append({"prompt_id": 0, "prompt": "hello", "tokens": [5], "reward": 0.1})
     targets.write_text("\n".join(map(json.dumps, lines)))
     with SIA.load(base, None, setup=EXACT, hidden_states=True) as sia:
@@ -139,8 +140,8 @@ def test_branches_are_targets_without_a_teacher(make_gguf: Callable[..., Path], 
         assert found.ids.tolist()[:2] == [[3, 9, 40], [5, 9, 0]] and found.prompts.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
         np.testing.assert_array_equal(found.values[:2], [[0.5, 0.25, 0.0], [0.5, 0.25, np.nan]])
         assert found.counts is not None and found.counts.tolist()[:2] == [[2, 2, 4], [2, 2, 0]]
-        read = sia.prompt("a dog").tokens
-        for at, tokens in ((2, read), (3, (*read, 5, 6))):
+        read, other = sia.prompt("a dog").tokens, sia.prompt("Say: the king", raw=True).tokens
+        for at, tokens in ((2, read), (3, (*read, 5, 6)), (4, other)):
             *_, rows = sia.engine.trail(0, [], list(tokens), hidden=True)
             np.testing.assert_allclose(found.hidden[at], rows[-1], atol=1e-4)
     asked = [

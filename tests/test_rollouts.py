@@ -79,6 +79,16 @@ def test_a_template_of_ones_own_and_what_it_is_told_reach_base_and_value_model(
     ids = list(reader.prompt_ids(found))
     assert tokenizer.decode(ids) == f"{PROMPTS[0]} so"
     assert tokenizer.decode(reader.prompt_ids(dataclasses.replace(found, told=None))) == f"{PROMPTS[0]} the"
+    # Pairs, too.
+    pairs, out = tmp_path / "pairs.jsonl", tmp_path / "taken.jsonl"
+    pairs.write_text('{"prompt": "the old", "response": "king"}')
+    words = ["rollouts", str(pairs), str(out), "--base", str(tiny_base), "--pairs", "--chat-template", str(own)]
+    result = CliRunner().invoke(main, [*words, "--template-arg", "wide=true"])
+    assert result.exit_code == 0, result.output
+    (taken,) = by_id(out).values()
+    assert (taken.rendered, taken.told, taken.raw) == ("the old so", {"wide": True}, False)
+    again = CliRunner().invoke(main, words)
+    assert again.exit_code == 2 and "made with template_arg ['wide=true'], not []" in again.output
 
 
 def test_shards_together_are_the_whole(sampled: Path, tiny_base: Path, tmp_path: Path) -> None:

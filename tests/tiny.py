@@ -119,7 +119,8 @@ def _sentencepiece(lines: list[str], specials: list[str]) -> tuple[Any, list[tup
 
 
 def _sentencepiece_file(pieces: list[tuple[str, int]]) -> bytes:
-    """sentencepiece_model.proto: repeated pieces (1) of piece (1), score (2), type (3); normalizer (3)."""
+    """sentencepiece_model.proto: repeated pieces (1) of piece (1), score (2), type (3); trainer (2) of model_type (3)
+    and byte_fallback (35); normalizer (3)."""
     import struct
 
     out = b""
@@ -127,7 +128,7 @@ def _sentencepiece_file(pieces: list[tuple[str, int]]) -> bytes:
         name = piece.encode()
         body = bytes([0x0A, len(name)]) + name + b"\x15" + struct.pack("<f", -0.5 * i) + bytes([0x18, kind])
         out += bytes([0x0A, len(body)]) + body
-    return out + bytes([0x1A, 2, 0x18, 1])
+    return out + bytes([0x12, 5, 0x18, 2, 0x98, 2, 1]) + bytes([0x1A, 2, 0x18, 1])
 
 
 def tiny_hf(arch: str, folder: str | Path, **over: Any) -> Path:

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from sia_local.cli.from_dataclass import build, options_for
+from sia_local.config import ChatSettings
 from sia_local.learning.collect import CollectConfig
 from sia_local.learning.fit import FitConfig
 from sia_local.ray_workers import RayConfig, executor_for
@@ -25,6 +26,7 @@ from ..settings import Machine
 @click.option("--slots", type=click.IntRange(min=1), default=4, show_default=True, help="Texts at once.")
 @options_for(CollectConfig)
 @options_for(FitConfig)
+@options_for(ChatSettings)
 @options_for(RayConfig)
 @options_for(Machine)
 def distill(
@@ -44,4 +46,5 @@ def distill(
     machine = replace(machine, threads=ray.threads(machine.threads))
     executor = executor_for(ray) if ray.ray is not None else None
     run = distill_checkpoint if teacher.is_dir() else distill_file
-    click.echo(run(teacher, base, prompts, config, folder, machine, slots=slots, executor=executor))
+    chat = build(ChatSettings, options)
+    click.echo(run(teacher, base, prompts, config, folder, machine, slots=slots, executor=executor, chat=chat))

@@ -11,7 +11,7 @@ import click
 @click.argument("gguf", type=click.Path(path_type=Path))
 @click.argument("folder", type=click.Path(path_type=Path))
 def gguf_to_hf(gguf: Path, folder: Path) -> None:
-    """Write the model in the file GGUF (llama, qwen2 or qwen3, any quantization) as the Hugging Face folder FOLDER.
+    """Write the model in GGUF (llama, qwen2, qwen3 or gemma3, any quantization) as the Hugging Face folder FOLDER.
 
     A backbone for `train` where the original checkpoint is not at hand. Weights are float32; what quantization took
     is lost. The tokenizer is compared with llama.cpp's before anything is kept.

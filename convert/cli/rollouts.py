@@ -50,10 +50,10 @@ def rollouts(
     from ..data.trajectories import Shard
 
     part = Shard.parse(shard)
-    if pairs:
-        click.echo(f"{take_pairs(prompts, out, base, part)} new trajectories in {out}")
-        return
     config, machine = build(RolloutConfig, options), build(Machine, options)
+    if pairs:
+        click.echo(f"{take_pairs(prompts, out, base, part, config)} new trajectories in {out}")
+        return
     steering, servers, ray = build(Steering, options), build(ServerConfig, options), build(RayConfig, options)
     if servers.url and value is not None:
         raise ConfigError("--url samples from what a server runs, --value steers on this machine: give one of them")

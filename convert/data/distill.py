@@ -7,12 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sia_local.config import Setup
+from sia_local.config import ChatSettings, Setup
 from sia_local.learning.collect import CollectConfig
 from sia_local.progress import Line
 from sia_local.workers import Executor
 
-from ..settings import Machine
+from ..settings import Machine, settings_of
 from .rollouts import load_prompts
 
 N_CTX = 1024
@@ -28,11 +28,21 @@ def distill_file(
     echo: Callable[[str], None] = print,
     slots: int = 4,
     executor: Executor | None = None,
+    chat: ChatSettings | None = None,
 ) -> str:
-    """Distils `teacher`, a value GGUF, to `config.out` (a plan's DistillSection); the summary of what it reached."""
+    """Distils `teacher`, a value GGUF, to `config.out` (a plan's DistillSection); the summary of what it reached.
+
+    chat: how the base is spoken to.
+    """
     from sia_local.learning.distill import distill, summary
 
-    setup = Setup(n_ctx=N_CTX, slots=slots, n_threads=machine.threads, n_gpu_layers=machine.gpu_layers)
+    setup = Setup(
+        n_ctx=N_CTX,
+        slots=slots,
+        n_threads=machine.threads,
+        n_gpu_layers=machine.gpu_layers,
+        **settings_of(ChatSettings, chat or ChatSettings()),
+    )
     collecting: CollectConfig = config.collecting
     line = Line()
     made = distill(
@@ -60,6 +70,7 @@ def distill_checkpoint(
     machine: Machine,
     slots: int = 4,
     executor: Executor | None = None,
+    chat: ChatSettings | None = None,
 ) -> str:
     """The same for a value model trained into a folder: exported in full precision first, for the time it takes."""
     from ..formats.checkpoint import ValueCheckpoint
@@ -67,4 +78,4 @@ def distill_checkpoint(
 
     with tempfile.TemporaryDirectory(prefix="sia-distill-") as aside:
         teacher = export_value(ValueCheckpoint.open(checkpoint), Path(aside) / "teacher.gguf", base, ExportConfig())
-        return distill_file(teacher, base, prompts, config, folder, machine, slots=slots, executor=executor)
+        return distill_file(teacher, base, prompts, config, folder, machine, slots=slots, executor=executor, chat=chat)

@@ -8,10 +8,13 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from sia_local.config import TemplateSettings
 from sia_local.errors import DataError
 
 from ..provenance import file_mark
+from ..settings import settings_of
 from .outputs import Appender
+from .rollouts import Rendering, RolloutConfig
 from .trajectories import Shard, Trajectory, read_jsonl
 
 PROMPT_FIELDS = ("prompt", "instruction", "question", "query")
@@ -27,22 +30,27 @@ def take_pairs(
     out: str | os.PathLike[str],
     base: str | os.PathLike[str],
     shard: Shard | None = None,
+    config: RolloutConfig | None = None,
 ) -> int:
     """Turns a JSONL of prompt/response pairs (and rewards, if it has them) into trajectories; returns how many.
 
-    The base GGUF gives the tokenizer. Equal prompts share a prompt_id. What an instruction is about (`input`) is
-    part of the prompt; fields that are not used are counted on stderr. DataError for a line without prompt and
-    response, and for an output begun with another base or other pairs.
+    The base GGUF gives the tokenizer; config: how it is spoken to, by chat template or in raw text. Equal prompts share
+    a prompt_id. What an instruction is about (`input`) is part of the prompt; fields that are not used are counted on
+    stderr. DataError for a line without prompt and response, and for an output begun with another base, other
+    pairs or another chat template.
     """
-    from sia_local.llama.chat import render_chat
     from sia_local.llama.model import Model
+    from sia_local.llama.templates import find_template
 
-    shard = shard or Shard()
+    config, shard = config or RolloutConfig(), shard or Shard()
+    spoken = {"raw": config.raw, **settings_of(TemplateSettings, config)}
     numbers: dict[str, int] = {}
     ignored: Counter[str] = Counter()
     new = 0
-    with Appender(out, {"pairs": True, "base": file_mark(base)}) as append, Model(base, vocab_only=True) as model:
-        template = model.chat_template
+    decisive = {"pairs": True, "base": file_mark(base), **spoken}
+    with Appender(out, decisive) as append, Model(base, vocab_only=True) as model:
+        model.template = find_template(config.chat_template) if config.chat_template is not None else None
+        rendering = Rendering(model, config)
         for line, entry in read_jsonl(source):
             prompt, response = pair_prompt(entry), _first(entry, RESPONSE_FIELDS)
             if prompt is None or response is None:
@@ -54,21 +62,18 @@ def take_pairs(
             p = numbers.setdefault(prompt, len(numbers))
             if not shard.mine(p):
                 continue
-            rendered = prompt
-            if template is not None:
-                eos = model.token_text(model.eos) if model.eos >= 0 else ""
-                rendered = render_chat(template, [{"role": "user", "content": prompt}], "", eos)
             reward = next((entry[name] for name in REWARD_FIELDS if isinstance(entry.get(name), (int, float))), None)
             pair = Trajectory(
                 id=str(entry.get("id", f"{p}-{line}")),
                 prompt_id=p,
                 prompt=prompt,
-                rendered=rendered,
+                rendered=rendering.rendered(prompt),
                 tokens=model.tokenize(response),
                 response=response,
                 finish=str(entry.get("finish", "stop")),
                 reward=None if reward is None else float(reward),
-                raw=template is None,
+                raw=rendering.raw,
+                told=rendering.told,
             )
             if not append.check_same(pair):
                 append(pair.to_json())

@@ -138,7 +138,8 @@ class Hparams:
         arch = str(fields["general.architecture"].value)
         if arch not in SUPPORTED:
             raise IncompatibleError(
-                f"a GGUF of architecture {arch!r} is not taken back to Hugging Face, only of {', '.join(SUPPORTED)}; "
+                f"a GGUF of architecture {arch!r} is not taken back to Hugging Face, only of "
+                f"{', '.join(SUPPORTED)} and gemma3; "
                 "use the folder it was converted from"
             )
 

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from sia_local.errors import IncompatibleError, ModelFileError
 from sia_local.files import scratch
 
+from . import hf
 from .arch import Hparams, Rope, hf_name, restore_rows
-from .gguf_io import files_of, read_gguf
+from .gemma3 import Gemma3Form
+from .gguf_io import KV, files_of, read_gguf
+from .pieces import is_sentencepiece, write_pieces
 
 ROPE_FACTORS = "rope_freqs.weight"
 LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
@@ -27,7 +31,8 @@ PROBES = (
 
 
 def gguf_to_hf(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> Path:
-    """Writes the model in `path` (llama, qwen2 or qwen3, any quantization) to `folder` with its tokenizer, in float32.
+    """Writes the model in `path` (llama, qwen2, qwen3 or gemma3, of any quantization) to `folder`, in float32, and its
+    tokenizer.
 
     What quantization took is not given back. The folder appears whole or not at all. Raises ModelFileError for a file
     that cannot be read or a folder that exists, IncompatibleError for what transformers would compute otherwise than
@@ -35,11 +40,11 @@ def gguf_to_hf(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> 
     """
     source, target = Path(path), Path(folder)
     fields, tensors = read_gguf(source)
-    hparams = Hparams.from_gguf(fields)
+    form = _form(source, fields)
     for tensor in tensors:
-        if tensor.name != ROPE_FACTORS and hf_name(tensor.name) is None:
+        if form.name(tensor.name) is None:
             raise IncompatibleError(
-                f"{source.name} holds {tensor.name}, which has no place in a Hugging Face {hparams.arch} checkpoint; "
+                f"{source.name} holds {tensor.name}, which has no place in a Hugging Face {form.arch} checkpoint; "
                 "train from the original folder instead"
             )
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -47,17 +52,70 @@ def gguf_to_hf(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> 
     with scratch(target) as room:
         made = room / "new"
         made.mkdir()
-        tokenizer = load_tokenizer(source)
-        check_tokenizer(source, tokenizer)
-        tokenizer.save_pretrained(made)
-        _write_weights(source, hparams, made)
+        load_tokenizer(source).save_pretrained(made)
+        if is_sentencepiece(fields):
+            write_pieces(fields, made)
+        _write_weights(source, form, made)
+        check_tokenizer(source, made)
         if target.exists():
             target.rmdir()
         made.replace(target)
     return target
 
 
-def _write_weights(source: Path, hparams: Hparams, made: Path) -> None:
+class Form(Protocol):
+    """What a GGUF of one architecture is in a Hugging Face folder."""
+
+    @property
+    def arch(self) -> str: ...
+
+    def name(self, gguf: str) -> str | None:
+        """The checkpoint's name of a tensor; None for one that has no place there."""
+
+    def restore(self, gguf: str, rows: np.ndarray) -> np.ndarray:
+        """A float32 tensor as the checkpoint has it."""
+
+    def checkpoint(self, weights: dict[str, np.ndarray]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """config.json, and the weights it goes with, from those of the file, named and restored."""
+
+
+@dataclass(frozen=True)
+class NativeForm:
+    """llama, qwen2 and qwen3."""
+
+    hparams: Hparams
+    source: Path
+
+    @property
+    def arch(self) -> str:
+        return self.hparams.arch
+
+    def name(self, gguf: str) -> str | None:
+        return ROPE_FACTORS if gguf == ROPE_FACTORS else hf_name(gguf)
+
+    def restore(self, gguf: str, rows: np.ndarray) -> np.ndarray:
+        return restore_rows(self.hparams, gguf, rows)
+
+    def checkpoint(self, weights: dict[str, np.ndarray]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        found, hparams = dict(weights), self.hparams
+        factors = found.pop(ROPE_FACTORS, None)
+        if factors is not None:
+            hparams = _with_llama3_rope(self.source, hparams, factors)
+        biased = "model.layers.0.self_attn.q_proj.bias" in found
+        if biased and hparams.arch != "qwen2":  # transformers wants them on all four, llama.cpp takes what there is
+            for i in range(hparams.n_layer):
+                found.setdefault(f"model.layers.{i}.self_attn.o_proj.bias", np.zeros(hparams.n_embd, np.float32))
+        config = hparams.hf_config(tied="lm_head.weight" not in found, attention_bias=biased)
+        return {**config, "vocab_size": len(found["model.embed_tokens.weight"])}, found
+
+
+def _form(source: Path, fields: Mapping[str, KV]) -> Form:
+    if fields["general.architecture"].value == "gemma3":
+        return Gemma3Form.from_gguf(fields)
+    return NativeForm(Hparams.from_gguf(fields), source)
+
+
+def _write_weights(source: Path, form: Form, made: Path) -> None:
     from gguf import GGUFReader
     from gguf.quants import dequantize
     from safetensors.numpy import save_file
@@ -65,17 +123,8 @@ def _write_weights(source: Path, hparams: Hparams, made: Path) -> None:
     weights = {}
     for tensor in [tensor for file in files_of(source) for tensor in GGUFReader(file).tensors]:
         rows = dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=False)
-        if tensor.name == ROPE_FACTORS:
-            hparams = _with_llama3_rope(source, hparams, rows)
-            continue
-        weights[str(hf_name(tensor.name))] = restore_rows(hparams, tensor.name, rows)
-    biased = "model.layers.0.self_attn.q_proj.bias" in weights
-    config = hparams.hf_config(tied="lm_head.weight" not in weights, attention_bias=biased)
-    config["vocab_size"] = len(weights["model.embed_tokens.weight"])
-    if biased and hparams.arch != "qwen2":  # transformers wants them on all four, llama.cpp takes what there is
-        for i in range(hparams.n_layer):
-            name = f"model.layers.{i}.self_attn.o_proj.bias"
-            weights.setdefault(name, np.zeros(hparams.n_embd, np.float32))
+        weights[str(form.name(tensor.name))] = form.restore(tensor.name, rows)
+    config, weights = form.checkpoint(weights)
     save_file(weights, made / "model.safetensors", metadata={"format": "pt"})
     (made / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
 
@@ -106,13 +155,20 @@ def load_tokenizer(source: Path) -> Any:
         ) from error
 
 
-def check_tokenizer(base: Path, tokenizer: Any) -> None:
-    """IncompatibleError if `tokenizer` splits the probes otherwise than llama.cpp does with `base`."""
+def check_tokenizer(base: Path, folder: Path) -> None:
+    """IncompatibleError if the tokenizer in `folder` splits the probes otherwise than llama.cpp does with `base`."""
     from sia_local.llama.model import Model
 
+    tokenizer = hf.load_tokenizer(folder)
     with Model(base, vocab_only=True) as model:
         for text in PROBES:
-            ours = tokenizer(text, add_special_tokens=False).input_ids
+            try:
+                ours = tokenizer(text, add_special_tokens=False).input_ids
+            except Exception as error:  # of the tokenizers library, which has no class of its own
+                raise IncompatibleError(
+                    f"{base.name}: transformers' rebuilt tokenizer cannot read {text[:24]!r}… ({error}); train from "
+                    "the Hugging Face folder of this model instead"
+                ) from error
             theirs = model.tokenize(text)
             if ours != theirs:
                 at = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), len(ours))

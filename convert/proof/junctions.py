@@ -20,6 +20,7 @@ from ..settings import Machine
 
 if TYPE_CHECKING:
     from sia_local import SIA
+    from sia_local.records import Prompt
 
     from ..train.model import ValueModel
 
@@ -74,6 +75,12 @@ def load_runtime(
     )
 
 
+def prompt_of(sia: SIA, trajectory: Trajectory) -> Prompt:
+    """A trajectory's prompt as the base read it when it was sampled."""
+    t = trajectory
+    return sia.prompt_again(t.prompt, t.rendered, t.raw, t.told)
+
+
 def find_cases(
     base: str | os.PathLike[str],
     trajectories: Iterable[Trajectory],
@@ -92,7 +99,7 @@ def find_cases(
     progress = Progress("junctions", len(waiting))
     with load_runtime(base, None, config, machine) as sia:
         for trajectory in waiting:
-            prompt = sia.prompt(trajectory.prompt, raw=trajectory.raw, extra=trajectory.told)
+            prompt = prompt_of(sia, trajectory)
             tokens = trajectory.tokens[: max(0, sia.n_ctx - 1 - len(prompt.tokens))]
             found: list[tuple[int, np.ndarray]] = []
             t = 0

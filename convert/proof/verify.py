@@ -20,7 +20,7 @@ from sia_local.progress import Progress
 from ..provenance import provenance
 from ..settings import Machine
 from ..train.metrics import spearman
-from .junctions import Case, load_runtime
+from .junctions import Case, load_runtime, prompt_of
 from .walk import Walk, spread_of
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def gguf_values(sia: SIA, case: Case) -> tuple[np.ndarray, list[int]]:
     """The runtime's V [J, k], with its queue, branches and commits, and the prompt tokens its value model read."""
     value: Any = sia.value
     trajectory = case.trajectory
-    prompt = sia.prompt(trajectory.prompt, raw=trajectory.raw, extra=trajectory.told)
+    prompt = prompt_of(sia, trajectory)
     sia.engine.begin(0, prompt.tokens)
     value.begin(0, prompt)
     read = list(value.engine.slots[0].tokens)

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import ConfigError, ContextFullError, IncompatibleError
-from ..llama.chat import tokenize_chat
+from ..llama.chat import render_chat, tokenize_chat
 from ..llama.model import Model
-from ..records import Messages, Prompt
+from ..records import Message, Messages, Prompt
 
 
 def read_prompt(
@@ -35,6 +35,36 @@ def read_prompt(
             raise ConfigError("a message of the chat has no role or no content; expected both in every message")
         tokens = tokenize_chat(model, template, messages, extra)
         made = Prompt(tuple(tokens), tuple(messages), messages[-1]["content"] if messages else "", extra or {})
+    return _fitting(made, n_ctx)
+
+
+def read_again(
+    model: Model, n_ctx: int, prompt: str, rendered: str, raw: bool = False, told: Mapping[str, Any] | None = None
+) -> Prompt:
+    """The prompt of a text that was written before as the base read it then, whatever its template says today.
+
+    rendered: what it read, empty where that is not known. told: what its template was told, which a value model's own
+    still is. Raises as read_prompt does.
+    """
+    message = {"role": "user", "content": prompt}
+    if raw or not rendered or rendered == _rendered(model, message, told):
+        return read_prompt(model, n_ctx, prompt, raw, told)
+    tokens = model.tokenize(rendered, add_special=True, parse_special=True)
+    return _fitting(Prompt(tuple(tokens), (message,), prompt, told or {}), n_ctx)
+
+
+def _rendered(model: Model, message: Message, told: Mapping[str, Any] | None) -> str | None:
+    """As the base's template spells it, None where it has none or refuses."""
+    if model.chat_template is None:
+        return None
+    bos, eos = (model.token_text(token) if token >= 0 else "" for token in (model.bos, model.eos))
+    try:
+        return render_chat(model.chat_template, [message], bos, eos, told)
+    except ConfigError:
+        return None
+
+
+def _fitting(made: Prompt, n_ctx: int) -> Prompt:
     if not made.tokens:
         raise ConfigError("the prompt is empty; give at least one character")
     if len(made.tokens) >= n_ctx:

@@ -23,7 +23,7 @@ from .decode import Base, Job, Loop
 from .filters import LogitFilter
 from .likelihood import log_likelihoods
 from .overlap import SideBySide
-from .prompting import read_prompt
+from .prompting import read_again, read_prompt
 from .writing import Desk, Generation, Run, Stop
 
 # Tokens at the end of a prompt in which a template may have opened, or ended, the reasoning.
@@ -142,6 +142,12 @@ class SIA:
         """A prompt as both models will read it; see prompting.read_prompt. extra: beside Setup.template_arg."""
         told = {**self.setup.template_args, **(extra or {})}
         return read_prompt(self.model, self.n_ctx, prompt, raw, told)
+
+    def prompt_again(
+        self, prompt: str, rendered: str, raw: bool = False, told: Mapping[str, Any] | None = None
+    ) -> Prompt:
+        """The prompt of a text that was written before, as both models read it; see prompting.read_again."""
+        return read_again(self.model, self.n_ctx, prompt, rendered, raw, told)
 
     def prompt_of(self, request: Request) -> Prompt:
         """A request's prompt as both models will read it."""

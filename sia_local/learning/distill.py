@@ -62,6 +62,7 @@ def distill(
         assert sia.value is not None
         name, reward = sia.value.name, _reward(sia.value)
         settings = {"base": _identity(Path(base)), "teacher": name, "teacher_files": _files(teacher)}
+        settings |= setup.unusual
         if executor is None:
             collect(sia, prompts, folder, collecting, settings, on_text)
     if executor is not None:

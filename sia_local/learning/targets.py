@@ -47,7 +47,8 @@ def read_targets(
 
 def _junctions(sia: SIA, entry: dict[str, Any], k: int) -> Junctions:
     branches = entry["branches"]
-    prompt = sia.prompt(entry["prompt"], bool(entry.get("raw", False)))
+    raw, told = bool(entry.get("raw", False)), entry.get("told")
+    prompt = sia.prompt_again(entry["prompt"], entry.get("rendered", ""), raw, told)
     at = [int(b["at"]) for b in branches]
     hidden = hidden_states(sia, prompt, [int(t) for t in entry["tokens"][: max(at)]])
 
