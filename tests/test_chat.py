@@ -363,7 +363,7 @@ def test_help_names_every_command_and_every_command_of_the_help_exists(session: 
     named = {line.split()[0].split("[")[0] for line in run("/help").text.splitlines() if line.startswith("/")}
     assert named == {
         *("/help", "/sia", "/beta", "/threshold", "/rate", "/why", "/stats", "/report", "/system"),
-        *("/reasoning", "/retry", "/steer", "/learn", "/undo", "/save", "/load", "/clear", "/quit"),
+        *("/reasoning", "/retry", "/steer", "/learn", "/use", "/undo", "/save", "/load", "/clear", "/quit"),
     }
     callable_by_a_line = {f"/{name[1:]}" for name in dir(Commands) if name[0] == "_" and name[1:].isalpha()}
     assert callable_by_a_line == named | {"/exit"}
@@ -478,11 +478,7 @@ def test_steering_by_words_and_back(base_gguf: Path, value_gguf: Path, monkeypat
         assert guide.model is sia.model and not closed
         said.run("/steer kindly")
         assert guide.engine.context in closed and source(sia, GuidePair).plus.engine.context not in closed
-        said.run("/steer in very simple words")
-        assert "sia-local learn 'In very simple words.' -m" in said.run("/learn").text
         assert "beta 1.5" in said.run("/steer off").text
         assert sia.value is before and session.config == SiaConfig(beta=1.5)
-        with pytest.raises(ConfigError, match="there is nothing to learn yet"):
-            said.run("/learn")
-    with pytest.raises(ConfigError, match="/steer works in a plain chat"):
+    with pytest.raises(ConfigError, match="/steer and /use work in a plain chat"):
         commands(Session(Scripted())).run("/steer kindly")

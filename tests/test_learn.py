@@ -115,6 +115,19 @@ def test_a_file_from_two_sentences_steers(make_gguf: Callable[..., Path], tmp_pa
     assert both.exit_code == 2 and "a sentence and -v were given" in both.stderr
 
 
+def test_a_base_that_holds_chats_is_asked_questions_and_another_needs_its_own(
+    make_gguf: Callable[..., Path], tmp_path: Path
+) -> None:
+    asked = ["learn", "Be brief.", "--texts", "1", "--max-tokens", "2", "-o", str(tmp_path / "a.gguf"), "-m"]
+    few = ["--threshold", "9", "--threads", "1"]
+    done = CliRunner().invoke(main, [*asked, str(make_gguf("base")), *few])
+    # One text of two tokens teaches nothing, but it was written.
+    assert "1 of 1 texts" in done.stderr
+    refused = CliRunner().invoke(main, [*asked, str(make_gguf("base", template="")), *few])
+    assert refused.exit_code == 2 and "no chat template, so it is not for questions" in refused.stderr
+    assert "--prompts FILE" in refused.stderr
+
+
 def test_one_model_under_two_instructions_shares_its_weights(base_gguf: Path) -> None:
     pair = Guides(base_gguf, base_gguf, plus_prompt="a {prompt}", minus_prompt="b {prompt}")
     with SIA.load(base_gguf, pair, setup=EXACT) as sia:

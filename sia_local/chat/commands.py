@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from ..config import SiaConfig
 from ..errors import ConfigError, SiaError
 from ..files import at_home
 from ..views import trace, why
+from .learner import TEXTS, Learner, place_for
 from .session import Session
 
 HELP = """\
@@ -21,7 +21,9 @@ HELP = """\
 /beta X             strength of steering; 0 does nothing, below 0 the opposite
 /beta NAME X        weight of one of several values
 /steer WORDS|off    steer by an instruction, such as in very simple words; off: as before
-/learn              the command that makes a steering file of it, at no cost a token
+/learn [N]          make a steering file of it, behind the chat, from N texts; again: how far it is
+/learn keep|stop    let it go on when the chat is over; end it, what it has is kept
+/use [FILE]         steer by what was learned, at no cost a token, or by another value file
 /threshold X        steer where the base's entropy is X nats or more
 /rate X             steer this share of the tokens, such as 0.2
 /why [N]            where steering acted; N: every candidate of junction N
@@ -52,7 +54,8 @@ class Reply:
 
 class Commands:
     """Bound to a session. `text` names tokens; `about` are facts for reports (model and value file); `width` is how
-    many characters a line may have now, None for any number."""
+    many characters a line may have now, None for any number; `loading` are options of `learn` that load the same base.
+    Close it, or what /learn began may stay."""
 
     def __init__(
         self,
@@ -60,11 +63,14 @@ class Commands:
         text: trace.TokenText,
         about: dict[str, Any] | None = None,
         width: Callable[[], int | None] = lambda: None,
+        loading: Sequence[str] = (),
     ):
         self.session = session
         self.text = text
         self.about = about or {}
         self.width = width
+        self.loading = loading
+        self.learner: Learner | None = None
 
     def run(self, line: str) -> Reply:
         """Runs one line that begins with `/`. Raises SiaError with a sentence; the session stays usable."""
@@ -122,16 +128,66 @@ class Commands:
         return Reply(f"steering by: {session.words}\n{self.settings()}")
 
     def _learn(self, rest: str) -> Reply:
+        learner = self.learner
+        if rest in ("keep", "stop"):
+            if learner is None or not learner.running:
+                raise ConfigError(f"/learn {rest} is for what is being learned, and nothing is")
+            if rest == "keep":
+                learner.keep()
+                return Reply(f"it goes on when the chat is over; its log is {learner.log}, its file {learner.out}")
+            learner.stop()
+            return Reply(f"stopped: {learner.news()}\n/learn goes on with what it has")
+        if rest and not (rest.isdecimal() and int(rest)):
+            raise ConfigError(f"/learn takes a number of texts, keep or stop, {rest!r} was given")
         words = self.session.words
+        if learner is not None and (learner.running or (not rest and words in (None, learner.words))):
+            if rest and learner.running:
+                raise ConfigError(f"{learner.words!r} is being learned; /learn stop ends that, and what it has is kept")
+            if learner.running or learner.learned:
+                learner.news()
+                return Reply(self._how_far(learner))
         if words is None:
             raise ConfigError("there is nothing to learn yet; steer by words first, as in /steer in very simple words")
-        base = self.session.sia.model.path
-        quoted = shlex.quote(words)
+        base = str(self.session.sia.model.path)
+        learner = self.learner = Learner(words, place_for(base, words), self.loading or ("--model", base))
+        learner.start(int(rest or TEXTS))
         return Reply(
-            "this makes a steering file of it in another terminal, some minutes on a small model:\n"
-            f"sia-local learn {quoted} -m {shlex.quote(str(base))} --prompts prompts.txt -o words.gguf\n"
-            "then: sia-local chat -m ... -v words.gguf"
+            f"learning from {int(rest or TEXTS)} texts of the base, at low priority on one core; /learn says how far "
+            "it is, and the chat goes on"
         )
+
+    def _use(self, rest: str) -> Reply:
+        learner = self.learner
+        if rest:
+            self.session.use(_path(rest, "/use", "value.gguf"))
+        elif learner is None or not learner.learned:
+            raise ConfigError("/use takes a value file, or what /learn has learned; nothing is learned yet")
+        else:
+            self.session.use(learner.out, learner.words)
+        value = self.session.sia.value
+        return Reply(f"steering by: {value.name if value is not None else 'nothing'}\n{self.settings()}")
+
+    def news(self) -> str | None:
+        """What is to be told of what happens behind the chat, between two answers; None: nothing new."""
+        told = self.learner.news() if self.learner is not None else None
+        return None if told is None or self.learner is None else self._how_far(self.learner)
+
+    def close(self) -> str | None:
+        """Ends what happens behind the chat, unless it is to go on; what there is to say of it."""
+        learner = self.learner
+        if learner is None or not learner.running:
+            return None
+        if learner.kept:
+            return f"learning goes on; its log is {learner.log}, its file {learner.out}"
+        learner.stop()
+        return f"learning stopped, what it has is kept; this goes on with it: {learner.command}"
+
+    def _how_far(self, learner: Learner) -> str:
+        """Where it stands, and what to do once it is done."""
+        told = learner.status()
+        if not learner.learned:
+            return told
+        return f"{told}\n/use steers by it instead of the live pair; in another chat: -v {learner.out}"
 
     def _threshold(self, rest: str) -> Reply:
         return self._set_number(rest, "/threshold", lambda x: {"threshold": x, "gate": "entropy"})

@@ -17,7 +17,7 @@ from ..generation.writing import Generation, Writer
 from ..records import Prompt, Request, Step, Tally
 from ..text import Written
 from ..values.guides import Guides, instruction
-from ..values.sources import Source
+from ..values.sources import Source, Specs
 
 Message = dict[str, str]
 # How an instruction steers until the user says otherwise: share of the tokens, and beta in nats of log-probability.
@@ -155,18 +155,39 @@ class Session:
         """From now on the base under an instruction, against itself without, says what steers; no training, but two
         more decodes a junction. Raises ConfigError where the writer cannot change what steers it."""
         sentence = words if "{prompt}" in words else f"{words[:1].upper()}{words[1:].rstrip('.')}."
+        base = self._plain().model.path
+        self._steer(Guides(base, base, name="words", plus_prompt=instruction(sentence)))
+        self.words = sentence
+        self._as_words_do()
+
+    def use(self, value: Path, learned: str | None = None) -> None:
+        """From now on a value file steers. learned: the instruction that it was learned from, whose settings stay, or
+        become those of steer_by(). Raises as steer_by() and SIA.use do."""
+        live = self.words
+        self._steer(value)
+        self.words = None
+        if learned is not None and learned != live:
+            self._as_words_do()
+        elif self.config.gate == "off":
+            self.config = replace(self.config, gate=SiaConfig().gate)
+
+    def _plain(self) -> SIA:
         if not isinstance(self.sia, SIA):
-            raise ConfigError("texts of another kind are written here; /steer works in a plain chat")
-        base = self.sia.model.path
-        if self._before is None:
-            self._before = (self.config, self.steering, self.sia.value)
-        self.sia.use(Guides(base, base, name="words", plus_prompt=instruction(sentence)))
-        self.words, self.steering = sentence, True
+            raise ConfigError("texts of another kind are written here; /steer and /use work in a plain chat")
+        return self.sia
+
+    def _steer(self, value: Specs) -> None:
+        before = (self.config, self.steering, self.sia.value)
+        self._plain().use(value)
+        self._before = self._before or before
+        self.steering = True
+
+    def _as_words_do(self) -> None:
         gate = {"gate": "rate", "rate": WORDS_RATE, "beta": WORDS_BETA, "beta_unit": "raw"}
         self.config = replace(self.config, **gate)  # type: ignore[arg-type]
 
     def steer_as_before(self) -> None:
-        """What steered before the first steer_by()."""
+        """What steered before the first steer_by() or use()."""
         if self._before is not None and isinstance(self.sia, SIA):
             self.config, self.steering, source = self._before
             self.sia.put(source)

@@ -19,6 +19,7 @@ from .resolve import config_from, drawn_seed, known_from, request_from
 from .ways import spread_notice, way_options, writer_from
 
 if TYPE_CHECKING:
+    from ..chat.commands import Commands
     from ..chat.session import Notice, Session
     from ..generation.writing import Writer
     from ..records import Step
@@ -60,7 +61,8 @@ def chat(**options: Any) -> None:
         base, value = sia.model.path.name, sia.value.name if sia.value is not None else None
         style = Style.of_terminal()
         about = {"model": base, "value": value}
-        commands = Commands(session, token_text(sia.model), about, _columns if style.on else lambda: None)
+        width = _columns if style.on else lambda: None
+        commands = Commands(session, token_text(sia.model), about, width, _as_learn_loads(options))
         if options["saved"]:
             session.load(options["saved"])
         notice(f"{base}, steered by {value}" if steered else f"{base}, unsteered")
@@ -69,7 +71,22 @@ def chat(**options: Any) -> None:
             notice(said)
         if style.on:
             notice(_welcome(style, known_from(options), steered))
-        _talk(session, commands.run, Terminal(session, writer(), style, options["show_reasoning"]))
+        try:
+            _talk(session, commands, Terminal(session, writer(), style, options["show_reasoning"]))
+        finally:
+            if said := commands.close():
+                notice(said)
+
+
+def _as_learn_loads(options: dict[str, Any]) -> list[str]:
+    """The options of `learn` that load the base of this chat."""
+    model = known_from(options)
+    words = ["--model", model.name if model is not None else str(options["model"])] if not options["url"] else []
+    for name in ("chat_template", "template_arg"):
+        given = options.get(name) or ()
+        for value in (given,) if isinstance(given, str) else given:
+            words += [f"--{name.replace('_', '-')}", value]
+    return words
 
 
 def _writer(options: dict[str, Any]) -> tuple[Writer, Request]:
@@ -164,7 +181,7 @@ class Terminal:
         return ""
 
 
-def _talk(session: Session, run: Callable[[str], Any], terminal: Terminal) -> None:
+def _talk(session: Session, commands: Commands, terminal: Terminal) -> None:
     from ..chat.commands import COMMANDS
     from .entry import entries
     from .terminal import notice
@@ -173,13 +190,15 @@ def _talk(session: Session, run: Callable[[str], Any], terminal: Terminal) -> No
         try:
             if not entry.command:
                 terminal.answer(session.ask(entry.text))
-                continue
-            reply = run(entry.text)
-            if reply.text:
-                terminal.write(reply.text + "\n")
-            if reply.action == "quit":
-                return
-            if reply.action == "retry":
-                terminal.answer(session.retry())
+            else:
+                reply = commands.run(entry.text)
+                if reply.text:
+                    terminal.write(reply.text + "\n")
+                if reply.action == "quit":
+                    return
+                if reply.action == "retry":
+                    terminal.answer(session.retry())
         except SiaError as error:
             notice(f"Error: {error}")
+        if news := commands.news():
+            notice(f"[{news}]")

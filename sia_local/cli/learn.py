@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import _thread
+import os
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +15,7 @@ from ..errors import ConfigError
 from ..learning.collect import CollectConfig
 from ..learning.fit import FitConfig
 from ..progress import Line
+from ..shipped import SMOLLM2
 from .from_dataclass import build, options_for
 from .many import shipped_prompts
 from .options import model_options
@@ -29,13 +33,14 @@ SETUP = Setup(n_ctx=1024, slots=4)
 @click.argument("plus", required=False)
 @click.option("--minus", metavar="SENTENCE", help="And away from this instruction.  [default: none at all]")
 @click.option(
-    "--prompts", type=click.Path(path_type=Path), help="One prompt a line, or JSONL.  [default: the model's own]"
+    "--prompts", type=click.Path(path_type=Path), help="One prompt a line, or JSONL.  [default: a set of its own]"
 )
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="The steering file, GGUF.")
 @click.option(
     "--targets", type=click.Path(path_type=Path), help="Learn from the branches in this file, without a teacher."
 )
 @click.option("--junctions", type=click.Path(path_type=Path), help="Folder of what was collected.  [default: OUT.d]")
+@click.option("--behind", is_flag=True, hidden=True, help="Give way to other programs; end with standard input.")
 @options_for(CollectConfig)
 @options_for(FitConfig)
 @model_options(SETUP, ctx=f"{SETUP.n_ctx}")
@@ -52,6 +57,8 @@ def learn(**options: Any) -> None:
     from ..learning.distill import distill, from_targets, summary
     from ..prompts import read_prompts
 
+    if options["behind"]:
+        _go_behind()
     base, values = model_paths({**options, "value": options["value"] or ("none",)})
     teacher: Any = _guides(base, options) if options["plus"] else values
     given = {"a sentence": options["plus"], "-v": values, "--targets": options["targets"]}
@@ -65,7 +72,7 @@ def learn(**options: Any) -> None:
         return
     if not teacher:
         raise ConfigError('no teacher was given; give an instruction, as in "Answer in very simple words.", or -v FILE')
-    prompts, folder = options["prompts"] or _prompts(options), options["junctions"] or Path(f"{out}.d")
+    prompts, folder = options["prompts"] or _prompts(options, base), options["junctions"] or Path(f"{out}.d")
     made = distill(
         base,
         teacher if options["plus"] else (values[0] if len(values) == 1 else values),
@@ -88,10 +95,34 @@ def _guides(base: Path, options: dict[str, Any]) -> Guides:
     return Guides(base, base, name="words", plus_prompt=instruction(options["plus"]), minus_prompt=minus)
 
 
-def _prompts(options: dict[str, Any]) -> Path:
-    if (model := known_from(options)) is None:
-        raise ConfigError("no prompts were given; give a file of them with --prompts, one a line")
-    return shipped_prompts(model.training)
+def _prompts(options: dict[str, Any], base: Path) -> Path:
+    """Those of a model known by name; for any other that holds chats, questions and tasks of many kinds."""
+    if (model := known_from(options)) is not None:
+        return shipped_prompts(model.training)
+    from ..llama.gguf import GgufMetadata
+
+    with GgufMetadata(base) as meta:
+        if not options.get("chat_template") and not meta.get("tokenizer.chat_template"):
+            raise ConfigError(
+                f"no prompts were given, and {base.name} has no chat template, so it is not for questions; give a file "
+                "of beginnings that it can go on with, --prompts FILE, one a line"
+            )
+    return shipped_prompts(SMOLLM2.training)
+
+
+def _go_behind() -> None:
+    """As the process of a chat: everything else comes first, and where standard input ends without the word `keep`, for
+    whatever reason, that is a Ctrl-C."""
+    if os.name == "posix":
+        os.nice(15)
+        os.setpgid(0, 0)  # Ctrl-C in the chat is none of its business
+
+    def wait() -> None:
+        # Not sys.stdin, whose lock this thread would hold when the program ends.
+        if not os.read(0, 16):
+            _thread.interrupt_main()
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 class _Say:

@@ -114,6 +114,8 @@ class SIA:
         files = read_files(specs)
         if any(file is not None and file.kind == "value-head" for file in files) and not self.engine.branches:
             raise IncompatibleError("a value-head needs room for its candidates in the base's context; load it at once")
+        if any(file is not None and file.kind == "value-qhead" for file in files):
+            self.engine.keep_hidden()
         opened = open_sources(specs, files, self.model, self.engine, self.setup)
         self._borrowed.close()
         if opened is not None:

@@ -127,6 +127,14 @@ class Engine:
             self._run_queue(slot, self.slots[slot].n_past + piece)
         return self.queue_length(slot) > piece
 
+    def keep_hidden(self) -> None:
+        """From now on keeps_hidden; rows that came without are decoded again where they are wanted."""
+        if not self.keeps_hidden:
+            self.keeps_hidden = True
+            for slot, state in enumerate(self.slots):
+                self._close_branch(slot)
+                state.row = None
+
     def hidden(self, slot: int) -> FloatArray:
         """The final normed hidden state [n_embd] behind a slot's row of logits(), in an engine that keeps them."""
         state = self.slots[slot]
