@@ -14,6 +14,7 @@ from sia_local.progress import duration
 from sia_local.ray_workers import RayConfig, executor_for
 from sia_local.shipped import PROFILE_SUFFIX
 
+from .advice import in_plan
 from .formats.export import BaseConfig, ExportConfig
 from .paths import Artefact, Round
 from .plan import Plan, RolloutSection, SteeredSection, read_plan
@@ -43,7 +44,11 @@ def make(
         for line in preview(steps, state):
             echo(line)
         return
-    seconds = run_steps(steps, state, echo)
+    try:
+        seconds = run_steps(steps, state, echo)
+    except SiaError as error:
+        error.args = (in_plan(str(error)), *error.args[1:])
+        raise
     echo(f"everything made; the steps took {duration(seconds)} in all:")
     for path in (*(chain.files.base.finished if chain.files.base else (chain.base,)), *chain.files.value.finished):
         echo(f"  {path}, {path.stat().st_size / 1e6:.1f} MB")

@@ -116,6 +116,7 @@ class DistillSection(CollectConfig):
 
     out: Path
     prompts: Path | None = None
+    n_ctx: int = setting(1024, "Tokens a sequence may hold, prompt included.", option="--ctx")
     fit: FitConfig = field(default_factory=FitConfig)
 
     @property
@@ -138,6 +139,11 @@ class CalibrateSection(Goal):
     slots: int = 8
     seed: int = 0
     weigh: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.reward_per_kl is not None and not self.weigh:
+            raise ConfigError("reward_per_kl weighs the reward, which weigh = false leaves out; drop one of them")
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from sia_local.learning.collect import CollectConfig
 from sia_local.learning.fit import FitConfig
 from sia_local.ray_workers import RayConfig, executor_for
 
+from ..plan import DistillSection
 from ..settings import Machine
 
 
@@ -25,6 +26,7 @@ from ..settings import Machine
 @click.option("--junctions", type=click.Path(path_type=Path), help="Folder of what was collected.  [default: OUT.d]")
 @click.option("--slots", type=click.IntRange(min=1), default=4, show_default=True, help="Texts at once.")
 @options_for(CollectConfig)
+@options_for(DistillSection, names=("n_ctx",))
 @options_for(FitConfig)
 @options_for(ChatSettings)
 @options_for(RayConfig)
@@ -38,11 +40,9 @@ def distill(
     Run again after an interruption: it goes on with the texts that are missing.
     """
     from ..data.distill import distill_checkpoint, distill_file
-    from ..plan import DistillSection
 
-    collecting = build(CollectConfig, options)
-    config = DistillSection(**vars(collecting), out=out, fit=build(FitConfig, options))
     machine, ray, folder = build(Machine, options), build(RayConfig, options), junctions or Path(f"{out}.d")
+    config = build(DistillSection, options, out=out)
     machine = replace(machine, threads=ray.threads(machine.threads))
     executor = executor_for(ray) if ray.ray is not None else None
     run = distill_checkpoint if teacher.is_dir() else distill_file

@@ -15,8 +15,6 @@ from sia_local.workers import Executor
 from ..settings import Machine, settings_of
 from .rollouts import load_prompts
 
-N_CTX = 1024
-
 
 def distill_file(
     teacher: Path,
@@ -37,7 +35,7 @@ def distill_file(
     from sia_local.learning.distill import distill, summary
 
     setup = Setup(
-        n_ctx=N_CTX,
+        n_ctx=config.n_ctx,
         slots=slots,
         n_threads=machine.threads,
         n_gpu_layers=machine.gpu_layers,

@@ -84,7 +84,7 @@ def _scored(part: list[Trajectory], reward: Reward | None) -> list[Trajectory]:
     if reward is None:
         check = [t for t in part if t.reward is None]
         if check:
-            raise DataError(f"trajectory {check[0].id} has no reward: `--reward data` needs one in every line")
+            raise DataError(f"trajectory {check[0].id} has no reward: the reward data needs one in every line")
         return part
     values = reward([t.prompt for t in part], [t.response for t in part])
     return [dataclasses.replace(t, reward=v) for t, v in zip(part, values, strict=True)]

@@ -169,7 +169,7 @@ def export_value(
     if base_path is not None and layout in ("adapter", "head"):
         _check_same_shape(backbone, base_path)
     if layout == "lean" and config.row_type == "base" and checkpoint.meta.tune == "full":
-        raise IncompatibleError("rows cannot come from the base after --tune full: choose f16, q8_0 or f32")
+        raise IncompatibleError("rows cannot come from a base that was trained whole: choose f16, q8_0 or f32")
 
     def fields(fingerprint: str) -> dict[str, KV]:
         kind = {"adapter": "value-adapter", "head": "value-head"}.get(layout, "value")
@@ -262,10 +262,12 @@ def check_trained(layout: str, tune: str, layers: int | None, hidden: bool) -> N
     if layout == "adapter" and (tune != "lora" or layers):
         raise IncompatibleError(
             "the adapter layout needs a LoRA over the whole base; this model was trained with "
-            f"--tune {tune}{f' --layers {layers}' if layers else ''}: export it as merged or lean"
+            f"`sia-convert train --tune {tune}{f' --layers {layers}' if layers else ''}`: export it as merged or lean"
         )
     if layout == "head" and (tune != "none" or layers):
-        raise IncompatibleError("the head layout needs a frozen, whole backbone: train with --placement head")
+        raise IncompatibleError(
+            "the head layout needs a frozen, whole backbone: train one with `sia-convert train --placement head`"
+        )
 
 
 def _check_same_shape(backbone: Backbone, base: Path) -> None:

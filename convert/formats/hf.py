@@ -105,8 +105,8 @@ class Backbone:
 def check_layers(root: Path, sizes: Hparams | Sizes, layers: int | None) -> None:
     """ConfigError for a number of blocks that cannot be kept."""
     if layers is not None and not 1 <= layers <= sizes.n_layer:
-        raise ConfigError(f"--layers {layers}: {root.name} has {sizes.n_layer} blocks")
+        raise ConfigError(f"layers is {layers}; expected 1 to the {sizes.n_layer} blocks of {root.name}")
     if layers is not None and not isinstance(sizes, Hparams):
         raise ConfigError(
-            f"--layers {layers}: a {sizes.arch} is converted whole; only {', '.join(SUPPORTED)} can be shortened"
+            f"layers is {layers}, but a {sizes.arch} is converted whole; only {', '.join(SUPPORTED)} can be shortened"
         )

@@ -79,7 +79,9 @@ class Trainer:
             config.data, self.reader, n_vocab, config.held_out, longest, config.seed, config.limit
         )
         if config.loss == "branched" and not any(e.branches for e in self.split.train):
-            raise DataError("--loss branched: no training text has branches; make some with `sia-convert branch`")
+            raise DataError(
+                "the loss branched was asked for, but no text has branches; make some with `sia-convert branch`"
+            )
         parts = self.model.trainable()
         head_lr = config.head_lr or config.lr
         self.optimizer = torch.optim.AdamW(
@@ -302,7 +304,8 @@ class Trainer:
             return
         if state["key"] != self.key:
             raise ConfigError(
-                f"{self.out} holds a run with other settings or data: give another --out, or --restart to begin again"
+                f"{self.out} holds a run with other settings or data: name another output, or begin again with "
+                "--restart"
             )
         parts = self.model.trainable()
         with torch.no_grad():

@@ -59,7 +59,7 @@ def calibrate(**options: Any) -> None:
         profile = replace(run(sia, task, reward, notice), model=base.name, value=file.name if file else None)
     profile.write(path)
     click.echo(profile.chose)
-    notice(f"{path}: use it with --profile {path.name.removesuffix('.profile.toml')}")
+    notice(f"{path}: use it as in `sia-local chat --profile {path.name.removesuffix('.profile.toml')}`")
 
 
 def _value_file(values: list[Any]) -> Path | None:

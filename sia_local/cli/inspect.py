@@ -67,7 +67,12 @@ def _describe(one: Inspection) -> str:
         rows.append(("window", f"{one.window} tokens; those behind it are kept, so that a retry can go back"))
     if one.kind == "base":
         rows.append(("placements", "separate, adapter, head, q-head, guides, Best-of-N"))
-        rows.append(("chat template", "yes" if one.chat_template else "no (only --raw, or --chat-template)"))
+        rows.append(
+            (
+                "chat template",
+                "yes" if one.chat_template else "no; `sia-local generate --raw` needs none",
+            )
+        )
         if one.reasoning is not None:
             rows.append(("reasoning", f"told apart from the answer ({one.reasoning})"))
     rows += sorted(one.sia.items())

@@ -31,10 +31,10 @@ def read_items(given: str | None, default: str, limit: int | None) -> list[Promp
     return read_prompt_items(given or shipped_prompts(default))[:limit]
 
 
-def shipped_prompts(name: str) -> Path:
-    """A file of prompts that comes with the program. Raises ConfigError where it did not."""
+def shipped_prompts(name: str, instead: str = "give a file of prompts with --prompts") -> Path:
+    """A file of prompts that comes with the program. Raises ConfigError where it did not; instead: what to do."""
     if (found := find_file(name)) is None:
-        raise ConfigError(f"{name} does not exist here; give a file of prompts with --prompts")
+        raise ConfigError(f"{name} does not exist here; {instead}")
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,8 @@ def quiz(questions: Path | None, out: Path | None, **options: Any) -> None:
     from ..files import atomic_write
 
     asked = build(QuizConfig, options)
-    items = read_questions(questions or shipped_prompts(QUESTIONS))[: asked.limit]
+    usual = partial(shipped_prompts, QUESTIONS, "name a file of questions, as in `sia-local quiz questions.jsonl`")
+    items = read_questions(questions or usual())[: asked.limit]
     if not model_paths(options)[1]:
         raise ConfigError("no value model was given; give one with -v value.gguf, or guides with --guide-plus")
     dense = SiaConfig(gate="dense", beta_unit="spread")

@@ -164,7 +164,10 @@ def _guides(options: Mapping[str, Any]) -> list[Any]:
     if not any(asked.values()):
         return []
     if not asked["plus"]:
-        raise ConfigError("a guide option was given without --guide-plus; expected --guide-plus model.gguf")
+        given = next(name for name, value in asked.items() if value)
+        raise ConfigError(
+            f"--guide-{given.replace('_', '-')} was given without --guide-plus; expected --guide-plus model.gguf"
+        )
     from ..values.sources import Guides
 
     return [Guides(**asked)]  # type: ignore[arg-type]

@@ -101,7 +101,7 @@ class Nudged(WithSIA):
         elif template is None:
             raise IncompatibleError(
                 f"{self.small.path.name}: has no chat template, so it cannot answer a chat; nudge with an instruct "
-                "model, or give plain text with raw=True (--raw)"
+                "model, or ask with a plain text"
             )
         else:
             messages = prompt.messages or [{"role": "user", "content": prompt.text}]

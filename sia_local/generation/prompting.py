@@ -29,7 +29,10 @@ def read_prompt(
         made = Prompt(tuple(tokens), None, prompt)
     else:
         if template is None:
-            raise IncompatibleError(f"{model.path.name}: has no chat template; give plain text with raw=True (--raw)")
+            raise IncompatibleError(
+                f"{model.path.name}: has no chat template, so it cannot answer a chat; give one with chat_template "
+                "(--chat-template), or ask with a plain text"
+            )
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
         if any("role" not in message or "content" not in message for message in messages):
             raise ConfigError("a message of the chat has no role or no content; expected both in every message")

@@ -98,7 +98,8 @@ def render_chat(
         return render(template, _as_named(template, messages), bos, eos, opens, told)
     except (TemplateError, TypeError) as error:
         raise ConfigError(
-            f"the chat template cannot render this conversation ({error}); use --raw or another template"
+            f"the chat template cannot render this conversation ({error}); give another template, or let it "
+            "be continued as plain text"
         ) from error
 
 

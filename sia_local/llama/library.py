@@ -213,7 +213,7 @@ def gpu_layers(n: int) -> int:
     """n, layers to put on a GPU. Raises ConfigError where this build of llama.cpp has none to put them on."""
     if n != 0 and not has_gpu():
         raise ConfigError(
-            f"{n} layers were to go on a GPU, but this build of llama.cpp has no GPU backend; leave --n-gpu-layers "
-            "out, or build llama-cpp-python for yours (docs/install.md)"
+            f"{n} layers were to go on a GPU, but this build of llama.cpp has no GPU backend; ask for 0, or build "
+            "llama-cpp-python for yours (docs/install.md)"
         )
     return n

@@ -94,7 +94,8 @@ class Vocabulary:
             ) + (", …" if len(different) > SHOWN else "")
             raise IncompatibleError(
                 f"{names} name {len(different)} control tokens differently ({shown}) and are the same otherwise; if "
-                f"those are reserved ones that neither was trained with, go on with --same-vocabulary, or {instead}"
+                f"those are reserved ones that neither was trained with, go on with same_vocabulary (--same-vocabulary "
+                f"of sia-local), or {instead}"
             )
 
 
@@ -118,5 +119,6 @@ def check_vocabulary(
     elif not renamed:
         raise IncompatibleError(
             f"{path.name} and {base.path.name} have different vocabularies, so their token ids do not mean the same; "
-            f"{instead}, or, if only reserved control tokens have other names, go on with --same-vocabulary"
+            f"{instead}, or, if only reserved control tokens have other names, go on with same_vocabulary "
+            "(--same-vocabulary of sia-local)"
         )

@@ -30,7 +30,7 @@ from ..steering.entropy import log_partition
 
 PathLike = str | os.PathLike[str]
 
-INSTEAD = "use a guide of the same family, or --nudge, which works on text"
+INSTEAD = "use a guide of the same family, or `sia-local generate --nudge`, which works on text"
 
 
 @dataclass(frozen=True)
