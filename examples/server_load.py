@@ -1,7 +1,7 @@
 """Load and faults against `sia-local serve`, on this machine alone: python examples/server_load.py [--clients 64]
 
-Starts a server of its own with the shipped models, counts what comes back, and fails if a text is lost or differs from
-the same one made alone, if memory grows, or if /health takes longer than it may.
+Starts a server of its own with the demo models, counts what comes back, and fails if a text is lost or differs from
+the same one made alone, if memory grows once the prompt cache is full, or if /health takes longer than it may.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import Any
 
 import httpx
 
+MODELS = Path(__file__).resolve().parents[1] / "models"
 TOPICS = ("a dog", "a cat", "the sea", "a red ball", "two friends", "a lost key", "rain", "a tree")
 
 
@@ -142,18 +143,26 @@ def memory(pid: int) -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
-async def in_a_row(client: httpx.AsyncClient, count: int, pid: int) -> tuple[float, float]:
-    """Short requests one after another on four connections: memory after a tenth of them, and at the end."""
+async def in_a_row(client: httpx.AsyncClient, count: int, pid: int) -> tuple[float, float, float, float]:
+    """Short requests one after another on four connections, each a conversation of its own: memory and bytes of the
+    prompt cache after a tenth of them, and at the end."""
+    asked = iter(range(count))
 
     async def some(n: int) -> None:
-        for i in range(n):
-            answer = await client.post("/v1/chat/completions", json=body(i, 2, logprobs=True, top_logprobs=3))
+        for i in (next(asked) for _ in range(n)):
+            whole = body(i, 2, logprobs=True, top_logprobs=3)
+            whole["messages"] = [{"role": "user", "content": f"Story {i}: {TOPICS[i % len(TOPICS)]}."}]
+            answer = await client.post("/v1/chat/completions", json=whole)
             TALLY[f"in a row: {answer.status_code}"] += 1
 
+    async def kept() -> float:
+        lines = (await client.get("/metrics")).text.splitlines()
+        return next(float(line.split()[1]) for line in lines if line.startswith("sia_prompt_cache_bytes "))
+
     await asyncio.gather(*(some(count // 40) for _ in range(4)))
-    before = memory(pid)
+    before = memory(pid), await kept()
     await asyncio.gather(*(some(count // 4 - count // 40) for _ in range(4)))
-    return before, memory(pid)
+    return *before, memory(pid), await kept()
 
 
 async def terminated(client: httpx.AsyncClient, server: subprocess.Popen[bytes]) -> float:
@@ -183,6 +192,7 @@ async def main() -> int:
     parser.add_argument("--in-a-row", type=int, default=10_000)
     parser.add_argument("--slots", type=int, default=4)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--prompt-cache", type=int, default=16 << 20, help="small, so that it is full early; 0: none")
     parser.add_argument(
         "--health-ms", type=float, default=100, help="longest that /health may take, waiting for a core aside"
     )
@@ -190,7 +200,9 @@ async def main() -> int:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     limit = 1 << 20
-    options = ["--port", port, "--slots", args.slots, "--threads", args.threads, "--max-body", limit, "--grace", 2]
+    options = ["-m", MODELS / "demo-base.gguf", "-v", MODELS / "demo-value.gguf", "--port", port, "--grace", 2]
+    options += ["--slots", args.slots, "--threads", args.threads, "--max-body", limit]
+    options += ["--prompt-cache", args.prompt_cache]
     server = subprocess.Popen([sys.executable, "-m", "sia_local", "serve", *map(str, options)])
     context = multiprocessing.get_context("spawn")
     stop, out = context.Event(), context.Queue()
@@ -208,7 +220,7 @@ async def main() -> int:
             await crowd(client, args.clients, args.each)
             print(f"crowd: {time.perf_counter() - began:.0f} s")
             await asyncio.gather(rude(client, port, limit), crowd(client, 8, 2))
-            before, after = await in_a_row(client, args.in_a_row, server.pid)
+            before, early, after, late = await in_a_row(client, args.in_a_row, server.pid)
             stop.set()
             took = out.get(timeout=20)
             busy = [slot for slot in (await client.get("/slots")).json() if slot["is_processing"]]
@@ -221,9 +233,12 @@ async def main() -> int:
     for name, column in (("", whole), (" without the time that it waited for a core", own)):
         say = f"/health{name}: {len(took)} times, 99 % within {1e3 * column[p99]:.0f} ms"
         print(f"{say}, longest {1e3 * column[-1]:.0f} ms")
-    print(f"memory: {before:.0f} MB after a tenth of {args.in_a_row} requests, {after:.0f} MB at the end")
+    print(f"memory: {before:.0f} MB after a tenth of {args.in_a_row} requests, {after:.0f} MB at the end;", end=" ")
+    print(f"of it for conversations {early / 1e6:.1f} and {late / 1e6:.1f} MB of {args.prompt_cache / 1e6:.1f}")
     print(f"SIGTERM with eight streams: over in {seconds:.1f} s, exit code {server.returncode}")
     wrong = [name for name in ("other text", "slow reader lost", "stream broken") if TALLY[name]]
+    wrong += ["the prompt cache was not full in time to judge"] * (early < 0.9 * args.prompt_cache)
+    wrong += ["the prompt cache overflows"] * (max(early, late) > args.prompt_cache)
     wrong += ["a slot is held"] * bool(busy) + ["memory grows"] * (after > 1.1 * before + 5)
     wrong += ["/health is slow"] * (1e3 * own[-1] > args.health_ms) + ["no clean exit"] * (server.returncode != 0)
     print("wrong: " + ", ".join(wrong) if wrong else "nothing lost")

@@ -18,7 +18,7 @@ from openai.types.chat import ChatCompletionUserMessageParam
 
 from sia_local import SIA, Setup, SiaConfig
 from sia_local.generation.decode import Job
-from sia_local.records import Step
+from sia_local.records import Request, Step
 from sia_local.server.app import Server
 from sia_local.server.asking import Defaults
 from sia_local.server.engine import EngineThread, Order
@@ -32,6 +32,14 @@ class Running:
     def __init__(self, server: Server, port: int):
         self.server, self.url = server, f"http://127.0.0.1:{port}"
         self.http = httpx.Client(base_url=self.url, timeout=30)
+        self.asked: list[Request] = []
+        submit = server.engine.submit
+
+        def noted(order: Order) -> None:
+            self.asked += [job.request for job in order.jobs]
+            submit(order)
+
+        server.engine.submit = noted  # type: ignore[method-assign]
         self.openai = openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0)
 
     def chat(self, **fields: Any) -> Any:

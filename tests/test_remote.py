@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from click.testing import CliRunner
 from serving import running
 
 from sia_local.cli import main
+from sia_local.config import SiaConfig
+from sia_local.server.fields import SiaFields
 
 
 class Plain(BaseHTTPRequestHandler):
@@ -67,11 +70,36 @@ def test_a_steering_server_tells_why(make_gguf: Callable[..., Path], value_gguf:
         assert "401" in err
 
 
+def test_a_steering_server_is_told_every_setting(make_gguf: Callable[..., Path], value_gguf: Path) -> None:
+    with running(make_gguf("base", ascii=True), value_gguf, slots=1) as server:
+        asked = {
+            "--gate": "first-n", "--first-n": "3", "--beta": "2", "--beta-unit": "spread", "--kl-per-token": "0.25",
+            "-k": "7", "--temp": "0.5", "--min-p": "0.125", "--repeat-penalty": "1.25", "--penalty-last-n": "9",
+            "--seed": "4", "--stop": "zz", "-n": "6", "--threads": "1",
+        }  # fmt: skip
+        _, err = talk("--url", server.url, *(word for pair in asked.items() for word in pair), says="A dog.\n")
+        assert "not sent, as the server takes none or has its own: --threads\n" in err
+        request = server.asked[-1]
+        got, sampling = request.config, request.config.sampling
+        assert (got.gate, got.first_n, got.beta, got.beta_unit, got.kl_per_token, got.k) == (
+            ("first-n", 3, 2.0, "spread", 0.25, 7)
+        )
+        assert (sampling.temperature, sampling.min_p, sampling.repeat_penalty, sampling.penalty_last_n) == (
+            (0.5, 0.125, 1.25, 9)
+        )
+        assert (request.seed, request.stop, request.max_tokens) == (4, ("zz",), 6)
+    names = {f.name for f in fields(SiaConfig)} - {"sampling"}
+    assert set(SiaFields.model_fields) == names | {"why"}
+
+
 def test_any_openai_server_answers_unsteered(plain: str) -> None:
     out, err = talk("--url", f"{plain}/v1", "--temp", "0.5", "--stop", "X", says="Hi\nAgain\n/stats\n")
     assert "plain-model, unsteered" in err and out.startswith("Hello.\nHello.\n")
     assert [m["role"] for m in Plain.asked["messages"]] == ["user", "assistant", "user"]
     assert (Plain.asked["temperature"], Plain.asked["stop"], "sia" in Plain.asked) == (0.5, ["X"], False)
+    _, err = talk("--url", plain, "--temp", "1", "--min-p", "0.1", "--beta", "2", "--best-of", "2", says="Hi\n")
+    assert "has its own: --beta, --min-p, --best-of\n" in err
+    assert Plain.asked["temperature"] == 1.0 and "min_p" not in Plain.asked
 
 
 def test_what_is_no_server_is_said() -> None:

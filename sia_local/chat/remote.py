@@ -8,23 +8,30 @@ import math
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import PurePath
 from typing import Any
 
 import numpy as np
 
-from ..config import SiaConfig
+from ..config import SamplingConfig, SiaConfig
 from ..errors import ConfigError, SiaError
 from ..generation.writing import Generation
 from ..reasoning import ANSWER, REASONING
 from ..records import Candidates, Messages, Prompt, Request, Stats, Step
 
 TIMEOUT = 600.0  # seconds without a word from the server
-_STEERING = ("gate", "beta", "beta_unit", "rate", "threshold", "k", "kl_total", "steer")
+_STEERING = tuple(f.name for f in fields(SiaConfig) if f.name != "sampling")
 _THOUGHTS = ("reasoning_content", "reasoning")  # what servers call it
-_SAMPLING = ("temperature", "top_p", "frequency_penalty", "presence_penalty")
+# Settings and the fields that say them: to every server, and to llama-server and what takes its fields.
+_OPENAI = {name: name for name in ("temperature", "top_p", "frequency_penalty", "presence_penalty")}
+_LLAMA = _OPENAI | {
+    "min_p": "min_p",
+    "repeat_penalty": "repeat_penalty",
+    "penalty_last_n": "repeat_last_n",
+    "grammar": "grammar",
+}
 _FINISHES = {"stop": "eog", "length": "length"}
 
 
@@ -54,25 +61,42 @@ class Remote:
     """Answers of the server at `url`. Raises ConfigError where there is none. steers: it is a `sia-local serve` with a
     value model; config: how that was started."""
 
-    def __init__(self, url: str, key: str | None = None, told: Mapping[str, Any] | None = None):
-        """told: what the server's chat template is told."""
-        self.told = dict(told or {})
+    def __init__(
+        self, url: str, key: str | None = None, told: Mapping[str, Any] | None = None, asked: Collection[str] = ()
+    ):
+        """told: what the server's chat template is told. asked: settings that are sent though they are usual."""
+        self.told, self.asked = dict(told or {}), asked
         self.url, self.key = url.rstrip("/").removesuffix("/v1"), key
         models = self._json("/v1/models").get("data") or [{}]
         self.model: Any = RemoteModel(str(models[0].get("id", "model")))
         self.n_ctx = 1 << 20
         self.value: Any = None
         self.config = SiaConfig(gate="off")
+        self._takes = _OPENAI
+        self._knows_sia = False
         try:
             props = self._json("/props")
         except ConfigError:
             return
+        usual = props.get("default_generation_settings", {})
+        self._takes = _LLAMA if usual else _OPENAI
         if (sia := props.get("sia")) is not None:
-            self.n_ctx = props["default_generation_settings"]["n_ctx"]
+            self._knows_sia, self.n_ctx = True, usual["n_ctx"]
+            numbers = [f.name for f in fields(SamplingConfig) if isinstance(f.default, (int, float))]
+            sampling = SamplingConfig(**{name: usual["params"][name] for name in numbers if name in usual["params"]})
+            self.config = SiaConfig(gate="off", sampling=sampling)
             if sia["value"] is not None:
-                known = {f.name for f in fields(SiaConfig)} - {"clip", "sampling"}
-                self.config = SiaConfig(**{name: value for name, value in sia["config"].items() if name in known})
+                own = {name: value for name, value in sia["config"].items() if name in _STEERING}
+                clip = own.pop("clip", None)
+                self.config = SiaConfig(**own, clip=tuple(clip) if clip else None, sampling=sampling)
                 self.value = RemoteValue(sia["value"])
+
+    @property
+    def unsent(self) -> list[str]:
+        """Settings of `asked` that this server is not told, as it would not know them."""
+        k = ("k",) if self._takes is _LLAMA else ()
+        known = {*self._takes, *k, *(_STEERING if self.steers else ())}
+        return [name for name in self.asked if name not in known]
 
     @property
     def steers(self) -> bool:
@@ -95,23 +119,7 @@ class Remote:
         return Generation(request, self._steps(request, stats), stats)
 
     def _steps(self, request: Request, stats: Stats) -> Iterator[Step]:
-        assert isinstance(request.prompt, Prompt)
-        sampling, plain = request.config.sampling, SiaConfig().sampling
-        body: dict[str, Any] = {
-            "model": str(self.model.path),
-            "messages": request.prompt.messages,
-            "max_tokens": request.max_tokens,
-            "seed": request.seed,
-            "stream": True,
-        }
-        body |= {n: v for n in _SAMPLING if (v := getattr(sampling, n)) != getattr(plain, n)}
-        if self.told:
-            body["chat_template_kwargs"] = self.told
-        if request.stop:
-            body["stop"] = list(request.stop)
-        if self.steers:
-            steering = {name: getattr(request.config, name) for name in _STEERING}
-            body["sia"] = {name: value for name, value in steering.items() if value is not None} | {"why": True}
+        body = self._body(request)
         index = 0
         with self._open("/v1/chat/completions", body) as answer:
             for choice in _choices(answer):
@@ -132,6 +140,32 @@ class Remote:
                 stats.add(step)
                 stats.wall_ms = (now - (stats.began or now)) * 1e3
                 yield step
+
+    def _body(self, request: Request) -> dict[str, Any]:
+        assert isinstance(request.prompt, Prompt)
+        sampling, usual = request.config.sampling, self.config.sampling
+        body: dict[str, Any] = {
+            "model": str(self.model.path),
+            "messages": request.prompt.messages,
+            "max_tokens": request.max_tokens,
+            "seed": request.seed,
+            "stream": True,
+        }
+        for name, field in self._takes.items():
+            if (value := getattr(sampling, name)) != getattr(usual, name) or name in self.asked:
+                body[field] = value
+        if self.told:
+            body["chat_template_kwargs"] = self.told
+        if request.stop:
+            body["stop"] = list(request.stop)
+        if self.steers:
+            steering = {name: getattr(request.config, name) for name in _STEERING}
+            body["sia"] = {name: value for name, value in steering.items() if value is not None} | {"why": True}
+        elif "k" in self.asked and self._knows_sia:
+            body["sia"] = {"k": request.config.k}
+        elif "k" in self.asked and self._takes is _LLAMA:
+            body["top_k"] = request.config.k
+        return body
 
     def _step(self, index: int, text: str, thought: str, mark: dict[str, Any] | None, finish: str | None) -> Step:
         """What the server tells of a token; NaN where it tells nothing."""

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import fields
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, fields
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..config import ChatSettings, SiaConfig
+from ..config import ChatSettings, SamplingConfig, Setup, SiaConfig
 from ..errors import ConfigError, IncompatibleError, SiaError
 from ..records import Request
-from .from_dataclass import options_for
+from .from_dataclass import given, option_name, options_for
 from .options import model_options, preset_options
-from .resolve import config_from, drawn_seed, known_from, request_from
+from .resolve import GUIDES, config_from, drawn_seed, known_from, request_from
 from .ways import spread_notice, way_options, writer_from
 
 if TYPE_CHECKING:
     from ..chat.commands import Commands
+    from ..chat.remote import Remote
     from ..chat.session import Notice, Session
     from ..generation.writing import Writer
     from ..records import Step
@@ -102,9 +103,27 @@ def _writer(options: dict[str, Any]) -> tuple[Writer, Request]:
     from ..chat.remote import Remote
 
     told = ChatSettings(template_arg=options["template_arg"]).template_args
-    remote = Remote(options["url"], options["api_key"], told)
-    start = {f.name: getattr(remote.config, f.name) for f in fields(SiaConfig) if f.name != "sampling"}
+    steering = given(SiaConfig, dict(options))
+    sampling = steering.pop("sampling", {})
+    remote = Remote(options["url"], options["api_key"], told, [*steering, *sampling])
+    if left := _unsent(options, remote):
+        from .terminal import notice
+
+        notice(f"not sent, as the server takes none or has its own: {', '.join(left)}")
+    start = {f.name: getattr(remote.config, f.name) for f in fields(SiaConfig)}
+    start["sampling"] = asdict(remote.config.sampling)
     return remote, request_from(options, config_from(options, start), usual)
+
+
+def _unsent(options: Mapping[str, Any], remote: Remote) -> list[str]:
+    """Options that were given and change nothing at this server."""
+    kinds = {name: SamplingConfig for name in (f.name for f in fields(SamplingConfig))}
+    left = [option_name(kinds.get(name, SiaConfig), name) for name in remote.unsent]
+    left += [option_name(Setup, name) for name in given(Setup, dict(options))]
+    left += ["--special"] * bool(options.get("special"))
+    others = ["kv_type", *GUIDES, "best_of", "best_of_by", "reward", "profile"]
+    others += [] if remote.steers else ["preset", "paper"]
+    return left + ["--" + name.replace("_", "-") for name in others if options.get(name)]
 
 
 def _welcome(style: Style, model: KnownModel | None, steered: bool) -> str:

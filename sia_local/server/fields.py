@@ -21,15 +21,27 @@ class Body(BaseModel):
 
 
 class SiaFields(Body):
-    """Steering of one request; what is not given is as the server was started. why: tell of every token."""
+    """Steering of one request, by the names of SiaConfig; what is not given is as the server was started. why: tell of
+    every token."""
 
+    k: int | None = None
+    gate: str | None = None
+    threshold: float | None = None
+    entropy: str | None = None
+    rate: float | None = None
+    first_n: int | None = None
+    ratio: float | None = None
+    varentropy_threshold: float | None = None
+    gain_threshold: float | None = None
     beta: float | None = None
     beta_unit: str | None = None
-    gate: str | None = None
-    rate: float | None = None
-    threshold: float | None = None
-    k: int | None = None
+    center: bool | None = None
+    clip: tuple[float, float] | None = None
+    tail: bool | None = None
+    kl_per_token: float | None = None
     kl_total: float | None = None
+    min_share: float | None = None
+    row_group: int | None = None
     steer: str | None = None
     why: bool = False
 
