@@ -47,6 +47,9 @@ def test_a_model_in_several_files_is_read_whole(make_gguf: Make) -> None:
     assert several.parts == 5 == len(files) and several.size_bytes == sum(file.stat().st_size for file in files)
     for rows in (EmbeddingRows.output_of, EmbeddingRows.from_model):
         np.testing.assert_array_equal(rows(whole)[[3, 0, 319]], rows(first)[[3, 0, 319]])
+        for outside in ([-1], [3, 320]):
+            with pytest.raises(IndexError, match="of 320"):
+                rows(whole)[outside]
     words, all_words = Vocabulary.read(first), Vocabulary.read(whole)
     assert words is not None and all_words is not None and words.tokens == all_words.tokens
     for kind in ("merged", "lean", "adapter", "head", "qhead"):

@@ -79,4 +79,4 @@ def _footer(path: Path) -> tuple[int, int, int]:
 
 
 def _copy_trailer(src: Path, table: EmbeddingRows, handle: object) -> None:
-    write_trailer(handle, np.asarray(table._data), _footer(src)[0], table.n_embd)
+    write_trailer(handle, table.stored(), _footer(src)[0], table.n_embd)

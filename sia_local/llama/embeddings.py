@@ -1,4 +1,4 @@
-"""Embedding rows for a lean value model: looked up in a mapped file, dequantized row by row.
+"""Embedding rows for a lean value model: read from a file, dequantized row by row.
 
 A lean value model has no vocabulary and is fed vectors. The rows come from a trailer of its own file (one file
 travels alone) or from the base's token embeddings (where training left them untouched).
@@ -7,6 +7,8 @@ travels alone) or from the base's token embeddings (where training left them unt
 from __future__ import annotations
 
 import os
+import threading
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -35,11 +37,30 @@ class EmbeddingRows:
         stride = row_bytes(ggml_type, n_embd)
         if offset < 0 or offset + n_rows * stride > Path(path).stat().st_size:
             raise ModelFileError(f"{path}: the embedding rows are truncated; export or download the file again")
-        self._data = np.memmap(path, np.uint8, "r", offset, (n_rows, stride))
+        self._offset, self._stride = offset, stride
+        # Read, not mapped: a page that is touched maps megabytes around it, which count as this process's own.
+        self._file, self._lock = open(path, "rb", buffering=0), threading.Lock()  # noqa: SIM115
+        weakref.finalize(self, self._file.close)
 
     def __getitem__(self, ids: Any) -> FloatArray:
-        rows = dequantize(self._data[np.asarray(ids, np.int64)], self._type, self.n_embd)
+        rows = dequantize(self._read(np.atleast_1d(np.asarray(ids, np.int64))), self._type, self.n_embd)
         return rows if self.scale == 1 else rows * np.float32(self.scale)
+
+    def _read(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+        if len(ids) and (ids.min() < 0 or ids.max() >= self.n_rows):
+            raise IndexError(f"rows {ids.min()} to {ids.max()} of {self.n_rows}")
+        data, stride = np.empty((len(ids), self._stride), np.uint8), self._stride
+        with self._lock:
+            for row, i in zip(data, ids.tolist(), strict=True):
+                self._file.seek(self._offset + i * stride)
+                if self._file.readinto(row.data) != stride:
+                    raise ModelFileError(f"{self._file.name}: became shorter while it was in use; start again")
+        return data
+
+    def stored(self) -> npt.NDArray[np.uint8]:
+        """All rows as they lie in the file, uint8 [n_rows, bytes a row]."""
+        data = np.fromfile(self._file.name, np.uint8, self.n_rows * self._stride, offset=self._offset)
+        return data.reshape(self.n_rows, self._stride)
 
     @classmethod
     def from_trailer(cls, path: str | os.PathLike[str]) -> EmbeddingRows | None:

@@ -29,10 +29,10 @@ class Texts:
         return len(self.bounds) - 1
 
     def entries(self) -> list[bytes]:
-        sizes = np.diff(self.bounds) - 8
-        forms = {size: f"8x{size}s" for size in np.unique(sizes).tolist()}
+        sizes = (np.diff(self.bounds) - 8).tolist()
+        forms = {size: f"8x{size}s" for size in set(sizes)}
         # One call for all of them; not struct.unpack, which would keep a form of this length.
-        return list(struct.Struct("".join(map(forms.__getitem__, sizes.tolist()))).unpack(self.stored))
+        return list(struct.Struct("".join(map(forms.__getitem__, sizes))).unpack(self.stored))
 
 
 def find_texts(header: bytes, key: str) -> Texts | None:

@@ -93,7 +93,8 @@ class _Tokens:
 def open_qhead(
     file: QHeadFile, base: Model, engine: Engine | None, vocabulary: Vocabulary | None, renamed: bool = False
 ) -> HiddenValues:
-    """A Q-head beside its base. Raises IncompatibleError where it belongs to another, or the base decodes elsewhere."""
+    """A Q-head beside its base, whose engine keeps hidden states. Raises IncompatibleError where it belongs to another
+    base, or its own decodes elsewhere."""
     file.check_fits(base.n_embd, base.path.name)
     instead = "use a Q-head distilled on this base"
     check_vocabulary(vocabulary, file.path, file.meta.vocab_sha256, renamed=renamed, instead=instead)
@@ -101,11 +102,6 @@ def open_qhead(
         raise IncompatibleError(
             f"{file.path.name} is a value-qhead: it reads the hidden states of the base's own decode, which belongs to "
             "another program here; use a value model of its own (kind value) or a value-adapter"
-        )
-    if not engine.keeps_hidden:
-        raise IncompatibleError(
-            f"{file.path.name} is a value-qhead, and this base was loaded without its hidden states; load it with the "
-            "Q-head, or with hidden_states=True"
         )
     rows = EmbeddingRows.output_of(base.path, base.tables)
     if rows.n_embd != file.qhead.n_embd or rows.n_rows < base.n_vocab:
