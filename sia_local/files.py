@@ -97,6 +97,30 @@ def sweep(path: str | os.PathLike[str]) -> None:
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
+def put(made: Path, target: Path) -> None:
+    """Moves a finished file or folder to `target`, so that a loss of power leaves it whole or not at all: what it holds
+    is on the disk before its name is, and its name when this returns."""
+    for part in [*made.rglob("*"), made] if made.is_dir() else [made]:
+        _to_disk(part)
+    os.replace(made, target)
+    _to_disk(target.parent)
+
+
+def _to_disk(path: Path) -> None:
+    try:
+        fd = os.open(path, os.O_RDONLY)
+    except OSError:
+        return  # Windows opens no folders
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        # Some network file systems do not sync folders.
+        if error.errno in FULL or not path.is_dir():
+            raise
+    finally:
+        os.close(fd)
+
+
 @contextmanager
 def aside(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yields a temporary path beside `path`, moved into place when the block ends without an error.
@@ -113,11 +137,10 @@ def aside(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         hold(fd)
         yield temporary
-        os.fsync(fd)
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
-        os.replace(temporary, target)
+        put(temporary, target)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         _if_full(error, target)

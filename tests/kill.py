@@ -103,6 +103,11 @@ def works(folder: Path) -> list[Work]:
         files = ("-m", other, "--prompts", prompts, "-o", out / "words.gguf", "--threads", 1)
         command(local, "learn", "Be brief.", "--minus", "Be long.", *files, *few)
 
+    def distill(out: Path) -> None:
+        few = ("--texts", 8, "--max-tokens", 12, "--threshold", 0, "--hidden", 8, "--rank", 4, "--epochs", 2)
+        files = (value, "--base", other, "--prompts", prompts, "-o", out / "q.gguf", "--threads", 1, "--slots", 1)
+        command(convert, "distill", *files, *few, "--ctx", 128)
+
     def evaluate(out: Path) -> None:
         few = ("--arms", "off,dense", "--betas", 1, "--beta-unit", "raw", "-n", 12, "--ctx", 128, "--judge", "none")
         files = ("-m", other, "-v", value, "--prompts", prompts, "--out", out / "eval", "--no-report")
@@ -149,6 +154,7 @@ def works(folder: Path) -> list[Work]:
         Work("export", export, whole=("value.gguf",)),
         Work("quantize", quantize, whole=("base-Q8_0.gguf",)),
         Work("learn", learn, whole=("words.gguf",)),
+        Work("distill", distill, whole=("q.gguf",)),
         Work("eval", evaluate, appended=("eval/samples.jsonl",)),
         Work("fetch", fetch, whole=("some.gguf",)),
         Work("save", save),

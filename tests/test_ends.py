@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import signal
@@ -16,7 +17,7 @@ from loading import EXACT, source
 
 from sia_local import SIA, BestOf, Request, SiaConfig
 from sia_local.errors import ConfigError, ModelFileError
-from sia_local.files import aside, at_home, atomic_write
+from sia_local.files import aside, at_home, atomic_write, put, scratch
 
 Make = Callable[..., Path]
 ASKED = Request("hello there " * 5, SiaConfig(gate="off"), max_tokens=3)
@@ -44,6 +45,52 @@ def test_a_long_prompt_that_is_stopped_ends_with_the_batch_in_hand(
         assert list(written) == [] and len(calls) == 1
         monkeypatch.undo()
         assert len(list(sia.write(ASKED))) == 3
+
+
+@pytest.mark.parametrize("command", ["generate", "chat"])
+def test_ctrl_c_while_a_long_prompt_is_read(make_gguf: Make, command: str) -> None:
+    """A signal of the system, sent while llama.cpp computes the first of several batches: the only moment at which a
+    second thread runs, since that call alone lets go of the interpreter."""
+    driver = """
+import os, signal, sys, threading
+from sia_local.cli import main
+from sia_local.llama.context import Context
+decode, begun, calls = Context.decode, threading.Event(), []
+
+def interrupt():
+    begun.wait()
+    os.kill(os.getpid(), signal.SIGINT)
+
+def watched(context):
+    calls.append(context.batch.n)
+    if len(calls) == 1:
+        begun.set()
+    decode(context)
+    if len(calls) == 1:
+        sender.join()
+
+Context.decode = watched
+sender = threading.Thread(target=interrupt)
+sender.start()
+try:
+    main()
+finally:
+    print("DECODES", calls, file=sys.stderr)
+"""
+    words = [command, "-m", str(make_gguf("base")), "--ctx", "5000", "-n", "3", "--threads", "1"]
+    long = "hello there " * 340
+    given = long + "\nhello\n" if command == "chat" else long
+    done = subprocess.run(
+        [sys.executable, "-c", driver, *words], input=given, capture_output=True, text=True, check=False
+    )
+    said = done.stderr.splitlines()
+    calls = json.loads(said[-1].removeprefix("DECODES"))
+    assert calls[0] == 512 and "Traceback" not in done.stderr
+    if command == "generate":
+        assert calls == [512] and done.returncode == 130 and done.stdout == ""
+    else:
+        # The chat goes on with what was asked next.
+        assert 512 not in calls[1:] and len(calls) >= 4 and done.returncode == 0
 
 
 def run(*words: object, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -119,6 +166,37 @@ def test_without_a_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
         cache_folder()
     with pytest.raises(ConfigError, match="holds a null character"):
         at_home("a\0b")
+
+
+@pytest.mark.parametrize("what", ["file", "folder"])
+def test_what_is_moved_into_place_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    """Content before the name, the name before the writer goes on."""
+    done: list[str] = []
+    sync, move = os.fsync, os.replace
+
+    def watched(fd: int) -> None:
+        done.append(Path(os.readlink(f"/proc/self/fd/{fd}")).name)
+        sync(fd)
+
+    def moved(made: Path, target: Path) -> None:
+        done.append("moved")
+        move(made, target)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    monkeypatch.setattr(os, "replace", moved)
+    if what == "file":
+        with atomic_write(tmp_path / "new.txt") as handle:
+            handle.write("whole")
+        *content, last, folder = done
+        assert [name.startswith(".new.txt.") for name in content] == [True]
+    else:
+        with scratch(tmp_path / "new") as room:
+            (room / "made" / "inner").mkdir(parents=True)
+            (room / "made" / "inner" / "a.txt").write_text("whole")
+            put(room / "made", tmp_path / "new")
+        *content, last, folder = done
+        assert content == ["inner", "a.txt", "made"]
+    assert (last, folder) == ("moved", tmp_path.name)
 
 
 @pytest.mark.parametrize("write", ["text", "by name"])

@@ -20,7 +20,7 @@ from typing import Any
 
 from sia_local.config import setting
 from sia_local.errors import ConfigError, DataError
-from sia_local.files import atomic_write, scratch
+from sia_local.files import atomic_write, put, scratch
 
 from .corpus import END_OF_TEXT, IM_END, IM_START, Sources, check_sources, epoch, load_sources
 
@@ -223,7 +223,7 @@ def save_hf(model: Any, tokenizer: Any, folder: Path) -> None:
         tokenizer.save_pretrained(room / "new")
         if folder.exists():
             os.replace(folder, room / "old")
-        os.replace(room / "new", folder)
+        put(room / "new", folder)
 
 
 def _append(log: Path, record: dict[str, Any]) -> None:

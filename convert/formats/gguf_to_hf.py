@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from sia_local.errors import IncompatibleError, ModelFileError
-from sia_local.files import scratch
+from sia_local.files import put, scratch
 
 from . import hf
 from .arch import Hparams, Rope, hf_name, restore_rows
@@ -59,7 +59,7 @@ def gguf_to_hf(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> 
         check_tokenizer(source, made)
         if target.exists():
             target.rmdir()
-        made.replace(target)
+        put(made, target)
     return target
 
 

@@ -23,7 +23,7 @@ import click
 
 from sia_local.cli.fetch import download
 from sia_local.errors import ConfigError, IncompatibleError, ModelFileError
-from sia_local.files import cache_root
+from sia_local.files import cache_root, put
 
 RELEASE = "0.3.36"
 REQUIREMENT = f"llama-cpp-python=={RELEASE}"
@@ -77,7 +77,7 @@ def converter() -> Path:
             raise ModelFileError(f"pip left {len(archives)} archives of {REQUIREMENT}, expected one; run `{_AGAIN}`")
         unpack(archives[0], Path(temporary) / "taken")
         try:
-            (Path(temporary) / "taken").rename(root)
+            put(Path(temporary) / "taken", root)
         except OSError:
             if not (root / SCRIPT).is_file():  # else another process was faster
                 raise

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError
-from ..files import cache_root, scratch
+from ..files import cache_root, put, scratch
 from ..llama import keys as keys
 from ..values.qhead import Joint
 from ..values.qhead_file import QHeadMeta, write_qhead
@@ -326,5 +326,5 @@ def ensure(
                 quantize(half, done, ftype, n_threads)
             if kind == "lean":
                 append_rows(done, shape)
-        os.replace(done, path)
+        put(done, path)
     return path

@@ -90,7 +90,8 @@ class PolarityJudge:
                 about = data["about"].tobytes().decode()
         except FileNotFoundError as error:
             raise ModelFileError(
-                f"the judge '{source}' does not exist; write one with: sia-convert judge -o {source}"
+                f"the judge '{source}' does not exist; check the path, or write it with "
+                f"`sia-convert judge --data FOLDER -o {source}`"
             ) from error
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise ModelFileError(
