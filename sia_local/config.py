@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any
 
 from .errors import ConfigError
+from .files import parse_json
 from .reasoning import FORMATS
 
 GATES = ("entropy", "rate", "dense", "random", "first-n", "ratio", "varentropy", "gain", "off")
@@ -320,7 +320,7 @@ class Setup(ChatSettings):
 
 def _json_or_text(value: str) -> Any:
     try:
-        return json.loads(value)
+        return parse_json(value)
     except ValueError:
         return value
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .errors import SiaError
+from .files import parse_json
 
 # What a server says that is busy, starting or restarting.
 PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -76,7 +77,7 @@ class Endpoint:
             cause = getattr(error, "reason", error)
             raise _PassingError(f"{where} does not answer ({type(error).__name__}: {cause})") from None
         try:
-            return json.loads(data)
+            return parse_json(data)
         except ValueError:
             raise EndpointError(f"{where} does not answer in JSON; check the address") from None
 
@@ -96,7 +97,7 @@ def _message(error: urllib.error.HTTPError) -> str:
     except (OSError, http.client.HTTPException):
         return str(error.reason)
     try:
-        whole = json.loads(data)
+        whole = parse_json(data)
     except ValueError:
         whole = data.decode("utf-8", "replace")
     if isinstance(whole, dict):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import struct
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import damage
 import fuzz
 import pytest
 from click.testing import CliRunner
@@ -23,7 +25,7 @@ Make = Callable[..., Path]
 
 def changed(source: Path, target: Path, key: str, value: bytes) -> Path:
     """A copy whose metadata `key`, of the type it has, is `value`."""
-    file = fuzz.Gguf.of(source.read_bytes())
+    file = damage.Gguf.of(source.read_bytes())
     kv = next(kv for kv in file.kvs if kv[0] == key.encode())
     kv[2] = value
     target.write_bytes(file.bytes())
@@ -71,7 +73,7 @@ def test_two_equal_tokens_are_named(make_gguf: Make, tmp_path: Path) -> None:
 
 
 def test_a_key_of_another_type_is_named(make_gguf: Make, tmp_path: Path) -> None:
-    file = fuzz.Gguf.of(make_gguf("base").read_bytes())
+    file = damage.Gguf.of(make_gguf("base").read_bytes())
     kv = next(kv for kv in file.kvs if kv[0] == b"tokenizer.ggml.tokens")
     kv[2] = struct.pack("<IQ", 5, 3) + bytes(12)
     (tmp_path / "bad.gguf").write_bytes(file.bytes())
@@ -91,18 +93,32 @@ def test_what_no_check_foresees_ends_the_command_with_a_sentence(make_gguf: Make
 
 def test_nothing_of_a_file_steers_the_terminal(make_gguf: Make, tmp_path: Path) -> None:
     name = "\x1b]0;owned\x07\x1b[2J"
-    path = changed(make_gguf("base"), tmp_path / "a.gguf", "general.architecture", fuzz.text(name.encode()))
+    path = changed(make_gguf("base"), tmp_path / "a.gguf", "general.architecture", damage.text(name.encode()))
     said = CliRunner().invoke(main, ["generate", "-m", str(path), "-p", "hello", "-n", "2"])
     assert said.exit_code == 2 and not {"\x1b", "\x07"} & set(said.output)
     template = changed(
         make_gguf("base"),
         tmp_path / "b.gguf",
         "tokenizer.chat_template",
-        fuzz.text(b"{{ raise_exception('\x1b[2J') }}"),
+        damage.text(b"{{ raise_exception('\x1b[2J') }}"),
     )
     with SIA.load(template, n_ctx=64, n_threads=1) as sia, pytest.raises(ConfigError) as refused:
         sia.generate("hello")
     assert "\x1b" not in str(refused.value)
+
+
+def test_json_and_toml_have_one_reader() -> None:
+    """What is nested too deeply ends json.loads otherwise than what is no JSON, so nobody else calls it; a copy by way
+    of JSON, and processes of their own, aside."""
+    root = Path(__file__).parents[1]
+    apart = {"files.py", "template_worker.py", "llamacpp_worker.py"}
+    for path in [*(root / "sia_local").rglob("*.py"), *(root / "convert").rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if path.name not in apart and isinstance(node, ast.Call):
+                said = ast.unparse(node)
+                reads = said.startswith(("json.load(", "json.loads(", "tomllib.load"))
+                copies = ("json.loads(json.dumps(", "json.loads(dumps(", "json.loads(state[", "json.loads(answer")
+                assert not reads or said.startswith(copies), f"{path}: {said}"
 
 
 def test_text_nested_too_deeply_is_a_value_error() -> None:
@@ -117,6 +133,13 @@ def test_a_line_nested_too_deeply_is_named(tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").write_text("[" * 100_000 + "\n")
     with pytest.raises(DataError, match=r"line 1: not valid JSON \(it is nested too deeply\)"):
         list(read_trajectories([tmp_path / "t.jsonl"]))
+
+
+def test_what_is_damaged_was_whole(tmp_path: Path) -> None:
+    """What is refused undamaged finds nothing."""
+    for target in [*fuzz.gguf_targets(tmp_path), *fuzz.text_targets(tmp_path)]:
+        for path in target.seeds:
+            assert (outcome := fuzz.attempt(target, path)).kind == "used", (path.name, outcome.said)
 
 
 def test_a_few_damaged_files(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -9,12 +9,11 @@ the training file. The seed tasks (self-instruct, Apache-2.0) are split by task.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from sia_local.files import atomic_write
+from sia_local.files import atomic_write, parse_json, read_text
 
 # Each field: things one can ask about, and what is asked of them; "{}" stands for the thing.
 FIELDS: dict[str, tuple[str, str]] = {
@@ -115,8 +114,8 @@ def questions(held_out: bool) -> Iterator[str]:
 
 def seed_tasks(path: Path, held_out: bool) -> Iterator[str]:
     """Instructions with their input in one line; every tenth task is held out, those with a long input are left out."""
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
-        task = json.loads(line)
+    for number, line in enumerate(read_text(path, "seed tasks, JSONL").splitlines()):
+        task = parse_json(line)
         text = " ".join(f"{task['instruction']} {task['instances'][0]['input']}".split())
         if (number % 10 == 9) == held_out and len(text) <= LONGEST_INPUT:
             yield text

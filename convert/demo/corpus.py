@@ -6,7 +6,6 @@ so that the model learns to write about what it is asked for.
 
 from __future__ import annotations
 
-import json
 import lzma
 import random
 import re
@@ -16,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sia_local.errors import DataError
+from sia_local.files import parse_json
 
 from .textclean import (
     BOYS,
@@ -202,7 +202,7 @@ def load_sources(folder: Path, limit: int | None = None) -> Sources:
         own = names_in(text, known)
         stories.append(_tiny_story(recase(text, own), own, rarity))
     with lzma.open(folder / names[1], "rt", encoding="utf-8") as handle:
-        fables = [f for line in list(handle)[:limit] if (f := _fable(json.loads(line)))]
+        fables = [f for line in list(handle)[:limit] if (f := _fable(parse_json(line)))]
     with lzma.open(folder / names[2], "rt", encoding="utf-8") as handle:
         books = handle.read(1_000_000 if limit else 15_000_000).split("<|document|> ")
     classics = [p for b in books if b.split(" — ")[0].strip() in CLASSICS for p in _passages(b)]

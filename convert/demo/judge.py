@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from sia_local.errors import ConfigError, DataError
+from sia_local.files import parse_json
 from sia_local.rewards.judge import PolarityJudge, features
 
 STORY_CHARACTERS = 15_000_000  # of each file; in the shared classics, the children's books
@@ -71,7 +72,7 @@ def read_stories(paths: Iterable[Path]) -> list[str]:
         except (OSError, lzma.LZMAError, UnicodeDecodeError) as error:
             raise DataError(f"the stories '{path}' cannot be read ({error}); give .txt or .jsonl, also .xz") from error
         if ".jsonl" in path.name:
-            stories += [json.loads(line)["text"] for line in text.splitlines() if line.strip()]
+            stories += [parse_json(line)["text"] for line in text.splitlines() if line.strip()]
         else:
             text = text[:STORY_CHARACTERS]
             stories += [part for part in text.split("\n\n") if part.strip()]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .gguf_io import KV
+from .tensors import read_json
 from .vocab import CONTROL, NORMAL, SPACE, UNKNOWN, USER_DEFINED
 
 
@@ -57,7 +58,7 @@ def write_pieces(fields: Mapping[str, KV], folder: Path) -> None:
         model.pieces.add(piece=piece, score=score, type=kind)
     (folder / "tokenizer.model").write_bytes(model.SerializeToString())
     path = folder / "tokenizer_config.json"
-    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings = read_json(path)
     settings["added_tokens_decoder"] = {
         str(i): {"content": piece, "special": kind == CONTROL, "normalized": False}
         | {"lstrip": False, "rstrip": False, "single_word": False}

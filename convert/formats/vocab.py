@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sia_local.errors import IncompatibleError, ModelFileError
+from sia_local.files import read_text
 from sia_local.llama.keys import vocab_sha256
 
 from .gguf_io import KV, boolean, f32_array, i32_array, read_gguf, text, text_array, u32
@@ -319,7 +320,7 @@ def _added_by_template(spec: Mapping[str, Any] | None, token: Any) -> bool:
 
 def _chat_template(root: Path, settings: Mapping[str, Any]) -> str | None:
     if (root / "chat_template.jinja").exists():
-        return (root / "chat_template.jinja").read_text(encoding="utf-8")
+        return read_text(root / "chat_template.jinja", "a chat template")
     found = settings.get("chat_template")
     if isinstance(found, list):
         by_name = {entry["name"]: entry["template"] for entry in found}

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from sia_local.config import setting
 from sia_local.errors import ConfigError, DataError
+from sia_local.files import read_text
 
 from ..settings import check_choice
 
@@ -153,7 +154,7 @@ def read_template(template: str) -> str:
         return template
     if not Path(template).is_file():
         raise DataError(f"template {template}: expected chat, raw or the path of a jinja file")
-    return Path(template).read_text(encoding="utf-8")
+    return read_text(template, "a chat template")
 
 
 @dataclass

@@ -17,6 +17,7 @@ import numpy as np
 
 from ..config import SamplingConfig, SiaConfig
 from ..errors import ConfigError, SiaError
+from ..files import parse_json
 from ..generation.writing import Generation
 from ..reasoning import ANSWER, REASONING
 from ..records import Candidates, Messages, Prompt, Request, Stats, Step
@@ -199,7 +200,7 @@ class Remote:
     def _json(self, path: str) -> dict[str, Any]:
         with self._open(path, None) as answer:
             try:
-                whole = json.load(answer)
+                whole = parse_json(answer.read())
             except ValueError:
                 whole = None
         if not isinstance(whole, dict):
@@ -228,7 +229,7 @@ def _choices(answer: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:
             data = line.decode("utf-8", "replace").strip()
             if not data.startswith("data:") or data.endswith("[DONE]"):
                 continue
-            event = json.loads(data.removeprefix("data:"))
+            event = parse_json(data.removeprefix("data:"))
             if "error" in event:
                 raise SiaError(f"the server ended the answer: {event['error'].get('message', event['error'])}")
             yield from event["choices"]
@@ -250,6 +251,6 @@ def _candidates(told: list[dict[str, Any]]) -> Candidates:
 
 def _message(error: urllib.error.HTTPError) -> str:
     try:
-        return str(json.load(error)["error"]["message"])
+        return str(parse_json(error.read())["error"]["message"])
     except (ValueError, KeyError, TypeError):
         return str(error.reason)

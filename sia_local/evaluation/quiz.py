@@ -6,17 +6,16 @@ of the log-probabilities of its tokens behind the stem, as language-model evalua
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..config import SiaConfig
 from ..errors import DataError
+from ..files import parse_json, read_text
 from ..generation.sia import SIA
 from ..records import Float64
 from .metrics import bootstrap_mean, paired_difference
@@ -32,6 +31,8 @@ class Question:
     topic: str = ""
 
     def __post_init__(self) -> None:
+        if not all(isinstance(text, str) for text in (self.question, self.stem, self.topic)):
+            raise DataError("question, stem and topic have to be text")
         if len(set(self.choices)) != len(self.choices) or len(self.choices) < 2:
             raise DataError(f"the question {self.question!r} has the choices {self.choices}; expected two or more")
 
@@ -47,11 +48,11 @@ class Arm:
 def read_questions(path: str | os.PathLike[str]) -> list[Question]:
     """JSONL: `question`, `choices` with the right one first, and, if any, `stem` and `topic`. Raises DataError."""
     questions = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(read_text(path, "questions, JSONL").splitlines(), 1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = parse_json(line)
             choices = tuple(str(choice) for choice in row["choices"])
             questions.append(Question(row["question"], row.get("stem", ""), choices, row.get("topic", "")))
         except (ValueError, KeyError, TypeError) as error:

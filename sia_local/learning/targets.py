@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ContextFullError, DataError
+from ..files import parse_json, read_text
 from ..generation.sia import SIA
 from ..progress import Pace
 from .collect import Progress, hidden_states
@@ -68,12 +68,12 @@ def _junctions(sia: SIA, entry: dict[str, Any], k: int) -> Junctions:
 def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     if not path.is_file():
         raise DataError(f"no file at {path}: expected the JSONL of `sia-convert branch`")
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(read_text(path, "the JSONL of `sia-convert branch`").splitlines(), 1):
         if not line.strip():
             continue
         try:
-            entry = json.loads(line)
-        except json.JSONDecodeError as error:
+            entry = parse_json(line)
+        except ValueError as error:
             raise DataError(f"{path}, line {number}: not valid JSON ({error})") from error
         if not isinstance(entry, dict):
             raise DataError(f"{path}, line {number}: expected a JSON object, found {type(entry).__name__}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import secrets
 from collections.abc import Iterator, Sequence
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..config import SiaConfig
 from ..errors import ConfigError, ContextFullError
+from ..files import parse_json
 from ..generation.decode import Job
 from ..generation.sia import SIA
 from ..llama.grammar import schema_grammar
@@ -127,7 +127,7 @@ def _with_arguments(call: dict[str, Any]) -> dict[str, Any]:
     function = call.get("function")
     if isinstance(function, dict) and isinstance(function.get("arguments"), str):
         try:
-            return {**call, "function": {**function, "arguments": json.loads(function["arguments"] or "{}")}}
+            return {**call, "function": {**function, "arguments": parse_json(function["arguments"] or "{}")}}
         except ValueError:
             raise RefusedError(400, "messages has a tool call whose arguments are not JSON", param="messages") from None
     return call

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..files import parse_json
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -225,14 +227,16 @@ class Calls:
 def _call_of(text: str) -> tuple[str, Any] | None:
     """Name and arguments of a call that is one JSON object; None if it is none."""
     try:
-        found = json.loads(text)
+        found = parse_json(text)
     except ValueError:
+        return None
+    if not isinstance(found, dict):
         return None
     found = found["function"] if isinstance(found.get("function"), dict) else found
     arguments = found.get("arguments", found.get("parameters", {}))
     if isinstance(arguments, str):
         try:
-            arguments = json.loads(arguments or "{}")
+            arguments = parse_json(arguments or "{}")
         except ValueError:
             return None
     name = found.get("name")
@@ -247,7 +251,7 @@ def _values(text: str, schema: Any) -> dict[str, Any]:
         out[name] = value
         if (properties.get(name) or {}).get("type") != "string":
             try:
-                out[name] = json.loads(value)
+                out[name] = parse_json(value)
             except ValueError:
                 continue
     return out

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from ..files import parse_json
 from ..llama.model import Model
 from .asking import Asked
 from .calls import Piece
@@ -242,6 +243,6 @@ class MessagesReply(TypedReply):
 def _data(arguments: str) -> Any:
     """Arguments as data; those of a call that was cut are none."""
     try:
-        return json.loads(arguments or "{}")
+        return parse_json(arguments or "{}")
     except ValueError:
         return {}
