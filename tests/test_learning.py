@@ -105,6 +105,16 @@ def test_an_error_keeps_the_whole_texts(tmp_path: Path) -> None:
     assert len(read_junctions(tmp_path)[0]) == 4
 
 
+def test_a_kill_costs_no_more_than_some_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("sia_local.learning.junctions.time.monotonic", lambda: now[0])
+    out = JunctionWriter(tmp_path, {})
+    for text, seconds in enumerate((15.0, 6.0, 15.0)):
+        now[0] += seconds
+        out.add(text, small())
+    assert JunctionWriter(tmp_path, {}).finished == {0, 1}
+
+
 def test_other_settings_are_refused(tmp_path: Path) -> None:
     JunctionWriter(tmp_path, {"k": 10, "teacher": "v"})
     with pytest.raises(ConfigError, match="was begun with k = 10, now it is 12"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -142,8 +143,11 @@ class JunctionWriter:
     """Writes shards of whole texts: `with JunctionWriter(folder, settings) as out: out.add(text, junctions)`.
 
     settings: what the junctions depend on (JSON values); a folder begun with others is refused. After an
-    interruption `finished` says which texts need no second run. A shard is whole or absent.
+    interruption `finished` says which texts need no second run. A shard is whole or absent, and holds what came in
+    EVERY seconds, which is what a kill may cost.
     """
+
+    EVERY = 20.0
 
     def __init__(self, folder: str | os.PathLike[str], settings: Mapping[str, Any], per_shard: int = 4096):
         self.folder = Path(folder)
@@ -154,6 +158,7 @@ class JunctionWriter:
         for path in _shards(self.folder):
             self.finished |= set(_read(path, "texts")["texts"].tolist())
             self._next = int(path.stem.split("-")[1]) + 1
+        self._began = time.monotonic()
         self._texts: list[int] = []
         self._waiting: list[Junctions] = []
         self._taken: list[Transitions] = []
@@ -174,7 +179,8 @@ class JunctionWriter:
             self._waiting.append(junctions)
         if taken is not None and len(taken):
             self._taken.append(taken)
-        if sum(map(len, self._waiting)) >= self.per_shard:
+        full = sum(map(len, self._waiting)) >= self.per_shard
+        if full or time.monotonic() - self._began >= self.EVERY:
             self.flush()
 
     def flush(self) -> None:
@@ -190,6 +196,7 @@ class JunctionWriter:
         with atomic_write(self.folder / f"shard-{self._next:05d}.npz", "wb") as handle:
             np.savez(handle, **arrays)  # type: ignore[arg-type]
         self._next += 1
+        self._began = time.monotonic()
         self._texts, self._waiting, self._taken = [], [], []
 
 
