@@ -249,7 +249,7 @@ def tiny_checkpoint(
     with torch.no_grad():
         for name, weight in model.trainable().items():
             weight.add_(torch.randn(weight.shape) * (0.1 if "lora" in name or name.startswith("head") else 0.02))
-    save_changes(model, Path(folder), tune)
+    save_changes(model, {name: w.detach() for name, w in model.trainable().items()}, Path(folder), tune)
     meta = ValueMeta(
         backbone=str(backbone),
         placement="head" if tune == "none" else "separate",

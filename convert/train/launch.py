@@ -55,7 +55,7 @@ def _starter(processes: int | None, accelerate: Path | None) -> list[str]:
         # `accelerate launch --cpu` starts one process, however many are asked for.
         return ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes or 1), "-m"]
     where = ["--multi_gpu"] if torch.cuda.device_count() > 1 else []
-    unsaid = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]  # it would warn
+    unsaid = ["--num_machines", "1", "--mixed_precision", "bf16", "--dynamo_backend", "no"]  # it would warn
     return [*words, *where, *several, *unsaid, "--module"]
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import os
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,9 @@ WRITTEN = (
     "lora_weights/adapter_model.safetensors", "lora_weights/adapter_config.json",
 )  # fmt: skip
 
+# Of state.pt: what it holds, and under which names.
+LAYOUT = 2
+
 
 def train(config: TrainConfig, resume: bool = True) -> dict[str, Any]:
     """Runs to the end of training and returns the report also written to `training.json`.
@@ -52,15 +57,14 @@ class Trainer:
 
         self.config = config
         self.out = Path(config.out)
-        self.key = config.fingerprint()
+        self.key = f"{LAYOUT}-{config.fingerprint()}"
         gpu = torch.cuda.is_available()
-        half = gpu if config.bf16 is None else config.bf16
+        half = _half(config.bf16, gpu)
         self.accelerator = Accelerator(mixed_precision="bf16" if half else "no", cpu=not gpu)
-        if (kind := self.accelerator.distributed_type.value) in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
-            raise ConfigError(
-                f"accelerate's configuration asks for {kind}, which shards what is saved here whole: use MULTI_GPU, "
-                "whose copies of a frozen backbone in bfloat16 take two bytes a weight"
-            )
+        self.accelerator.gradient_accumulation_steps = 1  # the loop here adds passes up, as the recipe says
+        _check_layout(self.accelerator)
+        # FSDP 1 flattens LoRA and backbone together, so they have one type.
+        flat = self.accelerator.distributed_type.value == "FSDP" and not self.accelerator.is_fsdp2
         torch.manual_seed(config.seed)
         tokenizer = load_tokenizer(config.backbone)
         self.reader = Reader(tokenizer, config.template, config.stop_token, config.placement == "head")
@@ -70,7 +74,7 @@ class Trainer:
             config.lora,
             config.layers,
             config.head_hidden,
-            torch.bfloat16 if half and gpu else torch.float32,
+            torch.bfloat16 if half and gpu and not flat else torch.float32,
             config.checkpointing,
         )
         n_vocab = int(self.model.backbone.get_input_embeddings().num_embeddings)
@@ -82,19 +86,12 @@ class Trainer:
             raise DataError(
                 "the loss branched was asked for, but no text has branches; make some with `sia-convert branch`"
             )
-        parts = self.model.trainable()
-        head_lr = config.head_lr or config.lr
-        self.optimizer = torch.optim.AdamW(
-            [
-                {"params": [p for n, p in parts.items() if not n.startswith("head.")], "lr": config.lr},
-                {"params": [p for n, p in parts.items() if n.startswith("head.")], "lr": head_lr},
-            ],
-            weight_decay=config.weight_decay,
-        )
-        self.rates = [config.lr, head_lr]
+        self.rates = [config.lr, config.head_lr or config.lr]
         self.device = self.accelerator.device
         self.world = self.accelerator.num_processes
-        self.shared = SharedModel(self.accelerator, self.model, max(config.batch, 32))
+        self.shared = SharedModel(
+            self.accelerator, self.model, config.batch, max(config.batch, 32), config.weight_decay, config.clip
+        )
         self.place = Place()
 
     def run(self, resume: bool) -> dict[str, Any]:
@@ -107,7 +104,7 @@ class Trainer:
         p = self.place
         n, m = len(self.split.train), len(self.split.held_out)
         if main:
-            trained = sum(x.numel() for x in self.model.trainable().values())
+            trained = self.shared.trained
             print(f"{n} training and {m} held-out trajectories, {self.split.dropped} dropped; {trained:,} weights")
         while p.epoch < c.epochs and p.stale < c.patience:
             self.epoch()
@@ -119,8 +116,8 @@ class Trainer:
             p.epoch, p.step, p.loss_sum, p.loss_count = p.epoch + 1, 0, 0.0, 0.0
             if main:
                 print(_line(metrics, better, c.loss), flush=True)
-                if better:
-                    self.save_model()
+            if better:
+                self.save_model()
             self.save_state()
         return self.finish() if main else {}
 
@@ -140,22 +137,17 @@ class Trainer:
             started = time.monotonic()
             group = steps[p.step]
             whole = sum(map(len, group))
-            # A rank without a batch of its own computes the first one with weight 0: all ranks must take part.
-            mine = [(b, len(b) / whole * world) for b in group[rank::world]] or [(group[0], 0.0)]
+            # All ranks make as many passes; one without a batch of its own computes the first with weight 0.
+            mine = [(b, len(b) / whole * world) for b in group[rank::world]]
+            mine += [(group[0], 0.0)] * (-(-len(group) // world) - len(mine))
             rate = self._set_rate(len(steps))
             loss_sum = 0.0
-            for i, (batch, weight) in enumerate(mine):
-                with self.shared.holds_back(i < len(mine) - 1), self.accelerator.autocast():
-                    losses = self._losses(batch)
-                    self.accelerator.backward(losses.mean() * weight)
-                loss_sum += float(losses.detach().mean()) * weight
-            self.shared.share_head()
+            for i, (batch, weight) in enumerate(mine, 1):
+                loss_sum += float(self.shared.backward(partial(self._loss, batch, weight), i == len(mine)))
             loss = float(self.accelerator.reduce(torch.tensor(loss_sum, device=self.device), "sum")) / world
             if not np.isfinite(loss):
                 raise NumericError(f"the loss became {loss} at step {p.total + 1}: lower --lr (now {rate:g})")
-            self.accelerator.clip_grad_norm_(list(self.model.trainable().values()), c.clip)
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
+            self.shared.step()
             p.step, p.total = p.step + 1, p.total + 1
             p.tokens += sum(len(self.split.train[i].ids) - self.split.train[i].start for b in group for i in b)
             p.loss_sum, p.loss_count = p.loss_sum + loss * whole, p.loss_count + whole
@@ -172,9 +164,12 @@ class Trainer:
         part = min(1.0, done / total)
         factor = {"constant": 1.0, "linear": 1.0 - part, "cosine": 0.5 * (1.0 + float(np.cos(np.pi * part)))}
         scale = factor[c.schedule] * (min(1.0, (done + 1) / c.warmup) if c.warmup else 1.0)
-        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
-            group["lr"] = rate * scale
-        return self.rates[0] * scale
+        rates = [rate * scale for rate in self.rates]
+        self.shared.set_rates(*rates)
+        return rates[0]
+
+    def _loss(self, batch: list[int], weight: float) -> Tensor:
+        return self._losses(batch).mean() * weight
 
     def _losses(self, batch: list[int]) -> Tensor:
         c, part = self.config, [self.split.train[i] for i in batch]
@@ -232,7 +227,7 @@ class Trainer:
         actual = np.array([self._standard(examples[i].reward) for i in order])
         groups = [examples[i].prompt_id for i in order]
         averages, lasts = table[:, 3], table[:, 4]
-        return {
+        metrics = {
             "loss": float(table[:, 1].mean()),
             "r2": r2(averages, actual),
             "r2_last": r2(lasts, actual),
@@ -242,11 +237,19 @@ class Trainer:
             "pairwise": pairwise_accuracy(averages, actual, groups),
             "pairwise_last": pairwise_accuracy(lasts, actual, groups),
         }
+        told = [metrics]
+        if world > 1:
+            from accelerate.utils import broadcast_object_list
+
+            broadcast_object_list(told)  # so that all agree what is better, to the last bit
+        return told[0]
 
     def save_model(self) -> None:
         """Writes the model as it is now as the folder's value model."""
-        c = self.config
-        save_changes(self.model, self.out, c.tuning)
+        c, weights = self.config, self.shared.weights()
+        if not self.accelerator.is_main_process:
+            return
+        save_changes(self.model, weights, self.out, c.tuning)
         meta = ValueMeta(
             backbone=str(Path(c.backbone).resolve()),
             placement=c.placement,
@@ -275,19 +278,15 @@ class Trainer:
             everyone = gather_object([random])
         else:
             everyone = [random]
-        if not self.accelerator.is_main_process:
-            return
-        state = {
-            "key": self.key,
-            "weights": {name: w.detach().cpu() for name, w in self.model.trainable().items()},
-            "optimizer": self.optimizer.state_dict(),
-            "random": everyone,
-            "place": json.dumps(dataclasses.asdict(self.place)),
-        }
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        with atomic_write(self.out / "state.pt", "wb") as handle:
-            handle.write(buffer.getvalue())
+        model = self.shared.save(self.out, self.place.total)
+        if self.accelerator.is_main_process:
+            place = json.dumps(dataclasses.asdict(self.place))
+            buffer = io.BytesIO()
+            torch.save({"key": self.key, "model": model, "random": everyone, "place": place}, buffer)
+            with atomic_write(self.out / "state.pt", "wb") as handle:
+                handle.write(buffer.getvalue())
+        self.accelerator.wait_for_everyone()
+        self.shared.body.tidy(self.out, self.place.total)
 
     def restore(self, resume: bool) -> None:
         """Continues from `state.pt` if there is one. ConfigError if it belongs to another run.
@@ -295,28 +294,25 @@ class Trainer:
         The first process reads it for all: machines need share no folder.
         """
         path = self.out / "state.pt"
-        found = [load_torch_file(path) if resume and self.accelerator.is_main_process and path.exists() else None]
+        state = load_torch_file(path) if resume and self.accelerator.is_main_process and path.exists() else None
+        told = [{name: state.get(name) for name in ("key", "random", "place")} if state else None]
         if self.world > 1:
             from accelerate.utils import broadcast_object_list
 
-            broadcast_object_list(found)
-        if (state := found[0]) is None:
+            broadcast_object_list(told)
+        if (found := told[0]) is None:
             return
-        if state["key"] != self.key:
+        if found["key"] != self.key:
             raise ConfigError(
-                f"{self.out} holds a run with other settings or data: name another output, or begin again with "
-                "--restart"
+                f"{self.out} holds a run with other settings or data, or of another version: name another output, or "
+                "begin again with --restart"
             )
-        parts = self.model.trainable()
-        with torch.no_grad():
-            for name, weight in state["weights"].items():
-                parts[name].copy_(weight)
-        self.optimizer.load_state_dict(state["optimizer"])
-        random = state["random"][self.accelerator.process_index % len(state["random"])]
+        self.shared.load(state["model"] if state else None, self.out)
+        random = found["random"][self.accelerator.process_index % len(found["random"])]
         torch.set_rng_state(random[0])
         if self.device.type == "cuda" and len(random) > 1:
             torch.cuda.set_rng_state(random[1], self.device)
-        self.place = Place(**json.loads(state["place"]))
+        self.place = Place(**json.loads(found["place"]))
         if self.accelerator.is_main_process:
             print(f"continuing at epoch {self.place.epoch + 1}, step {self.place.step}", flush=True)
 
@@ -348,6 +344,28 @@ class Trainer:
         loss_curve(p.curve, p.history, self.out / "loss.png")
         print(f"best epoch {int(best.get('epoch', 0))}, {duration(p.seconds)} of training; wrote {self.out}")
         return report
+
+
+def _half(told: bool | None, gpu: bool) -> bool:
+    """Whether it computes in bfloat16: as the recipe says, else as accelerate's configuration, else on a GPU."""
+    asked = os.environ.get("ACCELERATE_MIXED_PRECISION")
+    if told is not None or asked is None:
+        return gpu if told is None else told
+    if asked not in ("no", "bf16"):
+        raise ConfigError(f"accelerate's configuration asks for mixed precision {asked}: expected bf16 or no")
+    return asked == "bf16"
+
+
+def _check_layout(accelerator: Any) -> None:
+    """Every process must have texts of its own, and the backbone be PyTorch's."""
+    if accelerator.distributed_type.value == "MEGATRON_LM":
+        raise ConfigError("accelerate's configuration asks for MEGATRON_LM: expected MULTI_GPU, FSDP or DEEPSPEED")
+    layout = getattr(accelerator, "parallelism_config", None)
+    if layout is not None and layout.non_data_parallel_size > 1:
+        raise ConfigError(
+            "accelerate's configuration shares one text among processes (tensor, context or sequence parallel): give "
+            "each its own, with dp_replicate_size and dp_shard_size alone"
+        )
 
 
 def _line(m: dict[str, float], better: bool, loss: str) -> str:

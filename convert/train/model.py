@@ -165,31 +165,28 @@ def _check_targets(backbone: nn.Module, targets: str | list[str]) -> None:
             raise ConfigError(f"LoRA target {target!r}: the backbone has no such layer; expected {', '.join(ends)}")
 
 
-def save_changes(model: ValueModel, folder: Path, tune: str) -> None:
-    """What training changed in the backbone: `lora_weights/` as PEFT reads it, or `tuned.safetensors`."""
+def save_changes(model: ValueModel, weights: dict[str, Tensor], folder: Path, tune: str) -> None:
+    """What training changed in the backbone: `lora_weights/` as PEFT reads it, or `tuned.safetensors`.
+
+    weights: everything that was trained, whole, by its names in the model.
+    """
     from safetensors.torch import save
 
     from sia_local.files import atomic_write
 
+    prefix = "backbone."
+    changed = {n.removeprefix(prefix): w.contiguous() for n, w in weights.items() if n.startswith(prefix)}
     if tune == "lora":
-        from peft import get_peft_model_state_dict
-
-        # Not save_pretrained: a full disk would leave half a file there.
-        weights = {name: w.detach().cpu().contiguous() for name, w in get_peft_model_state_dict(model.backbone).items()}
+        # PEFT's files do not say which adapter it is. Not save_pretrained: a full disk would leave half a file there.
         with atomic_write(folder / "lora_weights" / "adapter_model.safetensors", "wb") as handle:
-            handle.write(save(weights))
+            handle.write(save({n.replace(".default.", "."): w for n, w in changed.items()}))
         settings = {**model.backbone.peft_config["default"].to_dict(), "inference_mode": True}
         with atomic_write(folder / "lora_weights" / "adapter_config.json") as handle:
             json.dump({k: sorted(v) if isinstance(v, set) else v for k, v in settings.items()}, handle, indent=1)
         return
     if tune == "full":
-        tensors = {
-            name.removeprefix("backbone."): parameter.detach().cpu().contiguous()
-            for name, parameter in model.trainable().items()
-            if name.startswith("backbone.")
-        }
         with atomic_write(folder / "tuned.safetensors", "wb") as handle:
-            handle.write(save(tensors))
+            handle.write(save(changed))
 
 
 def load(checkpoint: ValueCheckpoint, dtype: torch.dtype = torch.float32, reward_units: bool = True) -> ValueModel:
