@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from sia_local.errors import ConfigError
-
 from sia_local.progress import Progress
 
 from ..data.examples import Example, batches
