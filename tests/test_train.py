@@ -245,7 +245,7 @@ def test_branches_are_learnt_and_a_run_goes_on_with_them(
         train(stopped)
     monkeypatch.setattr(Trainer, "save_state", save)
     assert train(stopped)["loss_curve"] == whole["loss_curve"]
-    with pytest.raises(DataError, match="no training text has branches"):
+    with pytest.raises(DataError, match="no text has branches"):
         train(dataclasses.replace(config, data=(str(data),), out=f"{config.out}-none"))
 
 
