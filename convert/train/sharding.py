@@ -169,7 +169,7 @@ class Engine(Frozen):
         if read is None:
             raise ConfigError(
                 f"DeepSpeed's pieces of the state {told[0]} in {folder / 'deepspeed'} do not fit these processes "
-                f"({reason}): start as many on the same machines, or begin again with --restart"
+                f"({reason}): start as many on the same machines, or remove {folder / 'state.pt'} to begin again"
             )
 
     def tidy(self, folder: Path, at: int) -> None:
