@@ -147,6 +147,25 @@ def _qwen3moe(d: Draw, i: int) -> Weights:
     }
 
 
+def _gptoss(d: Draw, i: int) -> Weights:
+    heads = {"attn_q": N_HEAD * HEAD_DIM, "attn_k": N_KV * HEAD_DIM, "attn_v": N_KV * HEAD_DIM, "attn_output": N_EMBD}
+    return {
+        "attn_norm.weight": d.norm(N_EMBD),
+        "post_attention_norm.weight": d.norm(N_EMBD),
+        **_attention(d),
+        **{f"{name}.bias": d.small(width) for name, width in heads.items()},
+        "attn_sinks.weight": d.norm(N_HEAD),
+        "ffn_gate_inp.weight": d.matrix(N_EXPERT, N_EMBD),
+        "ffn_gate_inp.bias": d.small(N_EXPERT),
+        "ffn_gate_exps.weight": d.matrix(N_EXPERT, N_FF, N_EMBD),
+        "ffn_gate_exps.bias": d.small(N_EXPERT, N_FF),
+        "ffn_up_exps.weight": d.matrix(N_EXPERT, N_FF, N_EMBD),
+        "ffn_up_exps.bias": d.small(N_EXPERT, N_FF),
+        "ffn_down_exps.weight": d.matrix(N_EXPERT, N_EMBD, N_FF),
+        "ffn_down_exps.bias": d.small(N_EXPERT, N_EMBD),
+    }
+
+
 def _ssm_keys(writer: gguf.GGUFWriter, inner: int, rank: int, groups: int = 0) -> None:
     writer.add_ssm_conv_kernel(CONV)
     writer.add_ssm_inner_size(inner)
@@ -190,6 +209,11 @@ def _qwen3moe_keys(writer: gguf.GGUFWriter) -> None:
     writer.add_expert_feed_forward_length(N_FF)
 
 
+def _gptoss_keys(writer: gguf.GGUFWriter) -> None:
+    _qwen3moe_keys(writer)
+    writer.add_sliding_window(WINDOW)
+
+
 def _no_keys(writer: gguf.GGUFWriter) -> None:
     """All of it is in the common ones."""
 
@@ -219,7 +243,9 @@ ARCHITECTURES = {
     "nemotron_h": Architecture(_nemotron, _nemotron_keys, kv=[0, N_KV, 0], ff=[0, 0, N_FF], n_layer=3),
     "gemma3": Architecture(_gemma3, _gemma3_keys),
     "qwen3moe": Architecture(_qwen3moe, _qwen3moe_keys),
+    "gpt-oss": Architecture(_gptoss, _gptoss_keys),
 }
+WINDOWED = ("gemma3", "gpt-oss")
 RECURRENT = ("mamba", "mamba2", "lfm2", "qwen35", "granitehybrid", "nemotron_h")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from architectures import ARCHITECTURES, RECURRENT
+from architectures import ARCHITECTURES, RECURRENT, WINDOWED
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from loading import source
@@ -21,7 +21,7 @@ from sia_local.llama.store import StateStore
 from sia_local.records import Prompt
 
 Make = Callable[..., Path]
-EXACT_ONLY = (*RECURRENT, "gemma3")
+EXACT_ONLY = (*RECURRENT, *WINDOWED)
 
 
 def keep(sia: SIA, limit: int = 1 << 26) -> StateStore:

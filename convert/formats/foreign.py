@@ -22,6 +22,7 @@ from . import llamacpp
 from .gguf_io import KV, Tensor, f32, read_gguf, stored_tensors, text, u32, write_gguf
 from .hf import Backbone
 from .llamacpp import Job
+from .tensors import TensorFolder
 from .vocab import Vocab
 
 _KINDS = {"merged": "model", "lean": "lean", "adapter": "adapter"}
@@ -44,7 +45,7 @@ def converted(backbone: Backbone, layout: str, dtype: str, pre: str | None, temp
         jobs = []
         if kind is not None:
             lora = _plain_lora(backbone, root / "lora") if backbone.lora else None
-            tuned = None if backbone.tuned is None else str(backbone.tuned.folder / "tuned.safetensors")
+            tuned = None if backbone.tuned is None else _tuned(backbone.tuned, backbone.tensors, root)
             jobs.append(Job(kind, folder, str(root / "made.gguf"), dtype, "model", pre, lora, tuned))
         if layout != "merged" and has_tokenizer:
             # Only its tokens are looked at, so the pre-tokenizer may be any.
@@ -113,6 +114,25 @@ class Converted:
             n_embd, n_rows = meta.tensors()["token_embd.weight"]
         rows = np.fromfile(self.source, np.uint8, size, offset=offset).reshape(n_rows, -1)
         return dequantize(rows, kind, n_embd)
+
+
+def _tuned(tuned: TensorFolder, checkpoint: TensorFolder, folder: Path) -> str:
+    """A file of the tuned weights by the checkpoint's names, where transformers has the experts of a block in one."""
+    from safetensors.numpy import save_file
+
+    if all(name in checkpoint for name in tuned):
+        return str(tuned.folder / "tuned.safetensors")
+    weights: dict[str, np.ndarray] = {}
+    for name in tuned:
+        experts, _, part = name.rpartition(".")
+        if name in checkpoint or f"{experts}.0.down_proj.weight" not in checkpoint:
+            weights[name] = tuned.get(name)
+            continue
+        halves = np.split(tuned.get(name), 2, axis=1) if part == "gate_up_proj" else [tuned.get(name)]
+        for half, rows in zip(("gate_proj", "up_proj") if len(halves) > 1 else (part,), halves, strict=True):
+            weights |= {f"{experts}.{i}.{half}.weight": np.ascontiguousarray(own) for i, own in enumerate(rows)}
+    save_file(weights, folder / "tuned.safetensors")
+    return str(folder / "tuned.safetensors")
 
 
 def _plain_lora(backbone: Backbone, folder: Path) -> str:

@@ -87,14 +87,19 @@ def prepared(model: Any, job: dict[str, Any]) -> Any:
             options["hparams"] = options.get("hparams") or ModelBase.load_hparams(folder, False)
             super().__init__(folder, *args, **options)
 
+        @classmethod
+        def filter_tensors(cls, item: tuple[str, Load]) -> tuple[str, Load] | None:
+            name, load = item  # by the checkpoint's name, which the converter may change here
+            change = wanted.get(canonical(name))
+            kept: tuple[str, Load] | None = super().filter_tensors((name, changed(load, change) if change else load))
+            if kept is not None:
+                wanted.pop(canonical(name), None)
+            return kept
+
         def index_tensors(self, *args: Any, **options: Any) -> dict[str, Load]:
             found: dict[str, Load] = super().index_tensors(*args, **options)
-            left = dict(wanted)
-            for name, load in found.items():
-                if change := left.pop(canonical(name), None):
-                    found[name] = changed(load, change)
-            if left:
-                raise ValueError(f"the checkpoint has no weight {min(left)}, which training changed")
+            if wanted:
+                raise ValueError(f"the checkpoint has no weight {min(wanted)}, which training changed")
             return found
 
         def set_gguf_parameters(self) -> None:
