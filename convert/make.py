@@ -16,6 +16,7 @@ from sia_local.shipped import PROFILE_SUFFIX
 
 from .advice import in_plan
 from .formats.export import BaseConfig, ExportConfig
+from .hubsets import from_files, hub_sets
 from .paths import Artefact, Round
 from .plan import Plan, RolloutSection, SteeredSection, read_plan
 from .settings import settings_of
@@ -58,13 +59,15 @@ class Chain:
     """The steps of one plan."""
 
     def __init__(self, plan: Plan, echo: Callable[[str], None] = print, ray: RayConfig | None = None):
-        self.plan, self.echo, self.files = plan, echo, plan.files
+        self.sets = hub_sets(plan)
+        self.plan = plan = from_files(plan, self.sets)
+        self.echo, self.files = echo, plan.files
         self.ray = ray or RayConfig()
         self.base = self.files.base.last if self.files.base else plan.base.gguf or Path()
 
     def steps(self) -> list[Step]:
         backbone, conversion = self._backbone()
-        steps, scored = self._base(), list[Path]()
+        steps, scored = [*(found.step() for found in self.sets), *self._base()], list[Path]()
         value: Path | None = None
         for i, at in enumerate(self.files.rounds):
             steps += [self._texts(i, at, value), self._score(at)]

@@ -15,6 +15,7 @@ from sia_local.evaluation.plan import Goal
 from sia_local.files import at_home, parse_toml
 from sia_local.learning.collect import CollectConfig
 from sia_local.learning.fit import FitConfig
+from sia_local.tables import check, exists, is_hub
 
 from .data.rollouts import RolloutConfig, Steering
 from .data.score import ScoreConfig
@@ -199,8 +200,9 @@ class Plan:
         """Everything that can be known before the first step: files, names, what fits together."""
         self._check_base()
         for name, section in (("rollouts", self.rollouts), ("verify", self.verify.unseen)):
-            if not section.prompts.exists():
+            if not exists(section.prompts):
                 raise DataError(f"[{name}] prompts: nothing at {section.prompts}")
+            check(section.prompts)
         if self.steered and self.rollouts.pairs:
             raise ConfigError("[steered] samples texts, but [rollouts] takes pairs: name prompts, or drop [steered]")
         self._check_reward()
@@ -214,8 +216,10 @@ class Plan:
         if self.value.accelerate is not None and not self.value.accelerate.is_file():
             raise DataError(f"[value] accelerate: no file at {self.value.accelerate}")
         for name, later in (("distill", self.distill), ("calibrate", self.calibrate)):
-            if later is not None and later.prompts is not None and not later.prompts.is_file():
-                raise DataError(f"[{name}] prompts: nothing at {later.prompts}")
+            if later is not None and later.prompts is not None:
+                if not exists(later.prompts):
+                    raise DataError(f"[{name}] prompts: nothing at {later.prompts}")
+                check(later.prompts)
         if self.distill is not None and self.distill.prompts is None and self.rollouts.pairs:
             raise ConfigError("[distill] samples texts, but [rollouts] takes pairs: name prompts in [distill]")
         self._check_export()
@@ -276,7 +280,7 @@ def read_plan(*paths: Path) -> Plan:
     folder = paths[0].resolve().parent
 
     def at(name: str) -> Path:
-        return (folder / at_home(name)).resolve()
+        return Path(name) if is_hub(name) else (folder / at_home(name)).resolve()
 
     sections = ("base", "rollouts", "reward", "steered", "value", "export", "verify", "distill", "calibrate")
     known = ("work", "threads", "gpu_layers", *sections)

@@ -3,23 +3,77 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .errors import ConfigError, DataError
 
-HUB = "hub:"  # hub:owner/name, hub:owner/name:split, hub:owner/name/config:split
+HUB = "hub:"
+_SPEC = re.compile(r"hub:([\w.-]+(?:/[\w.-]+)?)(?:/([\w.-]+))?(?::([^@]+))?(?:@(.+))?")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+class HubName(NamedTuple):
+    """What `hub:owner/name[/config][:split][@revision]` says; without a revision what the Hub has now is meant."""
+
+    repo: str
+    config: str | None
+    split: str
+    revision: str | None
+
+    @classmethod
+    def parse(cls, source: str | os.PathLike[str]) -> HubName:
+        """Raises ConfigError for what is no such name."""
+        if (found := _SPEC.fullmatch(os.fspath(source))) is None:
+            raise ConfigError(
+                f"{os.fspath(source)!r} was given; expected hub:owner/name, as in hub:owner/name/config:split@revision"
+            )
+        return cls(found[1], found[2], found[3] or "train", found[4])
+
+
+def is_hub(source: str | os.PathLike[str]) -> bool:
+    """Whether it names a data set of the Hub."""
+    return os.fspath(source).startswith(HUB)
 
 
 def is_table(source: str | os.PathLike[str]) -> bool:
     """Whether `rows` reads it: a Parquet file, or a name of the Hub."""
-    return os.fspath(source).startswith(HUB) or os.fspath(source).lower().endswith(".parquet")
+    return is_hub(source) or os.fspath(source).lower().endswith(".parquet")
 
 
 def exists(source: str | os.PathLike[str]) -> bool:
     """Whether there is such a file or folder; of the Hub nothing is asked."""
-    return os.fspath(source).startswith(HUB) or Path(source).exists()
+    return is_hub(source) or Path(source).exists()
+
+
+def check(source: str | os.PathLike[str]) -> None:
+    """Raises ConfigError for what is no name of the Hub, and where a library is missing that `rows` needs for it."""
+    if is_hub(source):
+        HubName.parse(source)
+    if is_table(source):
+        _library(source)
+
+
+def pinned(source: str | os.PathLike[str]) -> str:
+    """The source with the commit that the Hub has of it now, so that it means the same rows later; files as they are.
+
+    Asks the Hub unless a commit is named already. Raises ConfigError, DataError.
+    """
+    name = os.fspath(source)
+    if not is_hub(source) or _COMMIT.fullmatch((spec := HubName.parse(source)).revision or ""):
+        return name
+    _library(source)
+    from huggingface_hub import HfApi  # datasets needs it
+
+    try:
+        commit = HfApi().dataset_info(spec.repo, revision=spec.revision).sha
+    except Exception as error:  # whatever the network and the Hub raise
+        raise DataError(
+            f"{name}: the Hub does not say which commit that is ({_said(error)}); name one, as in hub:o/name@COMMIT"
+        ) from error
+    return f"{name.partition('@')[0]}@{commit}"
 
 
 def rows(source: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
@@ -29,25 +83,20 @@ def rows(source: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
     """
     datasets, name = _library(source), os.fspath(source)
     try:
-        if name.startswith(HUB):
-            path, _, split = name.removeprefix(HUB).partition(":")
-            owner, _, rest = path.partition("/")
-            repo, _, config = rest.partition("/")
+        if is_hub(source):
+            spec = HubName.parse(source)
             found = datasets.load_dataset(
-                f"{owner}/{repo}" if repo else owner, config or None, split=split or "train", streaming=True
+                spec.repo, spec.config, split=spec.split, revision=spec.revision, streaming=True
             )
         elif not Path(name).is_file():
             raise DataError(f"no file at {name}: expected Parquet")
         else:
             found = datasets.load_dataset("parquet", data_files=name, split="train", streaming=True)
         yield from map(dict, found)
-    except DataError:
+    except (ConfigError, DataError):
         raise
     except Exception as error:  # whatever its readers and the network raise
-        said = str(error).splitlines()[0] if str(error) else ""
-        raise DataError(
-            f"{name}: the datasets library cannot read it ({type(error).__name__}: {said[:200]})"
-        ) from error
+        raise DataError(f"{name}: the datasets library cannot read it ({_said(error)})") from error
 
 
 def write_rows(path: str | os.PathLike[str], found: Sequence[Mapping[str, Any]]) -> None:
@@ -58,6 +107,11 @@ def write_rows(path: str | os.PathLike[str], found: Sequence[Mapping[str, Any]])
     names = dict.fromkeys(name for row in found for name in row)
     with aside(path) as temporary:
         datasets.Dataset.from_dict({n: [row.get(n) for row in found] for n in names}).to_parquet(str(temporary))
+
+
+def _said(error: Exception) -> str:
+    first = str(error).splitlines()[0] if str(error) else ""
+    return f"{type(error).__name__}: {first[:200]}"
 
 
 def _library(source: str | os.PathLike[str]) -> Any:

@@ -73,6 +73,7 @@ class Hub(ThreadingHTTPServer):
         self.refuses: dict[str, int] = {}
         self.broken: int | None = None
         self.seen: list[tuple[str, str, str | None]] = []
+        self.ranges: list[str | None] = []
 
     @property
     def address(self) -> str:
@@ -104,6 +105,7 @@ class Answers(BaseHTTPRequestHandler):
 
     def _send(self, status: int, content: bytes, headers: dict[str, str] | None = None) -> None:
         start = 0
+        self.server.ranges.append(self.headers.get("Range"))
         if (ranged := self.headers.get("Range")) and status == 200:
             start, status = int(ranged.removeprefix("bytes=").partition("-")[0]), 206
         self.send_response(status)
@@ -115,7 +117,7 @@ class Answers(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "GET":
             whole = self.path.startswith("/api/") or self.server.broken is None
-            self.wfile.write(content[start:] if whole else content[start : self.server.broken])
+            self.wfile.write(content[start:] if whole else content[start : start + (self.server.broken or 0)])
 
     def log_message(self, *_: Any) -> None:
         pass
@@ -206,6 +208,16 @@ def test_a_broken_transfer_leaves_no_model_and_goes_on_later(server: Hub, tmp_pa
     assert not list(tmp_path.rglob("*.gguf"))
     server.broken = None
     assert hub.fetch("hf:o/r").read_bytes() == content
+
+
+def test_a_transfer_goes_on_where_it_broke(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 4096)
+    content = bytes(range(256)) * 100
+    server.files["o/r"], server.broken = {"m.gguf": content}, 10_000
+    assert hub.fetch("hf:o/r").read_bytes() == content
+    assert [r for r in server.ranges if r] == ["bytes=8192-", "bytes=16384-"]
 
 
 def test_m_and_v_take_it_with_name_and_weight(server: Hub, tmp_path: Path) -> None:

@@ -3,9 +3,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -20,7 +22,7 @@ import tiny
 from click.testing import CliRunner
 from sia_convert.cli import main
 from sia_convert.data.trajectories import read_trajectories
-from sia_convert.make import make
+from sia_convert.make import Chain, make
 from sia_convert.plan import read_plan
 from sia_convert.steps import State, Step, run_steps
 
@@ -154,6 +156,45 @@ def test_a_dry_run_tells_what_is_done_and_what_is_to_do(plan: Path) -> None:
         "train", "spread", "export", "value to Q8_0", "verify",
     ]  # fmt: skip
     assert again[-1].startswith("about ") and again[-1].endswith(" to go")
+
+
+def test_a_set_of_the_hub_is_fetched_once_and_what_it_held_decides(
+    tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub, asked = [{"prompt": f"the {word} king"} for word in ("sad", "old", "bad", "kind")], list[Any]()
+
+    def load(*names: str | None, **options: Any) -> Any:
+        asked.append((*names, options["split"], options["revision"]))
+        return iter(hub)
+
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    text = PLAN.format(base=tiny_base.parent, value="x").replace("prompts.txt", "hub:owner/kings:test@v1")
+    text = re.sub(r"\[base\].*?\n\n", f'[base]\ngguf = "{tiny_base}"\n\n', text, flags=re.DOTALL)
+    path = tmp_path / "plan.toml"
+    path.write_text(re.sub("backbone = .*", "", text).replace("samples = 3", "samples = 3\nlimit = 2"))
+    (tmp_path / "reward").mkdir()
+    with pytest.raises(ConfigError, match=r"hub:owner/kings:test@v1 needs the datasets library"):
+        read_plan(path).check()
+    datasets = SimpleNamespace(load_dataset=load, disable_progress_bars=lambda: None)
+    monkeypatch.setitem(sys.modules, "datasets", datasets)
+    plan = read_plan(path)
+    plan.check()
+    steps = {step.name: step for step in Chain(plan).steps()}
+    fetch, rollouts = steps["fetch hub:owner/kings:test@v1"], steps["rollouts"]
+    state, keys = State.load(tmp_path / "make.json"), []
+    for _ in range(2):  # the second finds it there
+        run_steps([fetch], state, lambda _: None)
+    keys.append(state.key(rollouts))
+    assert asked == [("owner/kings", None, "test", "v1")]
+    (file,) = fetch.outputs
+    # As many as [verify] reads of it, who reads most.
+    assert [json.loads(line) for line in file.read_text().splitlines()] == hub and file in steps[
+        "unseen rollouts"
+    ].inputs
+    hub[0] = {"prompt": "the queen"}
+    file.unlink()
+    run_steps([fetch], state, lambda _: None)
+    assert state.key(rollouts) != keys[0] and len(asked) == 2
 
 
 def test_the_time_of_a_killed_run_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,10 +43,12 @@ def train(
     """
     # Before torch is imported: waiting threads that spin slow everything down once cores are shared.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from sia_local.tables import pinned
+
     from ..train.launch import launch
     from ..train.loop import train as run
 
-    config = build(TrainConfig, options, backbone=backbone, data=tuple(map(str, data)), out=str(out))
+    config = build(TrainConfig, options, backbone=backbone, data=tuple(map(pinned, data)), out=str(out))
     config = dataclasses.replace(config, template=read_template(config.template))
     if accelerate is not None or (processes or 1) > 1:
         launch(config, out.with_name(f"{out.name}-train.json"), processes, accelerate, restart)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import gzip
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sia_local.errors import DataError
 from sia_local.files import parse_json
+from sia_local.tables import is_table, rows
 
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 Message = dict[str, str]
@@ -31,31 +34,37 @@ class Pair:
 
 
 def read_pairs(path: str | os.PathLike[str], turns: int = 1) -> list[Pair]:
-    """The pairs of a JSONL file (also .gz) whose dialogues differ only in the last of at most `turns` answers.
+    """The pairs whose dialogues differ only in the last of at most `turns` answers.
 
-    A line holds `chosen` and `rejected`, each a dialogue of "Human:" and "Assistant:" paragraphs, or `prompt` with
-    `chosen` and `rejected` answers. DataError names a line that is neither, and a file without a pair.
+    path: JSONL (also .gz), or what `sia_local.tables` reads. A line holds `chosen` and `rejected`, each a dialogue of
+    "Human:" and "Assistant:" paragraphs, or `prompt` with `chosen` and `rejected` answers. DataError names a line that
+    is neither, and a file without a pair.
     """
+    pairs = []
+    for number, line in _lines(path):
+        try:
+            entry = parse_json(line) if isinstance(line, bytes) else line
+            chosen, rejected = str(entry["chosen"]), str(entry["rejected"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{path}, line {number}: expected JSON with chosen and rejected ({error})") from error
+        if "prompt" in entry:
+            pairs.append(Pair((("user", str(entry["prompt"])),), chosen, rejected))
+        elif pair := _dialogues(chosen, rejected, turns):
+            pairs.append(pair)
+    if not pairs:
+        raise DataError(f"{path} has no pair of dialogues that differ only in one of their first {turns} answers")
+    return pairs
+
+
+def _lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, bytes | dict[str, Any]]]:
+    if is_table(path):
+        yield from enumerate(rows(path), 1)
+        return
     source = Path(path)
     if not source.is_file():
         raise DataError(f"no file at {source}: expected preference pairs (JSONL with chosen and rejected)")
-    pairs = []
     with gzip.open(source) if source.suffix == ".gz" else source.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                entry = parse_json(line)
-                chosen, rejected = str(entry["chosen"]), str(entry["rejected"])
-            except (ValueError, KeyError, TypeError) as error:
-                raise DataError(f"{source}, line {number}: expected JSON with chosen and rejected ({error})") from error
-            if "prompt" in entry:
-                pairs.append(Pair((("user", str(entry["prompt"])),), chosen, rejected))
-            elif pair := _dialogues(chosen, rejected, turns):
-                pairs.append(pair)
-    if not pairs:
-        raise DataError(f"{source} has no pair of dialogues that differ only in one of their first {turns} answers")
-    return pairs
+        yield from ((number, line) for number, line in enumerate(file, 1) if line.strip())
 
 
 def _dialogues(chosen: str, rejected: str, turns: int) -> Pair | None:

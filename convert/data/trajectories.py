@@ -132,7 +132,7 @@ def read_trajectories(paths: Iterable[str | os.PathLike[str]]) -> Iterator[Traje
                     None if entry.get("stop") is None else int(entry["stop"]),
                     # Files from before there was the field: what the base read tells.
                     bool(entry.get("raw", entry.get("rendered") == entry["prompt"])),
-                    tuple(map(Branch.of, entry.get("branches", ()))),
+                    tuple(map(Branch.of, entry.get("branches") or ())),
                     dict(entry["told"]) if entry.get("told") else None,
                 )
             except KeyError as error:

@@ -11,6 +11,7 @@ from pathlib import Path
 from sia_local.config import setting
 from sia_local.errors import ConfigError, DataError
 from sia_local.files import read_text
+from sia_local.tables import is_hub, pinned
 
 from ..settings import check_choice
 
@@ -136,12 +137,15 @@ class TrainConfig(TrainSettings):
     base_name: str = setting("", "Stored in the model.")
 
     def fingerprint(self) -> str:
-        """Hash of everything that decides the result, files by content."""
+        """Hash of everything that decides the result: files by content, sets of the Hub by their commit."""
         settings = dataclasses.asdict(self)
         for name in ("out", "data", "epochs", "save_every", "patience"):
             settings.pop(name)
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
         for path in self.data:
+            if is_hub(path):
+                digest.update(pinned(path).encode())
+                continue
             if not Path(path).is_file():
                 raise DataError(f"no file at {path}: expected scored trajectories (JSONL)")
             digest.update(Path(path).read_bytes())

@@ -13,6 +13,7 @@ from ..errors import ContextFullError, DataError
 from ..files import parse_json, read_text
 from ..generation.sia import SIA
 from ..progress import Pace
+from ..tables import is_table, rows
 from .collect import Progress, hidden_states
 from .junctions import Junctions, concatenate
 
@@ -66,6 +67,11 @@ def _junctions(sia: SIA, entry: dict[str, Any], k: int) -> Junctions:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    if is_table(path):
+        yield from (
+            (number, {**row, "branches": row.get("branches") or []}) for number, row in enumerate(rows(path), 1)
+        )
+        return
     if not path.is_file():
         raise DataError(f"no file at {path}: expected the JSONL of `sia-convert branch`")
     for number, line in enumerate(read_text(path, "the JSONL of `sia-convert branch`").splitlines(), 1):
