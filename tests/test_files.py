@@ -8,7 +8,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-from architectures import ARCHITECTURES, RECURRENT, WINDOWED
+from architectures import ARCHITECTURES, RECURRENT, WINDOW, WINDOWED
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -122,10 +122,9 @@ def test_rows_that_are_no_numbers_are_refused() -> None:
         dequantize(np.zeros((1, 64), np.uint8), int(gguf.GGMLQuantizationType.I32), 16)
 
 
-# A saved sequence leaves out what lies before a window.
-@pytest.mark.parametrize("arch", sorted({*ARCHITECTURES, "qwen3"} - {*WINDOWED}))
+@pytest.mark.parametrize("arch", (*ARCHITECTURES, "qwen3"))
 def test_memory_is_what_llama_cpp_saves_of_a_sequence(make_gguf: Make, arch: str) -> None:
-    """A saved sequence holds its state and the keys and values of its tokens, and little else."""
+    """A saved sequence holds its state and the keys and values of its tokens, behind a window none, and little else."""
     path = make_gguf("base", arch)
     with GgufMetadata(path) as meta:
         cost = memory_cost(meta)
@@ -143,13 +142,16 @@ def test_memory_is_what_llama_cpp_saves_of_a_sequence(make_gguf: Make, arch: str
             sizes.append(saved(context))
             context.seq_rm(0, 0)
     # Every cell has a position and its sequences beside its keys and values, and those with M-RoPE more.
-    assert 0 <= sizes[1] - sizes[0] - 100 * cost.kv_bytes <= 100 * 32
-    assert 0 <= sizes[0] - 20 * cost.kv_bytes - cost.state_bytes <= 20 * 32 + 512
+    assert (cost.window_bytes > 0) == (arch in WINDOWED)
+    everywhere = cost.kv_bytes - cost.window_bytes
+    assert 0 <= sizes[1] - sizes[0] - 100 * everywhere <= 100 * 32
+    seen = 20 * everywhere + WINDOW * cost.window_bytes
+    assert 0 <= sizes[0] - seen - cost.state_bytes <= 20 * 32 + 512
 
 
 def test_inspect_says_what_a_branch_costs(make_gguf: Make) -> None:
     said = CliRunner().invoke(main, ["inspect", str(make_gguf("base", "lfm2"))]).output
-    assert "768 bytes of state, a sequence and candidate each; two decodes a junction where tokens wait" in said
+    assert "768 bytes of state for a sequence and each candidate; one decode a junction, two where tokens wait" in said
     said = CliRunner().invoke(main, ["inspect", str(make_gguf("base"))]).output
     assert "256 bytes of KV cache (f16)" in said and "one decode a junction" in said and "adapter, head" in said
 

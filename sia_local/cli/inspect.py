@@ -64,7 +64,8 @@ def _describe(one: Inspection) -> str:
     if one.memory is not None:
         rows += [("a token", f"{_bytes(one.memory.kv_bytes)} of KV cache (f16)"), ("a branch", _branch(one))]
     if one.window:
-        rows.append(("window", f"{one.window} tokens; those behind it are kept, so that a retry can go back"))
+        spared = f" ({_bytes(one.memory.window_bytes)} of each)" if one.memory and one.memory.window_bytes else ""
+        rows.append(("window", f"{one.window} tokens; those behind it are kept{spared}, so that a retry can go back"))
     if one.kind == "base":
         rows.append(("placements", "separate, adapter, head, q-head, guides, Best-of-N"))
         rows.append(
@@ -95,7 +96,7 @@ def _branch(one: Inspection) -> str:
     if not one.recurrent:
         return "no memory but a token for each candidate; one decode a junction"
     state = _bytes(one.memory.state_bytes)
-    return f"{state} of state, a sequence and candidate each; two decodes a junction where tokens wait, else one"
+    return f"{state} of state for a sequence and each candidate; one decode a junction, two where tokens wait"
 
 
 def _bytes(n: int) -> str:

@@ -11,15 +11,19 @@ from .ggml import row_bytes
 from .gguf import GgufMetadata
 
 _F16, _F32 = 1, 0
+# Where a file does not say it: one layer of so many has no window, the last (load_swa_pattern of the pinned release).
+_PERIODS = {"gemma2": 2, "gemma3": 6, "gemma3n": 5, "gpt-oss": 2, "cohere2": 4, "exaone4": 4, "olmo2": 4}
 
 
 @dataclass(frozen=True)
 class MemoryCost:
     """kv_bytes: of one token, in all layers with attention, which sequences share; state_bytes: of one sequence, which
-    every branch has of its own (llama.cpp keeps it in f32)."""
+    every branch has of its own (llama.cpp keeps it in f32). window_bytes: those of kv_bytes in layers that look no
+    further back than a sliding window."""
 
     kv_bytes: int
     state_bytes: int
+    window_bytes: int = 0
 
 
 def memory_cost(meta: GgufMetadata, type_k: int = _F16, type_v: int = _F16) -> MemoryCost | None:
@@ -39,14 +43,16 @@ def memory_cost(meta: GgufMetadata, type_k: int = _F16, type_v: int = _F16) -> M
     recurrent = _recurrent_layers(arch, key, layers, kv)
     attends = ~recurrent & (kv > 0)
     k, v = (int(key(f"attention.{name}_length", head_width)) for name in ("key", "value"))
-    kv_bytes = sum(row_bytes(type_k, int(n) * k) + row_bytes(type_v, int(n) * v) for n in kv[attends])
+    rows = np.array([row_bytes(type_k, int(n) * k) + row_bytes(type_v, int(n) * v) for n in kv], np.int64)
     if conv := int(key("shortconv.l_cache")):
         state = width * (conv - 1)
     else:
         inner, size = int(key("ssm.inner_size")), int(key("ssm.state_size"))
         state = max(0, int(key("ssm.conv_kernel")) - 1) * (inner + 2 * int(key("ssm.group_count")) * size)
         state += inner * size
-    return MemoryCost(kv_bytes, row_bytes(_F32, state) * int(recurrent.sum()))
+    windowed = attends & _windowed_layers(arch, key, layers)
+    state_bytes = row_bytes(_F32, state) * int(recurrent.sum())
+    return MemoryCost(int(rows[attends].sum()), state_bytes, int(rows[windowed].sum()))
 
 
 def is_recurrent(meta: GgufMetadata) -> bool:
@@ -57,6 +63,16 @@ def is_recurrent(meta: GgufMetadata) -> bool:
 
 def _a_layer(value: Any, layers: int) -> Any:
     return np.broadcast_to(np.asarray(value, np.int64), layers) if np.ndim(value) == 0 else np.asarray(value, np.int64)
+
+
+def _windowed_layers(arch: str, key: Any, layers: int) -> Any:
+    """bool[layers]: those with a sliding window, none where that is not known."""
+    pattern = key("attention.sliding_window_pattern", _PERIODS.get(arch, 1))
+    if not key("attention.sliding_window"):
+        return np.zeros(layers, bool)
+    if np.ndim(pattern):
+        return np.asarray(pattern, bool)[:layers]
+    return np.arange(1, layers + 1) % max(1, int(pattern)) != 0
 
 
 def _recurrent_layers(arch: str, key: Any, layers: int, kv: Any) -> Any:
