@@ -143,14 +143,16 @@ class Choice:
         self.index += 1
         inside = config.acts_on(part)
         self._inside += inside
-        log_z = log_partition(row)
+        ids = top_candidates(row, config.k) if self._filter is None else None
+        # Of a row of NaN no candidate is the best.
+        log_z = log_partition(row, row[ids[0]] if ids is not None and len(ids) else None)
         if not math.isfinite(log_z):
             raise NumericError(
                 f"the base model's logits at token {self.index} contain NaN or infinity; the model file is "
                 "damaged or its quantization broke it, try another quantization"
             )
         if self._filter is None:
-            ids = top_candidates(row, config.k)
+            assert ids is not None
             logits = row[ids].astype(np.float64)
         else:
             ids, logits = self._filter.candidates(row, config.k)

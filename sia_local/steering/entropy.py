@@ -44,9 +44,9 @@ def top_candidates(logits: Floats, k: int) -> npt.NDArray[np.int32]:
     return ids[np.lexsort((ids, -values))][:k].astype(np.int32)
 
 
-def log_partition(logits: Floats) -> float:
-    """log sum exp over the whole vocabulary."""
-    top = logits.max()
+def log_partition(logits: Floats, top: np.floating[Any] | None = None) -> float:
+    """log sum exp over the whole vocabulary. top: the largest of it, where that is known."""
+    top = logits.max() if top is None else top
     if not np.isfinite(top):
         return float(top)
     # In pieces that stay in the cache: a temporary of a large vocabulary is fresh pages at every token.
