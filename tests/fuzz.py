@@ -17,7 +17,8 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -31,6 +32,7 @@ from sia_local.cli.inspection import inspect_file
 from sia_local.errors import SiaError
 
 SECONDS, BYTES = 20, 1 << 30
+TURN = 20
 USED, REFUSED, TRACEBACK, GAVE_UP = 0, 1, 3, 4
 # llama.cpp gives up where one of its assertions fails that no check foresees: the command ends, with a sentence.
 GOOD = ("used", "refused", "gave up")
@@ -48,8 +50,8 @@ class Target:
     tries: Callable[[Path], None]
     share: float = 1.0
 
-    def files(self, seed: int, n: int, folder: Path) -> Iterator[Path]:
-        for i in range(n):
+    def files(self, seed: int, first: int, end: int, folder: Path) -> Iterator[Path]:
+        for i in range(first, end):
             rng = np.random.default_rng([seed, i, *self.name.encode()])
             source = self.seeds[rng.integers(len(self.seeds))]
             made = folder / f"{self.name}-{seed}-{i}{source.suffix}"
@@ -344,23 +346,32 @@ def _child(target: Target, path: Path, pipe: int) -> None:
 
 
 def campaign(targets: list[Target], n: int, seed: int, keep: Path | None, first: int = 0) -> Counter[str]:
-    """Tries n files of each target (times its share); prints what is bad. Returns the outcomes by target and kind."""
+    """Tries n files of each target (times its share), in turns, so that a run that is cut short has seen each; prints
+    what is bad, and now and then how far it is. Returns the outcomes by target and kind."""
     counts: Counter[str] = Counter()
-    with tempfile.TemporaryDirectory() as folder:
-        for target in targets:
-            for i, path in enumerate(target.files(seed, round(n * target.share), Path(folder))):
-                if i < first:
-                    path.unlink()
-                    continue
-                outcome = attempt(target, path)
-                counts[f"{target.name} {outcome.kind}"] += 1
-                if outcome.bad:
-                    print(f"{path.name}: {outcome.kind}: {outcome.said.strip()[-400:]}", flush=True)
-                    if keep is not None:
-                        keep.mkdir(parents=True, exist_ok=True)
-                        (keep / path.name).write_bytes(path.read_bytes())
-                path.unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        waiting = [(target, target.files(seed, first, round(n * target.share), folder)) for target in targets]
+        while waiting:
+            for target, files in list(waiting):
+                # As many of each a turn as its share says, so that all end together.
+                for path in islice(files, max(1, round(TURN * target.share))):
+                    outcome = attempt(target, path)
+                    counts[f"{target.name} {outcome.kind}"] += 1
+                    if outcome.bad:
+                        print(f"{path.name}: {outcome.kind}: {outcome.said.strip()[-400:]}", flush=True)
+                        if keep is not None:
+                            keep.mkdir(parents=True, exist_ok=True)
+                            (keep / path.name).write_bytes(path.read_bytes())
+                    path.unlink(missing_ok=True)
+                    if counts.total() % 500 == 0:
+                        print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {counts.total()} files", flush=True)
+            waiting = [(t, files) for t, files in waiting if counted(counts, t) < round(n * t.share) - first]
     return counts
+
+
+def counted(counts: Counter[str], target: Target) -> int:
+    return sum(n for name, n in counts.items() if name.startswith(f"{target.name} "))
 
 
 def main() -> None:
@@ -383,8 +394,8 @@ def main() -> None:
             print(f"{path.name}: {outcome.kind}: {outcome.said.strip()[-3000:]}")
         if args.again:
             return
-        counts = campaign([t for t in models_of if args.only in t.name], args.files, args.seed, args.keep, args.first)
-        counts += campaign([t for t in texts if args.only in t.name], args.files // 4, args.seed, args.keep, args.first)
+        chosen = [t for t in (*models_of, *(replace(t, share=0.25) for t in texts)) if args.only in t.name]
+        counts = campaign(chosen, args.files, args.seed, args.keep, args.first)
         if args.only in "http":
             counts += requests(Path(folder), args.files // 4, args.seed)
     for name, count in sorted(counts.items()):
