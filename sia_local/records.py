@@ -232,16 +232,26 @@ class Completion(Tally):
         return self.tokens if self.end is None else [*self.tokens, self.end]
 
 
+class Reader(Protocol):
+    """A model that reads along. behind: whether more than a batch is queued in a slot. read_piece: decodes a batch of
+    such a queue; whether it is behind still."""
+
+    def behind(self, slot: int) -> bool: ...
+    def read_piece(self, slot: int) -> bool: ...
+
+
 class Values(Protocol):
     """A source of V(s, y). `spread` is its standard deviation among a junction's candidates, reward units.
 
     max_candidates: most that one junction may ask for. room: how many tokens a slot can still take, by the source's
-    own reading of the prompt.
+    own reading of the prompt. engines: what reads along beside the base.
     """
 
     spread: float | None
     max_candidates: int
 
+    @property
+    def engines(self) -> Sequence[Reader]: ...
     def begin(self, slot: int, prompt: Prompt) -> None: ...
     def room(self, slot: int) -> int: ...
     def score(self, requests: Sequence[tuple[int, IntArray]], also: Sequence[int]) -> Sequence[Floats]: ...

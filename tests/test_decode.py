@@ -11,7 +11,7 @@ from sia_local.config import SamplingConfig, SiaConfig
 from sia_local.errors import NumericError
 from sia_local.generation.decode import Job, decode
 from sia_local.reasoning import ANSWER
-from sia_local.records import Prompt, Request, Stats, Step
+from sia_local.records import Prompt, Reader, Request, Stats, Step
 from sia_local.text import Shown
 
 END = 3
@@ -46,6 +46,7 @@ class TableBase:
 class TableValues:
     spread: float | None = 0.5
     max_candidates = 10
+    engines: Sequence[Reader] = ()
 
     def __init__(self, values: Sequence[float]):
         self.values = np.array(values)

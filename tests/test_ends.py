@@ -8,16 +8,19 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from loading import EXACT, source
 
-from sia_local import SIA, BestOf, Request, SiaConfig
+from sia_local import SIA, BestOf, Generation, Guides, Nudged, Request, SiaConfig
 from sia_local.errors import ConfigError, ModelFileError
 from sia_local.files import aside, at_home, atomic_write, put, scratch
+from sia_local.llama.engine import Engine
 
 Make = Callable[..., Path]
 ASKED = Request("hello there " * 5, SiaConfig(gate="off"), max_tokens=3)
@@ -45,6 +48,52 @@ def test_a_long_prompt_that_is_stopped_ends_with_the_batch_in_hand(
         assert list(written) == [] and len(calls) == 1
         monkeypatch.undo()
         assert len(list(sia.write(ASKED))) == 3
+
+
+@pytest.mark.parametrize("kind", ["values", "guides", "nudge"])
+def test_whoever_reads_a_long_prompt_ends_with_the_batch_in_hand(make_gguf: Make, kind: str) -> None:
+    """A value model, guides and a small model read their own; another text goes on meanwhile; all come out the same."""
+    dense = replace(ASKED, config=SiaConfig(gate="dense", k=4))
+    other = make_gguf("base", seed=3) if kind == "nudge" else make_gguf("merged", seed=1)
+
+    @contextmanager
+    def loaded() -> Iterator[tuple[Any, Engine]]:
+        if kind == "nudge":
+            with Nudged.load(make_gguf("base"), other, 1.0, setup=EXACT) as nudged:
+                yield nudged, nudged._engine
+        else:
+            spec = Guides(make_gguf("base", seed=3)) if kind == "guides" else other
+            with SIA.load(make_gguf("base"), spec, EXACT, slots=2, max_candidates=4) as sia:
+                yield sia, source(sia).engines[-1]
+
+    asked = replace(ASKED, config=SiaConfig()) if kind == "nudge" else dense
+    with loaded() as (writer, _):
+        expected = [step.token for step in writer.write(asked)]
+    with loaded() as (writer, engine):
+        engine.context.batch.capacity = 16
+        decode, calls = engine.context.decode, []
+        made: list[Generation] = []
+
+        def stopped() -> None:
+            calls.append(1)
+            if len(calls) == 1:
+                made[0].stop()
+            decode()
+
+        engine.context.decode = stopped  # type: ignore[method-assign]
+        made.append(writer.write(asked))
+        assert list(made[0]) == [] and len(calls) == 1
+        assert [step.token for step in writer.write(asked)] == expected and len(calls) > 4
+        if kind == "values":
+            # Three texts in two slots, one of them read piece by piece while the other writes.
+            short = replace(dense, prompt="hi", max_tokens=8)
+            alone = [step.token for step in writer.write(short)]
+            both: dict[int, list[int]] = {0: [], 1: []}
+            order = []
+            for step in writer.run([writer.job(short, id=0), writer.job(replace(asked, prompt="so " * 25), id=1)]):
+                both[step.job].append(step.token)
+                order.append(step.job)
+            assert both[0] == alone and order[:2] == [0, 0] and 1 in order[:-1]
 
 
 @pytest.mark.parametrize("command", ["generate", "chat"])

@@ -196,12 +196,13 @@ def test_the_summary_of_known_samples() -> None:
 
 
 def test_a_reader_is_told_of_short_arms_strengths_too_high_and_speeds_of_another_run() -> None:
-    def texts(arm: Arm, reward: float, kl: float) -> list[Sample]:
-        return [sample(arm.key, i, reward=reward, kl_steering=kl, judge=1.0) for i in (1, 2)]
+    def texts(arm: Arm, reward: float, kl: float, judge: float = 1.0) -> list[Sample]:
+        return [sample(arm.key, i, reward=reward, kl_steering=kl, judge=judge) for i in (1, 2)]
 
     one, two, four = (Arm("dense", beta=beta) for beta in (1.0, 2.0, 4.0))
     short = Arm("random", rate=0.2, beta=4.0)
-    samples = [*texts(Arm("off"), 0.0, 0.0), *texts(one, 0.5, 1.0), *texts(two, 0.75, 4.0), *texts(four, 0.625, 9.0)]
+    samples = [*texts(Arm("off"), 0.0, 0.0), *texts(one, 0.5, 1.0, 2.0), *texts(two, 0.75, 4.0)]
+    samples += texts(four, 0.625, 9.0)
     samples += texts(short, 0.25, 2.0)
     prompts = [PromptItem("p1", "prompt 1"), PromptItem("p2", "prompt 2")]
     arms = [Arm("off"), one, two, four, short]
@@ -209,6 +210,7 @@ def test_a_reader_is_told_of_short_arms_strengths_too_high_and_speeds_of_another
     assert remarks(summary) == [
         "Without an entry where they are compared at more nats than their strongest arm spends: random 20 % (2.0).",
         "dense: the reward turns after beta 2 (0.750; 0.625 at beta 4).",
+        "dense: the judge turns after beta 1 (2.000; 1.000 at beta 4).",
         "tokens/s marked * are of an earlier run: random-r0.2-b4.",
     ]
     assert "| random 20 % | 4 |" in markdown(arm_cells(summary)) and " 20* |" in markdown(arm_cells(summary))

@@ -92,7 +92,13 @@ def test_cores_are_divided_by_the_size_of_the_models(
             options=SimpleNamespace(n_threads=threads),
             set_threads=asked[i].append,
         )
-        return SimpleNamespace(context=context, begin=lambda *_: 0, logits=lambda _: ["row"], read_ahead=lambda _: None)
+        return SimpleNamespace(
+            context=context,
+            begin=lambda *_: 0,
+            logits=lambda _: ["row"],
+            behind=lambda slot: False,
+            read_ahead=lambda _: None,
+        )
 
     base, *others = (engine(i) for i in range(len(sizes)))
     both = SideBySide(base, others)

@@ -88,17 +88,21 @@ class Loop:
                 stats.prefill_ms += (clock() - started) * 1e3 if stats.steps == 0 else 0.0
             return []
         # 1. One decode gives every sequence its next logits.
-        rows = self.base.logits([s.slot for s in live])
+        new = [s for s in live if not s.looked]
+        rows = self.base.logits([s.slot for s in new]) if new else ()
         looked = clock()
         # 2. Candidates, entropy, gate.
-        for sequence, row in zip(live, rows, strict=True):
+        for sequence, row in zip(new, rows, strict=True):
             sequence.look = sequence.choice.look(row, sequence.job.sink.part)
         # 3. Sure tokens are drawn without V, so that a shared decode can take them along.
-        for sequence in live:
+        for sequence in new:
             if not sequence.look.asks:
                 sequence.choose(None)
-        # 4. One decode scores the candidates of every junction.
+        # 4. One decode scores the candidates of every junction, but of those whose prompt the source has not read yet.
         value_ms = 0.0
+        for sequence in live:
+            sequence.looked = sequence.waits = sequence.look.asks and self._behind(sequence.slot)
+        live = [s for s in live if not s.waits]
         if junctions := [s for s in live if s.look.asks]:
             assert self.value is not None
             others = [s.slot for s in live if not s.look.asks and s.finish is None]
@@ -119,12 +123,28 @@ class Loop:
         return steps
 
     def _ready(self) -> list[_Live]:
-        """The sequences to step now. A long prompt is read a piece a round, while others write."""
-        for sequence in [s for s in self.live if s.unread]:
-            sequence.unread = self.base.read_piece(sequence.slot)
+        """The sequences to step now. A long prompt is read a piece a round, by the base, and by the source of values
+        once it is asked, while others write."""
+        for sequence in [s for s in self.live if s.unread or s.waits]:
             if sequence.unread:
+                sequence.unread = self.base.read_piece(sequence.slot)
+            else:
+                sequence.waits = self._read_values(sequence.slot)
+            if sequence.unread or sequence.waits:
                 break
-        return [s for s in self.live if not s.unread]
+        return [s for s in self.live if not (s.unread or s.waits)]
+
+    def _behind(self, slot: int) -> bool:
+        return self.value is not None and any(reader.behind(slot) for reader in self.value.engines)
+
+    def _read_values(self, slot: int) -> bool:
+        """A piece of what the source of values has still to read; whether more is left."""
+        assert self.value is not None
+        for reader in self.value.engines:
+            if reader.behind(slot):
+                reader.read_piece(slot)
+                break
+        return self._behind(slot)
 
 
 def decode(
@@ -152,7 +172,8 @@ class _Live:
         request = job.request
         self.choice = Choice(request.config, request.seed, value, job.filter)
         self.finish: str | None = None
-        self.unread = True
+        # unread: its prompt, by the base. waits: at a junction, which was looked at, for values.
+        self.unread, self.waits, self.looked = True, False, False
         # Two streams: a gate that draws must not shift the sampling, or beta = 0 would differ from off.
         self._rng = np.random.default_rng(request.seed)
         self._room = n_ctx - len(job.prompt.tokens)

@@ -155,7 +155,8 @@ class NudgedGeneration(Generation):
 
     def __init__(self, nudged: Nudged, request: Request, duet: Duet):
         stats = Stats(prompt_tokens=len(duet.base.prompt))
-        super().__init__(request, self._write(nudged.sia.engine, request, duet, stats), stats)
+        engines = (nudged.sia.engine, nudged._engine)
+        super().__init__(request, self._write(engines, request, duet, stats), stats)
         self._duet, self._small, self._threshold = duet, nudged.small.path.name, nudged.threshold
         self.over = False
 
@@ -184,11 +185,16 @@ class NudgedGeneration(Generation):
             "nudge": {"model": self._small, "threshold": self._threshold, "words": words},
         }
 
-    def _write(self, engine: Engine, request: Request, duet: Duet, stats: Stats) -> Iterator[Step]:
+    def _write(self, engines: tuple[Engine, ...], request: Request, duet: Duet, stats: Stats) -> Iterator[Step]:
         written: list[bytes] = []
         stream = TextStream(written.__getitem__, request.stop)
         started = time.perf_counter()
-        engine.logits([0])
+        for engine in engines:
+            while engine.read_piece(0):
+                if self.stopped:
+                    self.over = True
+                    return
+        engines[0].logits([0])
         stats.prefill_ms = (time.perf_counter() - started) * 1e3
         finish = None
         while finish is None:

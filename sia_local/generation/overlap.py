@@ -33,7 +33,7 @@ class SideBySide:
         return self._base.begin(slot, tokens)
 
     def read_piece(self, slot: int) -> bool:
-        if self._base.queue_length(slot) <= self._base.context.batch.capacity:
+        if not self._base.behind(slot):
             return False
         with self._beside(lambda other: other.read_piece(slot)):
             return self._base.read_piece(slot)
@@ -49,7 +49,10 @@ class SideBySide:
 
         def read(other: Engine) -> None:
             for slot in unread:
-                other.read_ahead(slot)
+                if other.behind(slot):
+                    other.read_piece(slot)
+                else:
+                    other.read_ahead(slot)
 
         with self._beside(read):
             return self._base.logits(slots)

@@ -118,14 +118,17 @@ class Engine:
         self._settle()
         self._run_queue(slot, len(self.slots[slot].tokens) - 1)
 
+    def behind(self, slot: int) -> bool:
+        """Whether more than a batch is queued in a slot."""
+        return self.queue_length(slot) > self.context.batch.capacity
+
     def read_piece(self, slot: int) -> bool:
         """Decodes a batch of a queue that is longer than one; whether what is left still is."""
         self._settle()
-        piece = self.context.batch.capacity
-        if self.queue_length(slot) > piece:
+        if self.behind(slot):
             self._save_rows({slot})
-            self._run_queue(slot, self.slots[slot].n_past + piece)
-        return self.queue_length(slot) > piece
+            self._run_queue(slot, self.slots[slot].n_past + self.context.batch.capacity)
+        return self.behind(slot)
 
     def keep_hidden(self) -> None:
         """From now on keeps_hidden; rows that came without are decoded again where they are wanted."""
