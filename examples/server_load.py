@@ -28,7 +28,6 @@ import httpx
 MODELS = Path(__file__).resolve().parents[1] / "models"
 TOPICS = ("a dog", "a cat", "the sea", "a red ball", "two friends", "a lost key", "rain", "a tree")
 
-
 STRENGTHS = (0, -2, 0, 1, 0, 2, 0, 4)
 
 

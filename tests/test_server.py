@@ -18,8 +18,9 @@ from serving import CHAT, Running, held_at, running, wait_until
 
 from sia_local import SIA
 from sia_local.errors import ConfigError
+from sia_local.server.engine import Item
 from sia_local.server.settings import ServerConfig
-from sia_local.server.stream import Presence, ReaderGoneError
+from sia_local.server.stream import Mailbox, Presence, ReaderGoneError
 from sia_local.steering.entropy import log_partition
 
 STEERED = {"beta": 3.0, "gate": "dense"}
@@ -224,6 +225,17 @@ def test_a_reader_is_gone_that_disconnects_or_takes_nothing_not_one_that_is_told
     assert asyncio.run(meet(disconnects, None)) == "gone"
     assert asyncio.run(meet(forever, None)) == "there"
     assert asyncio.run(meet(forever, asyncio.sleep(0))) == "there"
+
+
+def test_a_stream_that_is_told_nothing_shows_that_it_lives(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sia_local.server.stream.KEEP_ALIVE", 0.001)
+
+    async def waits() -> list[Item]:
+        mailbox = Mailbox()
+        async with Presence(asyncio.Event().wait, 30.0, mailbox.wake):  # type: ignore[arg-type]
+            return await mailbox.take()
+
+    assert asyncio.run(waits()) == []
 
 
 @pytest.mark.parametrize("stream", [True, False])

@@ -22,6 +22,7 @@ from .. import __version__
 from ..errors import SiaError
 from ..generation.sia import SIA
 from ..llama.chat import render_chat
+from ..llama.model import Model
 from ..views.trace import config_dict
 from . import asking, messages, metrics, responses
 from .chats import ChatReply
@@ -121,39 +122,62 @@ class Server:
 
     async def chat(self, request: Request) -> Response:
         body = await self._body(request, ChatBody)
-        asked = await self._aside(asking.chat, self.sia, self.defaults, body)
-        reply = ChatReply(self.sia.model, self.name, asked, body.stream_options.include_usage)
-        return self._answer(request, asked, reply, body.stream)
+        ask = partial(asking.chat, self.sia, self.defaults, body)
+        usage = body.stream_options.include_usage
+        return await self._answer(
+            request, body.stream, ask, lambda model, name, asked: ChatReply(model, name, asked, usage)
+        )
 
     async def completions(self, request: Request) -> Response:
         body = await self._body(request, CompletionBody)
-        asked = await self._aside(asking.completion, self.sia, self.defaults, body)
-        reply = CompletionReply(self.sia.model, self.name, asked, body.stream_options.include_usage)
-        return self._answer(request, asked, reply, body.stream)
+        ask = partial(asking.completion, self.sia, self.defaults, body)
+        usage = body.stream_options.include_usage
+        return await self._answer(
+            request, body.stream, ask, lambda model, name, asked: CompletionReply(model, name, asked, usage)
+        )
 
     async def responses(self, request: Request) -> Response:
-        body = await self._body(request, responses.ResponsesBody)
-        asked = await self._aside(lambda: asking.chat(self.sia, self.defaults, responses.as_chat(body)))
-        reply = responses.ResponsesReply(self.sia.model, self.name, asked, body)
-        return self._answer(request, asked, reply, body.stream)
+        body, sia = await self._body(request, responses.ResponsesBody), self.sia
+        return await self._answer(
+            request,
+            body.stream,
+            lambda: asking.chat(sia, self.defaults, responses.as_chat(body)),
+            lambda model, name, asked: responses.ResponsesReply(model, name, asked, body),
+        )
 
     async def messages(self, request: Request) -> Response:
-        body = await self._body(request, messages.MessagesBody)
-        asked = await self._aside(lambda: asking.chat(self.sia, self.defaults, messages.as_chat(body)))
-        reply = messages.MessagesReply(self.sia.model, self.name, asked, body)
-        return self._answer(request, asked, reply, body.stream)
+        body, sia = await self._body(request, messages.MessagesBody), self.sia
+        return await self._answer(
+            request,
+            body.stream,
+            lambda: asking.chat(sia, self.defaults, messages.as_chat(body)),
+            lambda model, name, asked: messages.MessagesReply(model, name, asked, body),
+        )
 
     async def count_tokens(self, request: Request) -> Response:
         body = await self._body(request, messages.CountBody)
         prompt = await self._aside(lambda: asking.prompt_of(self.sia, messages.as_chat(body)))
         return json_response({"input_tokens": len(prompt.tokens)})
 
-    def _answer(self, request: Request, asked: asking.Asked, reply: Reply, stream: bool) -> Response:
+    async def _answer(
+        self,
+        request: Request,
+        stream: bool,
+        ask: Callable[[], asking.Asked],
+        reply_of: Callable[[Model, str, asking.Asked], Reply],
+    ) -> Response:
+        """Has a worker thread read the request and hand it to the engine, so that it does not wait for this loop."""
         mailbox = Mailbox()
         client = client_key(request.headers) or (request.client.host if request.client is not None else "")
-        order = Order(asked.jobs, mailbox.post, reply.readings, asked.top or 0, client)
-        reply.order = order
-        self.engine.submit(order)
+
+        def begin() -> tuple[Order, Reply]:
+            asked = ask()
+            reply = reply_of(self.sia.model, self.name, asked)
+            reply.order = order = Order(asked.jobs, mailbox.post, reply.readings, asked.top or 0, client)
+            self.engine.submit(order)
+            return order, reply
+
+        order, reply = await self._aside(begin)
         return Answer(self.engine, order, mailbox, reply, stream, self.config.send_timeout)
 
     async def health(self) -> Response:

@@ -28,27 +28,30 @@ def soon(loop: asyncio.AbstractEventLoop, work: Callable[[], None]) -> None:
 
 
 class Mailbox:
-    """Items of one order, posted and taken in the event loop."""
+    """Items of one order, posted and taken in the event loop. (A bare future: it is waited for once a token.)"""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._items: list[Item] = []
-        self._arrived = asyncio.Event()
+        self._waiting: asyncio.Future[None] | None = None
 
     def post(self, items: list[Item]) -> None:
         self._items += items
-        self._arrived.set()
+        self.wake()
 
-    async def take(self, timeout: float | None = None) -> list[Item]:
-        """Everything that has come, at least one item; nothing after the timeout. Raises what the engine raised."""
+    def wake(self) -> None:
+        """Ends a take() though nothing may have come."""
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
+
+    async def take(self) -> list[Item]:
+        """Everything that has come; nothing where something woke it. Raises what the engine raised."""
         if not self._items:
-            self._arrived.clear()
-            timer = None if timeout is None else self._loop.call_later(timeout, self._arrived.set)
+            self._waiting = self._loop.create_future()
             try:
-                await self._arrived.wait()
+                await self._waiting
             finally:
-                if timer is not None:
-                    timer.cancel()
+                self._waiting = None
         items, self._items = self._items, []
         for at, item in enumerate(items):
             if isinstance(item, Exception):
@@ -61,19 +64,22 @@ class Mailbox:
 
 class Presence:
     """The reader of an answer. The block it is entered for ends with ReaderGoneError when the client disconnects, or
-    takes nothing of what is sent for `patience` seconds. (A timer an answer: one a chunk costs more than the chunk.)"""
+    takes nothing of what is sent for `patience` seconds. `bored` is called where nothing was sent for KEEP_ALIVE. (A
+    timer an answer: one a chunk costs more than the chunk.)"""
 
-    def __init__(self, receive: Receive, patience: float):
-        self._receive, self._patience = receive, patience
+    def __init__(self, receive: Receive, patience: float, bored: Callable[[], None] = lambda: None):
+        self._receive, self._patience, self._bored = receive, patience, bored
         self._gone = False
         self._since: float | None = None
+        self._last = 0.0
 
     async def __aenter__(self) -> Presence:
         running = asyncio.current_task()
         assert running is not None
         self._running, self._loop = running, asyncio.get_running_loop()
         self._watcher = asyncio.create_task(self._watch())
-        self._timer = self._loop.call_later(self._patience, self._look)
+        self._last = self._loop.time()
+        self._timer = self._loop.call_later(min(self._patience, KEEP_ALIVE), self._look)
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -85,7 +91,7 @@ class Presence:
     async def sent(self, sending: Awaitable[None]) -> None:
         self._since = self._loop.time()
         await sending
-        self._since = None
+        self._last, self._since = self._since, None
 
     async def _watch(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
@@ -94,11 +100,15 @@ class Presence:
 
     def _look(self) -> None:
         now = self._loop.time()
-        since = now if self._since is None else self._since
-        if now - since >= self._patience:
-            self._leave()
-        else:
-            self._timer = self._loop.call_later(since + self._patience - now, self._look)
+        if self._since is not None:
+            left = self._since + self._patience - now
+            if left <= 0:
+                self._leave()
+                return
+        elif (left := self._last + KEEP_ALIVE - now) <= 0:
+            self._bored()
+            left = KEEP_ALIVE
+        self._timer = self._loop.call_later(min(left, self._patience), self._look)
 
     def _leave(self) -> None:
         self._gone = True
@@ -117,7 +127,7 @@ class Answer(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            async with Presence(receive, self.send_timeout) as reader:
+            async with Presence(receive, self.send_timeout, self.mailbox.wake) as reader:
                 if self.streams:
                     await self._stream(reader, scope, send)
                 else:
@@ -144,7 +154,7 @@ class Answer(Response):
         started = False
         try:
             while not self.reply.over():
-                items = await self.mailbox.take(KEEP_ALIVE)
+                items = await self.mailbox.take()
                 chunks = [chunk for item in items for chunk in self.reply.chunks(item)]
                 body = b"".join(map(self.reply.event, chunks)) if items else b": still there\n\n"
                 if not started:
