@@ -17,6 +17,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -347,13 +348,13 @@ def _child(target: Target, path: Path, pipe: int) -> None:
 
 def campaign(targets: list[Target], n: int, seed: int, keep: Path | None, first: int = 0) -> Counter[str]:
     """Tries n files of each target (times its share), in turns, so that a run that is cut short has seen each; prints
-    what is bad, and now and then how far it is. Returns the outcomes by target and kind."""
+    what is bad, and now and then how far it is. Returns the outcomes by target and kind, at Ctrl-C those so far."""
     counts: Counter[str] = Counter()
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, suppress(KeyboardInterrupt):
         folder = Path(name)
         waiting = [(target, target.files(seed, first, round(n * target.share), folder)) for target in targets]
         while waiting:
-            for target, files in list(waiting):
+            for target, files in waiting:
                 # As many of each a turn as its share says, so that all end together.
                 for path in islice(files, max(1, round(TURN * target.share))):
                     outcome = attempt(target, path)
