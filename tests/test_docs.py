@@ -6,6 +6,7 @@ from __future__ import annotations
 import ast
 import re
 import runpy
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,6 +49,9 @@ def test_commands_and_options_exist(page: Path) -> None:
         if language == "python":
             ast.parse(body)
             continue
+        if language == "yaml":
+            assert isinstance(pytest.importorskip("yaml").safe_load(body), dict)
+            continue
         for line in body.splitlines():
             line = line.partition("  #")[0]
             for target in re.findall(r"(?:^|&& )make ([a-z]+)", line):
@@ -62,6 +66,13 @@ def test_commands_and_options_exist(page: Path) -> None:
             rest = re.sub(r'"[^"]*"', "", rest)
             given = {word.partition("=")[0] for word in rest.split() if re.match(r"--?[a-z]", word)}
             assert given <= known, f"{page.name}: {program} {name} has no {', '.join(sorted(given - known))}"
+
+
+def test_recipes_of_a_cluster_are_shell() -> None:
+    recipes = "\n".join(body for language, body in blocks(ROOT / "docs/scale.md") if not language)
+    assert "#SBATCH" in recipes
+    done = subprocess.run(["bash", "-n"], input=recipes, text=True, capture_output=True)
+    assert not done.returncode and not done.stderr, done.stderr
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
