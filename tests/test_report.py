@@ -52,7 +52,8 @@ def test_answer_report_of_nothing_and_of_no_trace() -> None:
 def test_ticks_are_round_and_cover() -> None:
     assert ticks(0.43, 0.95) == [0.4, 0.6, 0.8, 1.0]
     assert ticks(0, 17) == [0, 5, 10, 15, 20]
-    assert ticks(2, 2)[0] <= 2 <= ticks(2, 2)[-1]
+    for low, high in ((2, 2), (0, 3e-15), (1e6, 1e6 + 1e-6)):
+        assert ticks(low, high)[0] <= low < high + 0.1 < ticks(low, high)[-1]
 
 
 def test_charts_are_well_formed_and_skip_what_is_not_a_number() -> None:

@@ -115,7 +115,7 @@ def histogram(
 
 def ticks(low: float, high: float, wanted: int = 5) -> list[float]:
     """Round numbers from at or below `low` to at or above `high`, about `wanted` steps apart."""
-    if high <= low:
+    if high - low <= 1e-8 * max(1.0, abs(low), abs(high)):  # nothing but rounding
         low, high = low - 0.5, high + 0.5
     raw = (high - low) / wanted
     size = 10.0 ** math.floor(math.log10(raw))
