@@ -61,11 +61,13 @@ class Running:
 
 
 @contextmanager
-def running(base: Path, value: Path | None, n_ctx: int = 256, **settings: Any) -> Iterator[Running]:
-    config = ServerConfig(**{"port": 0, "grace": 0.2, **settings})
-    setup = Setup(slots=config.slots, n_ctx=n_ctx, n_threads=1, prompt_cache=config.prompt_cache)
+def running(
+    base: Path, value: Path | None, n_ctx: int = 256, config: SiaConfig = CONFIG, **settings: Any
+) -> Iterator[Running]:
+    served = ServerConfig(**{"port": 0, "grace": 0.2, **settings})
+    setup = Setup(slots=served.slots, n_ctx=n_ctx, n_threads=1, prompt_cache=served.prompt_cache)
     load = partial(SIA.load, base, value, setup)
-    server = Server(config, load, Defaults(CONFIG, config.max_tokens))
+    server = Server(served, load, Defaults(config, served.max_tokens))
     listener = socket.create_server(("127.0.0.1", 0))
     web = uvicorn.Server(uvicorn.Config(server.app, log_level="warning", timeout_graceful_shutdown=3))
     thread = threading.Thread(target=web.run, args=([listener],))

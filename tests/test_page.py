@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from serving import Running, running, wait_until
+from serving import CONFIG, Running, running, wait_until
 
 webdriver = pytest.importorskip("selenium.webdriver")
 DRIVER, BROWSER = shutil.which("chromedriver"), shutil.which("chromium") or shutil.which("google-chrome")
@@ -22,7 +23,7 @@ WORDS, JUNCTIONS = ".text > span", ".junction, .turned"
 
 @pytest.fixture
 def on(make_gguf: Callable[..., Path], value_gguf: Path) -> Iterator[Running]:
-    with running(make_gguf("base", ascii=True), value_gguf, slots=2) as server:
+    with running(make_gguf("base", ascii=True), value_gguf, slots=2, config=replace(CONFIG, beta=0.1)) as server:
         yield server
 
 
@@ -47,6 +48,8 @@ def test_a_person_chats_looks_at_junctions_and_compares(on: Running, browser: An
     keys = webdriver.Keys
     browser.get(on.url)
     wait_until(lambda: bool(all_of("#dials:not([hidden])")))
+    # Also where it is no step of the dial.
+    assert "0.05 spreads" in all_of("#beta-is")[0].text
     press("A dog" + keys.ENTER)
     wait_until(lambda: len(all_of(WORDS)) > 5)
     press(keys.ESCAPE)
