@@ -187,12 +187,14 @@ def test_a_gemma3_comes_back_from_its_gguf(over: dict[str, Any], kept: None, tmp
     text = "<|im_start|>the old  king ran\n\tø"
     with Model(first, vocab_only=True) as model:
         read = model.tokenize(text, parse_special=True)
-    assert transformers.AutoTokenizer.from_pretrained(back)(text, add_special_tokens=False).input_ids == read
+    tokenizer = transformers.AutoTokenizer.from_pretrained(back)
+    assert tokenizer(text, add_special_tokens=False).input_ids == read
+    assert tokenizer(text).input_ids == [tokenizer.bos_token_id, *read]
     again = export_base(back, tmp_path / "again.gguf", "f32")
     fields, known = read_gguf(again)[0], read_gguf(first)[0]
     differing = {key for key in known.keys() | fields.keys() if fields.get(key) != known.get(key)}
-    scores = "tokenizer.ggml.scores"
-    assert {key for key in differing if not key.startswith("general.")} <= {scores}
+    scores, implied = "tokenizer.ggml.scores", "tokenizer.ggml.add_sep_token"
+    assert {key for key in differing if not key.startswith("general.")} <= {scores, implied}
     kinds = known["tokenizer.ggml.token_type"].value
     moved = [
         i for i, pair in enumerate(zip(fields[scores].value, known[scores].value, strict=True)) if len({*pair}) > 1

@@ -59,6 +59,9 @@ def write_pieces(fields: Mapping[str, KV], folder: Path) -> None:
     (folder / "tokenizer.model").write_bytes(model.SerializeToString())
     path = folder / "tokenizer_config.json"
     settings = read_json(path)
+    for name in ("add_bos_token", "add_eos_token"):
+        if (given := field(name)) is not None:
+            settings[name] = given
     settings["added_tokens_decoder"] = {
         str(i): {"content": piece, "special": kind == CONTROL, "normalized": False}
         | {"lstrip": False, "rstrip": False, "single_word": False}
