@@ -106,6 +106,22 @@ def test_a_junction_costs_one_decode_and_the_head_placement_keeps_the_winners_lo
         assert sia.engine.decodes == before + 1
 
 
+@pytest.mark.parametrize("arch", ["qwen3", "lfm2"])
+def test_reading_the_last_token_again_forgets_the_candidates_behind_it(
+    make_gguf: Callable[..., Path], arch: str
+) -> None:
+    candidates = np.array([7, 8, 9], np.int32)
+    with load(make_gguf, "head", arch) as sia, load(make_gguf, "head", arch) as mirror:
+        sia.engine.begin(0, [5, 6, 7, 3])
+        source(sia).begin(0, Prompt((5, 6, 7, 3)))
+        source(sia).score([(0, candidates)], ())
+        sia.engine.logits([0])
+        sia.engine.accept(0, 8)  # no candidate any more
+        sia.engine.accept(0, 4)
+        text = [5, 6, 7, 3, 8, 4]
+        np.testing.assert_allclose(sia.engine.logits([0])[0], fresh(mirror, 0, text, candidates)[0], atol=TOLERANCE)
+
+
 def test_a_longer_prompt_reencodes_only_its_new_part(make_gguf: Callable[..., Path]) -> None:
     with load(make_gguf, "merged") as sia:
         sia.engine.begin(0, list(range(20)))

@@ -154,6 +154,8 @@ class Engine:
         pending = [s for s in slots if self.slots[s].row is None]
         for slot in pending:
             if self.queue_length(slot) == 0:
+                # The last token is read again, and with it goes what candidates had read behind it.
+                self._close_branch(slot)
                 self._beginnings.forget(slot, self.slots[slot].n_past - 1)
         if pending:
             self._decode(pending, [])
