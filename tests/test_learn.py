@@ -15,7 +15,7 @@ from loading import EXACT, source
 
 from sia_local import SIA, Guides, SiaConfig
 from sia_local.cli import main
-from sia_local.errors import ConfigError
+from sia_local.errors import ConfigError, DataError
 from sia_local.learning.collect import CollectConfig, Progress, collect
 from sia_local.learning.junctions import read_junctions, read_transitions
 from sia_local.learning.targets import read_targets
@@ -153,6 +153,10 @@ def test_branches_are_targets_without_a_teacher(make_gguf: Callable[..., Path], 
         assert found.ids.tolist()[:2] == [[3, 9, 40], [5, 9, 0]] and found.prompts.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
         np.testing.assert_array_equal(found.values[:2], [[0.5, 0.25, 0.0], [0.5, 0.25, np.nan]])
         assert found.counts is not None and found.counts.tolist()[:2] == [[2, 2, 4], [2, 2, 0]]
+        for damage in ({"at": 9}, {"ids": 3}, {"ids": None}, {"at": 1e999}):
+            (tmp_path / "damaged.jsonl").write_text(json.dumps(lines[0] | {"branches": [branches[0] | damage]}))
+            with pytest.raises(DataError, match=r"damaged.jsonl, line 1: .*; expected a line of `sia-convert branch`"):
+                read_targets(sia, tmp_path / "damaged.jsonl")
         read, other = sia.prompt("a dog").tokens, sia.prompt("Say: the king", raw=True).tokens
         for at, tokens in ((2, read), (3, (*read, 5, 6)), (4, other)):
             *_, rows = sia.engine.trail(0, [], list(tokens), hidden=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,22 +29,33 @@ def read_targets(
     are left out. Raises DataError where no line has branches, or is none of `sia-convert branch`.
     """
     lines = list(_lines(Path(path)))
-    k = max((len(b["ids"]) for _, entry in lines for b in entry["branches"]), default=0)
+    k = 0
+    for number, entry in lines:
+        with _expected(path, number):
+            k = max([k, *(len(b["ids"]) for b in entry["branches"])])
     found: list[Junctions] = []
     pace = Pace(len(lines))
     for number, entry in lines:
         if entry["branches"]:
             try:
-                found.append(_junctions(sia, entry, k))
+                with _expected(path, number):
+                    found.append(_junctions(sia, entry, k))
             except ContextFullError:
                 continue
-            except (KeyError, TypeError, ValueError) as error:
-                raise DataError(f"{path}, line {number}: {error!r}; expected a line of `sia-convert branch`") from error
         pace.item()
         progress(Progress(pace.done, len(lines), sum(map(len, found)), pace.left()))
     if not found:
         raise DataError(f"{path}: no text in it has branches; make some with `sia-convert branch`")
     return concatenate(found)
+
+
+@contextmanager
+def _expected(path: str | os.PathLike[str], number: int) -> Iterator[None]:
+    """Around what takes a line of a file at its word."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+        raise DataError(f"{path}, line {number}: {error!r}; expected a line of `sia-convert branch`") from error
 
 
 def _junctions(sia: SIA, entry: dict[str, Any], k: int) -> Junctions:
