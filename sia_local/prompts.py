@@ -96,7 +96,9 @@ def _from_table(text: str, source: Path, delimiter: str) -> list[PromptItem]:
     try:
         rows = [row for row in csv.reader(io.StringIO(text), delimiter=delimiter, strict=True) if any(row)]
     except csv.Error as error:
-        raise DataError(f"'{source}' is not a readable table ({error}); expected CSV with quoted text") from error
+        raise DataError(
+            f"'{source}' is not a readable table ({' '.join(str(error).split())}); expected quoted text"
+        ) from error
     if not rows:
         return []
     header = rows[0]

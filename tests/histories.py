@@ -351,8 +351,12 @@ class History:
         assert found.shape == expected.shape
         off = float(np.abs(found - expected).max(initial=0.0))
         if not off <= self.atol:  # true of NaN, too
-            moved = max(float(np.abs(fresh(piece) - expected).max(initial=0.0)) for piece in self.PIECES)
-            assert off <= min(3 * moved, 10 * self.atol), f"off by {off:.3g}; rounding moves it by {moved:.3g}"
+            others = [fresh(piece) for piece in self.PIECES]
+            moved = max(float(np.abs(other - expected).max(initial=0.0)) for other in others)
+            # A router near a tie sends a token to another expert: then one of the readings is the same.
+            nearest = min(float(np.abs(found - other).max(initial=0.0)) for other in others)
+            fault = not (nearest <= self.atol or off <= min(3 * moved, 10 * self.atol))
+            assert not fault, f"off by {off:.3g}; rounding moves it by {moved:.3g}"
             self.rounded += 1
             return
         self.worst = max(self.worst, off)

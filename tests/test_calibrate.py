@@ -186,7 +186,10 @@ def test_one_command_writes_a_profile_that_the_others_take(
     models = ["-m", base_gguf, "-v", value, "--threads", 1, "--prompts", "prompts.txt", "-n", 10]
     made = cli("calibrate", *models, "--rate", 0.3, "--kl-per-token", 0.1, "--temp", 0.8)
     assert made.exit_code == 0, made.output
-    assert made.stdout.startswith("At 30 % of the tokens (entropy of ") and "use it with --profile v" in made.stderr
+    assert (
+        made.stdout.startswith("At 30 % of the tokens (entropy of ")
+        and "use it as in `sia-local chat --profile v`" in made.stderr
+    )
     first = (tmp_path / "v.profile.toml").read_bytes()
     assert cli("calibrate", *models, "--rate", 0.3, "--kl-per-token", 0.1, "--temp", 0.8, "-o", "w").exit_code == 0
     assert (tmp_path / "w.profile.toml").read_bytes() == first

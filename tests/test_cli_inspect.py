@@ -66,7 +66,7 @@ def test_vocabularies_that_differ(base_gguf: Path, make_gguf: Make) -> None:
     told = run("inspect", base_gguf, "-v", other)
     assert told.exit_code == 2 and "different vocabularies" in told.stderr and "fits" not in told.stdout
     for option in (["--guide-plus", other], ["--guide-plus", base_gguf, "--guide-minus", other]):
-        refused(generate(base_gguf, None, "-p", "x", *option), "different vocabularies", other.name, "or --nudge")
+        refused(generate(base_gguf, None, "-p", "x", *option), "different vocabularies", other.name, "generate --nudge")
 
 
 def test_a_recurrent_value_model(base_gguf: Path, make_gguf: Make) -> None:

@@ -107,6 +107,19 @@ def test_nothing_of_a_file_steers_the_terminal(make_gguf: Make, tmp_path: Path) 
     assert "\x1b" not in str(refused.value)
 
 
+def test_what_llama_cpp_quotes_of_a_file_stays_on_one_line(base_gguf: Path, tmp_path: Path) -> None:
+    """A key with a line break in it, of a type that there is not, is in the error that ggml logs."""
+    whole = base_gguf.read_bytes()
+    key = b"general.architecture"
+    at = whole.index(key) + len(key)
+    damaged = tmp_path / "a.gguf"
+    damaged.write_bytes(whole[: at - 3] + b"\n\tx" + b"\xff" * 4 + whole[at + 4 :])
+    with pytest.raises(ModelFileError) as refused:
+        Model(damaged)
+    assert "invalid GGUF type" in str(refused.value)
+    assert not any(c in str(refused.value) for c in "\n\t")
+
+
 def test_json_and_toml_have_one_reader() -> None:
     """What is nested too deeply ends json.loads otherwise than what is no JSON, so nobody else calls it; a copy by way
     of JSON, and processes of their own, aside."""
@@ -117,7 +130,7 @@ def test_json_and_toml_have_one_reader() -> None:
             if path.name not in apart and isinstance(node, ast.Call):
                 said = ast.unparse(node)
                 reads = said.startswith(("json.load(", "json.loads(", "tomllib.load"))
-                copies = ("json.loads(json.dumps(", "json.loads(dumps(", "json.loads(state[", "json.loads(answer")
+                copies = ("json.loads(json.dumps(", "json.loads(dumps(", "json.loads(found[", "json.loads(answer")
                 assert not reads or said.startswith(copies), f"{path}: {said}"
 
 

@@ -17,13 +17,13 @@ from tables import GOOD, PROMPTS, TableSIA
 from sia_local import SIA
 from sia_local.cli import main
 from sia_local.config import SiaConfig
-from sia_local.errors import ConfigError, IncompatibleError
+from sia_local.errors import ConfigError, DataError, IncompatibleError
 from sia_local.evaluation.arms import Arm, Comparison
 from sia_local.evaluation.cost import equal_compute, value_rows
 from sia_local.evaluation.plan import Plan
 from sia_local.evaluation.remarks import remarks
 from sia_local.evaluation.run import Outcome, Progress, evaluate
-from sia_local.evaluation.samples import Sample, SampleFile
+from sia_local.evaluation.samples import Sample, SampleFile, parse_samples
 from sia_local.evaluation.summary import summarise
 from sia_local.evaluation.tables import arm_cells, equal_compute_cells, equal_kl_cells, findings, markdown
 from sia_local.prompts import PromptItem
@@ -195,6 +195,14 @@ def test_the_summary_of_known_samples() -> None:
     assert findings(summary)[0].startswith(said) and findings(summary)[0].endswith("] at rate 0.2.")
 
 
+def test_a_sample_of_no_prompt_is_refused_with_its_line() -> None:
+    record = sample("off", 1).record()
+    assert parse_samples(json.dumps(record), "s.jsonl")[2][0].place == ("off", "p1", 0)
+    for damage in ({"prompt_id": ["p1"]}, {"arm": None}, {"sample": "0"}):
+        with pytest.raises(DataError, match=r"line 1 of 's.jsonl' is no evaluation sample .*expected two texts and"):
+            parse_samples(json.dumps(record | damage), "s.jsonl")
+
+
 def test_a_reader_is_told_of_short_arms_strengths_too_high_and_speeds_of_another_run() -> None:
     def texts(arm: Arm, reward: float, kl: float, judge: float = 1.0) -> list[Sample]:
         return [sample(arm.key, i, reward=reward, kl_steering=kl, judge=judge) for i in (1, 2)]
@@ -210,7 +218,7 @@ def test_a_reader_is_told_of_short_arms_strengths_too_high_and_speeds_of_another
     assert remarks(summary) == [
         "Without an entry where they are compared at more nats than their strongest arm spends: random 20 % (2.0).",
         "dense: the reward turns after beta 2 (0.750; 0.625 at beta 4).",
-        "dense: the judge turns after beta 1 (2.000; 1.000 at beta 4).",
+        "dense: the judge turns after beta 1 (2.000; 1.000 at beta 2).",
         "tokens/s marked * are of an earlier run: random-r0.2-b4.",
     ]
     assert "| random 20 % | 4 |" in markdown(arm_cells(summary)) and " 20* |" in markdown(arm_cells(summary))

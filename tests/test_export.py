@@ -349,7 +349,7 @@ def test_what_does_not_fit_is_refused(make_hf: Callable[..., Path], tiny_base: P
     lora = tiny.tiny_checkpoint(tmp_path / "lora", make_hf())
     with pytest.raises(IncompatibleError, match="qwen3 with 2 blocks of width 32, the value model was trained on"):
         export_value(lora, tmp_path / "a.gguf", wide, ExportConfig("adapter"))
-    with pytest.raises(IncompatibleError, match="train with --placement head"):
+    with pytest.raises(IncompatibleError, match="train one with `sia-convert train --placement head`"):
         export_value(lora, tmp_path / "a.gguf", tiny_base, ExportConfig("head"))
     moved = ValueCheckpoint.open(tmp_path / "lora", make_hf("qwen3", hidden_size=32, seed=4))
     with pytest.raises(IncompatibleError, match=r"fits a weight|the head reads 64 values"):

@@ -326,6 +326,21 @@ def test_stopping_cuts_streams_after_the_grace_period(base_gguf: Path) -> None:
         assert server.http.get("/health").status_code == 503
 
 
+def test_models_are_freed_once_nobody_uses_them(base_gguf: Path) -> None:
+    """A prompt that is rendered while the server stops reads the model's metadata in a thread of its own."""
+    with running(base_gguf, None, slots=1) as server:
+        engine = server.server.engine
+        sia = engine.sia
+        assert sia is not None
+        with engine.in_use():
+            engine.stop(0.0)
+            wait_until(lambda: engine.sia is None)
+            assert sia.model.chat_template and engine.state == "stopping"
+            assert server.refused(503, messages=CHAT)["type"] == "unavailable_error"
+        engine.join()
+        assert engine.state == "stopped"
+
+
 def test_a_model_that_cannot_be_loaded_is_said(tmp_path: Path) -> None:
     with running(tmp_path / "gone.gguf", None) as server:
         assert server.server.engine.state == "failed" and "gone.gguf" in str(server.server.engine.error)

@@ -291,7 +291,7 @@ def test_two_heads_on_one_base(make_gguf: Make, base_gguf: Path) -> None:
 
 def test_guides_of_another_vocabulary_are_refused(make_gguf: Make, base_gguf: Path, tmp_path: Path) -> None:
     other = make_gguf("base", n_vocab=330)
-    with pytest.raises(IncompatibleError, match=r"different vocabularies .*--nudge, which works on text"):
+    with pytest.raises(IncompatibleError, match=r"different vocabularies .*--nudge`, which works on text"):
         SIA.load(base_gguf, Guides(other), setup=EXACT)
     with pytest.raises(IncompatibleError, match="different vocabularies"):
         SIA.load(base_gguf, Guides(base_gguf, other), setup=EXACT)

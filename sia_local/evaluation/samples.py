@@ -47,7 +47,10 @@ class Sample(Completion):
         """Raises TypeError for a record that lacks a field; what it has beyond is left out."""
         known = {f.name for f in fields(cls)}
         whole = {"text": record.get("response", ""), **record}
-        return cls(**{name: value for name, value in whole.items() if name in known})
+        sample = cls(**{name: value for name, value in whole.items() if name in known})
+        if [type(part) for part in sample.place] != [str, str, int]:
+            raise TypeError(f"arm, prompt_id and sample are {sample.place}; expected two texts and a number")
+        return sample
 
     @property
     def place(self) -> tuple[str, str, int]:

@@ -159,10 +159,10 @@ def library_with(function: str, name: str) -> Any:
 
 
 def reason() -> str:
-    """The last thing llama.cpp logged as an error, for the tail of a sentence."""
+    """The last thing llama.cpp logged as an error, for the tail of a sentence: on one line, whatever it quotes."""
     said = next((line for line in _last_errors if line and "failed to load model" not in line), "")
     _last_errors.clear()
-    return f" (llama.cpp: {said})" if said else ""
+    return f" (llama.cpp: {' '.join(said.split())})" if said else ""
 
 
 def versions() -> dict[str, str]:

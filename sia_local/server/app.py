@@ -30,7 +30,7 @@ from .completions import CompletionReply
 from .engine import EngineThread, Order, UnavailableError
 from .errors import RefusedError
 from .fields import Body, ChatBody, CompletionBody, DetokenizeBody, TemplateBody, TokenizeBody
-from .guard import Guard, client_key
+from .guard import Guard, InUse, client_key
 from .replies import Reply
 from .settings import ServerConfig
 from .stream import Answer, Mailbox, error_response, json_response, soon
@@ -62,6 +62,7 @@ class Server:
         self.app = FastAPI(openapi_url=None, lifespan=self._lifespan)
         self._route()
         self.app.add_middleware(Guard, keys=config.api_key, origins=config.cors)
+        self.app.add_middleware(InUse, engine=self.engine)
         if config.cors:
             self.app.add_middleware(
                 CORSMiddleware, allow_origins=list(config.cors), allow_methods=["GET", "POST"], allow_headers=["*"]

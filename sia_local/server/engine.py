@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from ..errors import SiaError
@@ -77,7 +78,11 @@ class Totals(Tally):
 
 
 class EngineThread:
-    """states: loading, ready, failed, stopping, stopped. `sia` is there from `ready` on; `error` says why it failed."""
+    """states: loading, ready, failed, stopping, stopped. `sia` is there from `ready` on, and until the last text
+    is written; it is freed when nobody is in_use(). `error` says why it failed."""
+
+    # Seconds that requests have to end in once the last text is written. Models that are in use still are not freed.
+    PATIENCE = 30.0
 
     def __init__(
         self, load: Callable[[], SIA], queue: int, per_client: int = 0, on_failure: Callable[[], None] | None = None
@@ -94,6 +99,7 @@ class EngineThread:
         self._new: list[Order] = []
         self._readings: list[Iterator[bool]] = []
         self._deadline: float | None = None
+        self._users = 0
         self._wake = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="sia-engine", daemon=True)
 
@@ -138,26 +144,50 @@ class EngineThread:
     def join(self, timeout: float | None = None) -> None:
         self._thread.join(timeout)
 
-    def _run(self) -> None:
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Around whatever may touch `sia` from another thread: it is not freed meanwhile."""
+        with self._wake:
+            self._users += 1
         try:
-            with self._load() as sia:
-                with self._wake:
-                    self.sia = sia
-                    if self.state == "loading":
-                        self.state = "ready"
-                self._serve(sia)
-        except Exception as error:
-            self.error = error
+            yield
+        finally:
             with self._wake:
-                self.state = "failed"
-                left, self._new, self.orders = [*self.orders, *self._new], [], []
-            for order in left:
-                order.mail.append(error)
-            self._post(left)
-            if self._on_failure is not None:
-                self._on_failure()
-        else:
+                self._users -= 1
+                self._wake.notify_all()
+
+    def _run(self) -> None:
+        sia: SIA | None = None
+        try:
+            sia = self._load()
+            with self._wake:
+                self.sia = sia
+                if self.state == "loading":
+                    self.state = "ready"
+            self._serve(sia)
+        except Exception as error:
+            self._fail(error)
+        if sia is not None and self._unused():
+            sia.close()
+        if self.state != "failed":
             self.state = "stopped"
+
+    def _fail(self, error: Exception) -> None:
+        self.error = error
+        with self._wake:
+            self.state = "failed"
+            left, self._new, self.orders = [*self.orders, *self._new], [], []
+        for order in left:
+            order.mail.append(error)
+        self._post(left)
+        if self._on_failure is not None:
+            self._on_failure()
+
+    def _unused(self) -> bool:
+        """Nobody gets `sia` any more; whether those who have it are done with it in time."""
+        with self._wake:
+            self.sia = None
+            return self._wake.wait_for(lambda: not self._users, self.PATIENCE)
 
     def _serve(self, sia: SIA) -> None:
         while True:

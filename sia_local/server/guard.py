@@ -1,4 +1,5 @@
-"""What stands before the routes, as plain ASGI: who may ask. (BaseHTTPMiddleware would hide disconnects.)"""
+"""What stands before the routes, as plain ASGI: who may ask, and that the models outlive who does.
+(BaseHTTPMiddleware would hide disconnects.)"""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from .engine import EngineThread
 from .errors import RefusedError
 from .stream import error_response
 
@@ -50,6 +52,20 @@ class Guard:
         given = client_key(headers).encode()
         # Every key is compared, so that the time tells nothing.
         return any([hmac.compare_digest(given, key) for key in self.keys])
+
+
+class InUse:
+    """Holds the engine's models from a request's first byte to the last of its answer."""
+
+    def __init__(self, app: ASGIApp, engine: EngineThread):
+        self.app, self.engine = app, engine
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":  # the lifespan waits for the engine, which would wait for it
+            await self.app(scope, receive, send)
+            return
+        with self.engine.in_use():
+            await self.app(scope, receive, send)
 
 
 def client_key(headers: Headers) -> str:
