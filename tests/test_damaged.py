@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 from sia_local import SIA
 from sia_local.cli import main
-from sia_local.errors import ConfigError, DataError, ModelFileError
+from sia_local.errors import ConfigError, DataError, IncompatibleError, ModelFileError
 from sia_local.files import parse_json, parse_toml
 from sia_local.llama.model import Model
 
@@ -118,6 +118,13 @@ def test_what_llama_cpp_quotes_of_a_file_stays_on_one_line(base_gguf: Path, tmp_
         Model(damaged)
     assert "invalid GGUF type" in str(refused.value)
     assert not any(c in str(refused.value) for c in "\n\t")
+
+
+def test_a_base_without_a_tokenizer_reads_no_text(base_gguf: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "a.gguf"
+    damaged.write_bytes(base_gguf.read_bytes().replace(b"gpt2", b"none", 1))
+    with SIA.load(damaged, n_ctx=64, n_threads=1) as sia, pytest.raises(IncompatibleError, match="names no tokenizer"):
+        sia.generate("hello")
 
 
 def test_json_and_toml_have_one_reader() -> None:

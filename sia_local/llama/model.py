@@ -131,13 +131,19 @@ class Model:
 
     def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = False) -> list[int]:
         """Token ids of a text. add_special: as the beginning of a sequence, its token once, whoever spells it, and
-        without the one that ends a sequence. parse_special: control tokens in the text count as such."""
+        without the one that ends a sequence. parse_special: control tokens in the text count as such. Raises
+        IncompatibleError for a model without a tokenizer."""
         try:
             data = text.encode("utf-8")
         except UnicodeEncodeError as error:
             raise ConfigError(
                 f"the text has bytes that are not UTF-8 at character {error.start}; give it as UTF-8"
             ) from None
+        if C.llama_vocab_type(self._vocab) == C.LLAMA_VOCAB_TYPE_NONE:  # llama.cpp would end the process
+            raise IncompatibleError(
+                f"{self.path} names no tokenizer (tokenizer.ggml.model), so it reads no text; it may be a lean value "
+                "model, which -v takes, or damaged: download or convert it again"
+            )
         size = len(data) + 8
         buffer = (ctypes.c_int32 * size)()
         n = C.llama_tokenize(self._vocab, data, len(data), buffer, size, add_special, parse_special)
