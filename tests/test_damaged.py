@@ -123,7 +123,7 @@ def test_what_llama_cpp_quotes_of_a_file_stays_on_one_line(base_gguf: Path, tmp_
 def test_a_base_without_a_tokenizer_reads_no_text(base_gguf: Path, tmp_path: Path) -> None:
     damaged = tmp_path / "a.gguf"
     damaged.write_bytes(base_gguf.read_bytes().replace(b"gpt2", b"none", 1))
-    with SIA.load(damaged, n_ctx=64, n_threads=1) as sia, pytest.raises(IncompatibleError, match="names no tokenizer"):
+    with pytest.raises(IncompatibleError, match="names no tokenizer"), SIA.load(damaged, n_ctx=64, n_threads=1) as sia:
         sia.generate("hello")
 
 
