@@ -197,7 +197,7 @@ def test_branches_qheads_and_comparisons_are_those_of_one_process(
     heads = [QHeadFile.read(tmp_path / f"{name}.q.gguf").qhead for name in ("here", "ray")]
     np.testing.assert_array_equal(heads[0].weight, heads[1].weight)
     texts = [
-        {(s["arm"], s["prompt_id"]): s["response"] for s in map(json.loads, lines) if "arm" in s}
+        {(s["arm"], s["prompt_id"], s["sample"]): s["response"] for s in map(json.loads, lines) if "arm" in s}
         for lines in ((tmp_path / name / "samples.jsonl").read_text().splitlines() for name in ("here", "ray"))
     ]
     assert texts[0] == texts[1] and len(texts[0]) > 12
