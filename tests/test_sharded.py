@@ -105,7 +105,7 @@ def test_deepspeed_trains_the_model_that_one_process_does(
     """DeepSpeed clips the backbone alone: here nothing is to be clipped."""
     pytest.importorskip("deepspeed")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    recipe = replace(recipe, clip=1e3)
+    recipe = replace(recipe, clip=1e3, out=f"{recipe.out}-unclipped-{stage}")
     shared = replace(recipe, out=str(tmp_path / "two"), accumulate=2)
     settings = {"zero_stage": stage, "gradient_accumulation_steps": 4, "zero3_init_flag": stage == 3}
     kinds = run({"distributed_type": "DEEPSPEED", "deepspeed_config": settings}, [({}, shared)], tmp_path)
