@@ -124,16 +124,19 @@ class Chain:
             return self._sample(at.texts, at.rollouts, section, None, None)
         steered = self.plan.steered[index - 1]
         samples = section.samples if steered.samples is None else steered.samples
-        changed = dataclasses.replace(section, samples=samples, seed=steered.seed)
+        changed = dataclasses.replace(section, samples=samples, seed=steered.seed, texts=None)
         return self._sample(at.texts, at.rollouts, changed, value, steered)
 
     def _sample(
         self, name: str, out: Path, section: RolloutSection, value: Path | None, steered: SteeredSection | None
     ) -> Step:
         def run() -> None:
-            from .data.pairs import take_pairs
+            from .data.pairs import take_pairs, take_texts
             from .data.rollouts import load_prompts, sample
 
+            if section.texts is not None:
+                take_texts(section.texts, out, self.base, section)
+                return
             if section.pairs:
                 take_pairs(section.prompts, out, self.base, config=section)
                 return
@@ -151,12 +154,13 @@ class Chain:
 
         settings = dataclasses.asdict(section)
         settings.pop("prompts")
+        texts = settings.pop("texts")
         served = settings.pop("servers")
         if served["url"]:
             settings |= {name: served[name] for name in ("api", "served_model")}
         if steered is not None:
             settings["steering"] = dataclasses.asdict(steered.steering)
-        inputs = (self.base, section.prompts) if value is None else (self.base, section.prompts, value)
+        inputs = tuple(path for path in (self.base, section.prompts, value, texts) if path is not None)
         return Step(name, run, settings, inputs, (out,), (out,))
 
     def _score(self, at: Round) -> Step:

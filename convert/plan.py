@@ -46,11 +46,13 @@ class BaseSection(BaseConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutSection(RolloutConfig):
-    """Prompts and how they are answered, by `servers` where some are named; with `pairs` they are answered already."""
+    """Prompts and how they are answered, by `servers` where some are named; with `pairs` they are answered already, and
+    so are the prompts of `texts`, which were sampled before."""
 
     prompts: Path
     limit: int | None = None
     pairs: bool = False
+    texts: Path | None = None
     servers: ServerConfig = field(default_factory=ServerConfig)
 
 
@@ -203,6 +205,11 @@ class Plan:
             if not exists(section.prompts):
                 raise DataError(f"[{name}] prompts: nothing at {section.prompts}")
             check(section.prompts)
+        if (texts := self.rollouts.texts) is not None:
+            if self.rollouts.pairs:
+                raise ConfigError("[rollouts] takes pairs and texts: expected one of them, leave the other off")
+            if not exists(texts):
+                raise DataError(f"[rollouts] texts: nothing at {texts}")
         if self.steered and self.rollouts.pairs:
             raise ConfigError("[steered] samples texts, but [rollouts] takes pairs: name prompts, or drop [steered]")
         self._check_reward()
@@ -336,7 +343,7 @@ def _verify(table: dict[str, Any], rollouts: RolloutSection, at: Callable[[str],
     junctions = from_table(JunctionConfig, "verify", {k: v for k, v in table.items() if k in own})
     changed = {k: v for k, v in table.items() if k in seen}
     kept = {k: v for k, v in settings_of(RolloutSection, rollouts).items() if k not in changed}
-    kept |= {"limit": junctions.limit, **{k: 1 for k in ("samples", "seed") if k not in changed}}
+    kept |= {"texts": None, "limit": junctions.limit, **{k: 1 for k in ("samples", "seed") if k not in changed}}
     unseen = from_table(RolloutSection, "verify", changed, at, **kept)
     # Room for the value model's longer rendering of the prompt.
     junctions = dataclasses.replace(junctions, n_ctx=unseen.n_ctx + 64)

@@ -296,6 +296,8 @@ WRONG = {
     "[reward]\nsource = 'hf:./none'\n": r"\[reward\] source: nothing at .*none",
     "[reward]\nsource = 'data'\n": "rewards that stand in pairs; sampled texts have none",
     "[rollouts]\npairs = true\n[steered]\n": r"\[steered\] samples texts, but \[rollouts\] takes pairs",
+    "[rollouts]\npairs = true\ntexts = 'prompts.txt'\n": r"\[rollouts\] takes pairs and texts: expected one of them",
+    "[rollouts]\ntexts = 'none.jsonl'\n": r"\[rollouts\] texts: nothing at .*none.jsonl",
     "[steered]\ngate = 'sometimes'\n": r"\[steered\] unknown gate 'sometimes'",
     "[base]\ngguf = 'none.gguf'\n": r"\[base\] gguf: nothing at .*none.gguf",
 }  # fmt: skip

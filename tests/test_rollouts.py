@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import json
+import lzma
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +19,7 @@ pytest.importorskip("transformers")
 import tiny
 from sia_convert.cli import main
 from sia_convert.data.outputs import Appender
-from sia_convert.data.pairs import take_pairs
+from sia_convert.data.pairs import take_pairs, take_texts
 from sia_convert.data.rollouts import RolloutConfig, sample
 from sia_convert.data.score import score_files
 from sia_convert.data.trajectories import Shard, Trajectory, read_trajectories
@@ -176,6 +178,28 @@ def test_alpacas_input_is_part_of_the_prompt_and_what_is_left_out_is_said(
     assert [t.prompt for t in found] == ["Translate.\n\nthe king", "Translate.", "Who?\n\nA cat sat."]
     assert "Translate.\n\nthe king<|im_end|>" in found[0].rendered and [t.prompt_id for t in found] == [0, 1, 2]
     assert capsys.readouterr().err == f"{source}: the field system of 1 rows is not used\n"
+
+
+def test_texts_that_were_sampled_before_are_taken_over(sampled: Path, tiny_base: Path, tmp_path: Path) -> None:
+    packed, out = tmp_path / "texts.jsonl.xz", tmp_path / "out.jsonl"
+    packed.write_bytes(lzma.compress(sampled.read_bytes()))
+    assert take_texts(packed, out, tiny_base, CONFIG) == 10 and out.read_bytes() == sampled.read_bytes()
+    assert take_texts(packed, out, tiny_base, CONFIG) == 0
+    assert list(read_trajectories([packed])) == list(read_trajectories([sampled]))
+
+    other = dataclasses.replace(CONFIG, raw=True)
+    with pytest.raises(
+        DataError, match=r"texts\.jsonl\.xz, text .*: the base read '<\|im_start\|>user.*; this base reads 'the"
+    ):
+        take_texts(packed, tmp_path / "raw.jsonl", tiny_base, other)
+    beyond = tmp_path / "beyond.jsonl"
+    beyond.write_text(dataclasses.replace(by_id(sampled)["0-0"], tokens=[10**6]).to_json() + "\n")
+    with pytest.raises(DataError, match=r"text 0-0: token 1000000 is beyond this base's \d+"):
+        take_texts(beyond, tmp_path / "beyond-out.jsonl", tiny_base, CONFIG)
+    for name, data in (("cut.jsonl.xz", packed.read_bytes()[:-40]), ("cut.jsonl.gz", gzip.compress(b"{}" * 999)[:-9])):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(DataError, match=rf"{name} cannot be unpacked .*: it is cut short or damaged"):
+            list(read_trajectories([tmp_path / name]))
 
 
 def test_other_prompts_or_settings_are_refused_on_an_output_that_is_there(

@@ -1,4 +1,4 @@
-"""Trajectories taken from a data set of prompts and responses."""
+"""Trajectories taken over: from a data set of prompts and responses, or from texts sampled before."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..provenance import file_mark
 from ..settings import settings_of
 from .outputs import Appender
 from .rollouts import Rendering, RolloutConfig
-from .trajectories import Shard, Trajectory, read_jsonl
+from .trajectories import Shard, Trajectory, read_jsonl, read_trajectories
 
 PROMPT_FIELDS = ("prompt", "instruction", "question", "query")
 INPUT_FIELDS = ("input", "context")  # what an Alpaca or Dolly instruction is about
@@ -82,6 +82,43 @@ def take_pairs(
             raise DataError(f"{source} has no pairs: expected JSONL with prompt and response")
     for name, count in ignored.items():
         print(f"{source}: the field {name} of {count} rows is not used", file=sys.stderr)
+    return new
+
+
+def take_texts(
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    base: str | os.PathLike[str],
+    config: RolloutConfig | None = None,
+) -> int:
+    """Takes over what `sia-convert rollouts` wrote before, elsewhere; returns how many texts are new in `out`.
+
+    source: trajectories, also packed with gzip or xz. The base GGUF and config say what a prompt reads like. DataError
+    for a text that this base, so spoken to, did not write: another rendering of the prompt, or token ids beyond its
+    vocabulary.
+    """
+    from sia_local.llama.model import Model
+    from sia_local.llama.templates import find_template
+
+    config = config or RolloutConfig()
+    decisive = {"texts": file_mark(source), "base": file_mark(base), **settings_of(TemplateSettings, config)}
+    new = 0
+    with Appender(out, decisive) as append, Model(base, vocab_only=True) as model:
+        model.template = find_template(config.chat_template) if config.chat_template is not None else None
+        rendering = Rendering(model, config)
+        for text in read_trajectories([source]):
+            if (expected := rendering.rendered(text.prompt)) != text.rendered:
+                raise DataError(
+                    f"{source}, text {text.id}: the base read {text.rendered[:60]!r}; this base reads "
+                    f"{expected[:60]!r}: take texts that were sampled by it, with the same chat template"
+                )
+            if (highest := max(text.tokens, default=0)) >= model.n_vocab:
+                raise DataError(f"{source}, text {text.id}: token {highest} is beyond this base's {model.n_vocab}")
+            if not append.check_same(text):
+                append(text.to_json())
+                new += 1
+        if not new and not append.done:
+            raise DataError(f"{source} holds no texts: expected what `sia-convert rollouts` writes")
     return new
 
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import gzip
 import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from sia_local.errors import DataError
 from sia_local.files import parse_json
 from sia_local.tables import is_table, rows
+
+from .packed import lines
 
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 Message = dict[str, str]
@@ -60,11 +60,7 @@ def _lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, bytes | dict[str
     if is_table(path):
         yield from enumerate(rows(path), 1)
         return
-    source = Path(path)
-    if not source.is_file():
-        raise DataError(f"no file at {source}: expected preference pairs (JSONL with chosen and rejected)")
-    with gzip.open(source) if source.suffix == ".gz" else source.open("rb") as file:
-        yield from ((number, line) for number, line in enumerate(file, 1) if line.strip())
+    yield from lines(path, "preference pairs (JSONL with chosen and rejected, also .gz or .xz)")
 
 
 def _dialogues(chosen: str, rejected: str, turns: int) -> Pair | None:

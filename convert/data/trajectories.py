@@ -15,6 +15,8 @@ from sia_local.errors import ConfigError, DataError
 from sia_local.files import parse_json
 from sia_local.tables import is_table, rows
 
+from .packed import lines
+
 
 @dataclass(frozen=True)
 class Branch:
@@ -79,8 +81,8 @@ class Trajectory:
 
 
 def read_jsonl(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number, object) of a JSONL file, or of what `sia_local.tables` reads; a last line cut short by an
-    interruption is left out.
+    """(line number, object) of a JSONL file, which may be packed, or of what `sia_local.tables` reads; a last line cut
+    short by an interruption is left out.
 
     DataError names file and line of anything else that is not a JSON object.
     """
@@ -88,21 +90,16 @@ def read_jsonl(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, An
         yield from enumerate(rows(path), 1)
         return
     source = Path(path)
-    if not source.is_file():
-        raise DataError(f"no file at {source}: expected JSONL, one object a line, or Parquet")
-    with source.open("rb") as handle:
-        for number, line in enumerate(handle, 1):
-            if not line.strip():
-                continue
-            try:
-                entry = parse_json(line)
-            except ValueError as error:
-                if not line.endswith(b"\n"):
-                    return
-                raise DataError(f"{source}, line {number}: not valid JSON ({error})") from error
-            if not isinstance(entry, dict):
-                raise DataError(f"{source}, line {number}: expected a JSON object, found {type(entry).__name__}")
-            yield number, entry
+    for number, line in lines(source, "JSONL, one object a line, also .gz or .xz, or Parquet"):
+        try:
+            entry = parse_json(line)
+        except ValueError as error:
+            if not line.endswith(b"\n"):
+                return
+            raise DataError(f"{source}, line {number}: not valid JSON ({error})") from error
+        if not isinstance(entry, dict):
+            raise DataError(f"{source}, line {number}: expected a JSON object, found {type(entry).__name__}")
+        yield number, entry
 
 
 def read_trajectories(paths: Iterable[str | os.PathLike[str]]) -> Iterator[Trajectory]:
