@@ -15,7 +15,7 @@ from loading import EXACT, source
 
 from sia_local import SIA, Guides, SiaConfig
 from sia_local.cli import main
-from sia_local.errors import ConfigError, DataError
+from sia_local.errors import ConfigError, ContextFullError, DataError
 from sia_local.learning.collect import CollectConfig, Progress, collect
 from sia_local.learning.junctions import read_junctions, read_transitions
 from sia_local.learning.targets import read_targets
@@ -157,6 +157,11 @@ def test_branches_are_targets_without_a_teacher(make_gguf: Callable[..., Path], 
             (tmp_path / "damaged.jsonl").write_text(json.dumps(lines[0] | {"branches": [branches[0] | damage]}))
             with pytest.raises(DataError, match=r"damaged.jsonl, line 1: .*; expected a line of `sia-convert branch`"):
                 read_targets(sia, tmp_path / "damaged.jsonl")
+        long = lines[0] | {"tokens": [5] * (n := sia.engine.capacity), "branches": [branches[0] | {"at": n - 1}]}
+        for entry in (long, lines[0] | {"prompt": "a dog " * sia.n_ctx}):
+            (tmp_path / "long.jsonl").write_text(json.dumps(entry))
+            with pytest.raises(ContextFullError, match=r"long.jsonl, line 1: .*raise "):
+                read_targets(sia, tmp_path / "long.jsonl")
         read, other = sia.prompt("a dog").tokens, sia.prompt("Say: the king", raw=True).tokens
         for at, tokens in ((2, read), (3, (*read, 5, 6)), (4, other)):
             *_, rows = sia.engine.trail(0, [], list(tokens), hidden=True)

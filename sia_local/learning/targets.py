@@ -25,8 +25,9 @@ def read_targets(
     """The branches of a file as junctions: values are mean rewards, counts the texts behind each.
 
     sia: the base that wrote the texts, which keeps hidden states (Setup.hidden_states); each text is read once. A
-    candidate that was not tried at a junction where others were is NaN with count 0. Texts that do not fit the context
-    are left out. Raises DataError where no line has branches, or is none of `sia-convert branch`.
+    candidate that was not tried at a junction where others were is NaN with count 0. Raises DataError where no line has
+    branches, or is none of `sia-convert branch`, and ContextFullError, which names the line, for a text that the
+    context does not hold.
     """
     lines = list(_lines(Path(path)))
     k = 0
@@ -37,11 +38,8 @@ def read_targets(
     pace = Pace(len(lines))
     for number, entry in lines:
         if entry["branches"]:
-            try:
-                with _expected(path, number):
-                    found.append(_junctions(sia, entry, k))
-            except ContextFullError:
-                continue
+            with _expected(path, number):
+                found.append(_junctions(sia, entry, k))
         pace.item()
         progress(Progress(pace.done, len(lines), sum(map(len, found)), pace.left()))
     if not found:
@@ -54,6 +52,8 @@ def _expected(path: str | os.PathLike[str], number: int) -> Iterator[None]:
     """Around what takes a line of a file at its word."""
     try:
         yield
+    except ContextFullError as error:
+        raise ContextFullError(f"{path}, line {number}: {error}", error.tokens, error.holds) from None
     except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
         raise DataError(f"{path}, line {number}: {error!r}; expected a line of `sia-convert branch`") from error
 

@@ -83,11 +83,7 @@ class Engine:
         fit.
         """
         self._settle()
-        if len(tokens) >= self.capacity:
-            raise ContextFullError(
-                f"the prompt is {len(tokens)} tokens for {self.context.model.path.name}, its context holds "
-                f"{self.capacity}; shorten it or raise --ctx"
-            )
+        self._check_room(len(tokens), self.capacity - 1, "prompt")
         self._close_branch(slot)
         return self._beginnings.begin(slot, [int(t) for t in tokens])
 
@@ -194,8 +190,10 @@ class Engine:
     def trail(self, slot: int, prefix: Ids, tokens: Ids, *, hidden: bool = False) -> Iterator[FloatArray]:
         """Output rows (hidden states with `hidden`) after each of `tokens` behind `prefix`, in chunks.
 
-        Views [n, n_vocab] or [n, n_embd], valid until the next one. The slot ends up holding prefix and tokens.
+        Views [n, n_vocab] or [n, n_embd], valid until the next one. The slot ends up holding prefix and tokens. Raises
+        ContextFullError if they do not fit.
         """
+        self._check_room(len(prefix) + len(tokens), self.capacity, "text")
         if len(prefix):
             self.begin(slot, prefix)
             self._run_queue(slot, len(prefix))
@@ -226,6 +224,13 @@ class Engine:
         self._close_branch(slot)
         self._beginnings.forget(slot, 0)
         self.slots[slot] = Slot()
+
+    def _check_room(self, tokens: int, room: int, what: str) -> None:
+        if tokens > room:
+            raise ContextFullError(
+                f"the {what} is {tokens} tokens for {self.context.model.path.name}, its context holds "
+                f"{self.capacity}; shorten it or raise --ctx"
+            )
 
     def _close_branch(self, slot: int) -> None:
         state = self.slots[slot]
