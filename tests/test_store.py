@@ -107,6 +107,32 @@ def test_conversations_in_turns(make_gguf: Make, kind: str, arch: str, seed: int
         agrees(sia, slot, oracle, text, tolerance(arch))
 
 
+@pytest.mark.parametrize("arch", ["qwen3", "gemma3", "mamba2"])
+def test_states_beside_beginnings_that_were_lent_and_not_read_yet(make_gguf: Make, arch: str) -> None:
+    """llama.cpp makes a copy between streams at the next decode: a state that is written or read before it must be that
+    of afterwards."""
+    rng = np.random.default_rng(5)
+    first, second, third = (rng.integers(0, 200, 40).tolist() for _ in range(3))
+    with load(make_gguf, "merged", arch, slots=2) as sia, load(make_gguf, "merged", arch) as oracle:
+        keep(sia)
+        for text in (first, second):
+            begin(sia, 0, text)
+            agrees(sia, 0, oracle, text, tolerance(arch))
+        # The lender's place is taken by a text that comes back, before the borrower has read anything.
+        lent = [*second[:39], 7, 8]
+        begin(sia, 1, lent)
+        assert begin(sia, 0, [*first, 9]) == 40
+        for slot, text in ((1, lent), (0, [*first, 9])):
+            agrees(sia, slot, oracle, text, tolerance(arch))
+        # A borrower is put aside before it has read anything, and comes back.
+        begin(sia, 0, [*lent, 5])
+        begin(sia, 0, third)
+        agrees(sia, 0, oracle, third, tolerance(arch))
+        begin(sia, 1, third)
+        begin(sia, 1, [*lent, 6])
+        agrees(sia, 1, oracle, [*lent, 6], tolerance(arch))
+
+
 class Table:
     """A context and its memory: ten bytes a token, from which one may go back, or may not."""
 

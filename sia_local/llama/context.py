@@ -121,6 +121,7 @@ class Context:
     """One llama_context: a KV cache (unified over its sequences), one preallocated batch, output views.
 
     hidden_only: decodes give hidden states of the rows with output, no logits, and compute no output layer.
+    copies_wait: a share between streams is not made yet.
     outputs_all: hidden states are had in llama.cpp's embeddings mode, where every row of a batch is an output. Of a
     hybrid model they are taken out of the graph: in that mode every sequence would be computed apart, and lfm2 gives
     no logits beside them.
@@ -173,6 +174,7 @@ class Context:
         self.n_batch = int(C.llama_n_batch(self._ptr))
         self.n_seq_max = options.n_seq_max
         self._memory = C.llama_get_memory(self._ptr)
+        self.copies_wait = False
         self._embeddings = False
         self.batch = Batch(self.n_batch, options.n_seq_max)
         if adapter is not None:
@@ -228,6 +230,7 @@ class Context:
             )
         if status != 0:
             raise SiaError(f"llama_decode failed with {status} for {self.model.path.name}{reason()}")
+        self.copies_wait = False
 
     def logits(self, n_outputs: int) -> FloatArray:
         """View [n_outputs, n_vocab] of the last decode's logits, in batch order; valid until the next decode."""
@@ -258,10 +261,12 @@ class Context:
         C.llama_memory_seq_cp(self._memory, src, dst, p0, p1)
 
     def seq_share(self, src: int, dst: int, p1: int) -> None:
-        """Gives an empty sequence the positions [0, p1) of another; between streams that copies a whole one."""
+        """Gives an empty sequence the positions [0, p1) of another; between streams that copies a whole one, at the
+        next decode."""
         if self.options.unified:
             self.seq_cp(src, dst, 0, p1)
         else:
+            self.copies_wait = True
             self.seq_cp(src, dst)
             self.seq_rm(dst, p1)
 
@@ -270,7 +275,8 @@ class Context:
         return int(C.llama_state_seq_get_size(self._ptr, seq))
 
     def state(self, seq: int, size: int) -> npt.NDArray[np.uint8]:
-        """A copy of what a sequence has read, [size]; behind a sliding window of what its end still sees."""
+        """A copy of what a sequence has read, [size]; behind a sliding window of what its end still sees. Wrong, as
+        set_state() is, while `copies_wait`."""
         data = np.empty(size, np.uint8)
         C.llama_state_seq_get_data(self._ptr, data.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8)), size, seq)
         return data

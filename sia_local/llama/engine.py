@@ -222,6 +222,7 @@ class Engine:
         """Forgets a slot's content and frees its KV cells."""
         self._settle()
         self._close_branch(slot)
+        self._beginnings.finish_copies()
         self._beginnings.forget(slot, 0)
         self.slots[slot] = Slot()
 

@@ -54,6 +54,7 @@ class Beginnings:
         if kept is None or not self._restored(slot, kept, n):
             if lent > max(own, self._worth_sharing):
                 self.forget(slot, 0)
+                state.tokens = wanted
                 with state.changing():
                     self.memory.share(donor, slot, lent, self.slots[donor].n_past)
                     state.n_past = lent
@@ -68,6 +69,16 @@ class Beginnings:
         state = self.slots[slot]
         with state.changing():
             state.n_past, state.row = self.memory.forget(slot, keep, state.n_past), None
+
+    def finish_copies(self) -> None:
+        """Makes what llama.cpp leaves to its next decode, the copies between streams: before it a state that is copied
+        out of a borrower is not the lender's, and one that is given to a lender goes to the borrower."""
+        if self.context.copies_wait:
+            # A borrower has its last token to read at least, and reads it again with the others.
+            slot = next(i for i, state in enumerate(self.slots) if state.n_past < len(state.tokens))
+            held = self.slots[slot].n_past
+            self._read(slot, held + 1)
+            self.forget(slot, held)
 
     def _lent(self, slot: int, wanted: list[int], worth: int) -> tuple[int, int]:
         """A slot that holds more than `worth` of the tokens, once it has read them, and how many it can lend."""
@@ -87,6 +98,7 @@ class Beginnings:
         state = self.slots[slot]
         if self.store is None or state.n_past - keep < max(SHORTEST_KEPT, state.n_past // CELLS_COPIED_A_TOKEN):
             return
+        self.finish_copies()
         for seq, n in self.memory.states(slot, state.n_past):
             self.store.put(self.context, self.memory, seq, np.array(state.tokens[:n], np.int32))
 
@@ -102,6 +114,7 @@ class Beginnings:
 
     def _restored(self, slot: int, kept: Kept, n: int) -> bool:
         """Gives a slot the first n tokens of a state; False, and the slot is empty, where llama.cpp refuses it."""
+        self.finish_copies()
         self.forget(slot, 0)
         state = self.slots[slot]
         with state.changing():
