@@ -112,7 +112,7 @@ SMOLLM2 = KnownModel(
     reward="plain",
     judge="common",
     can="This model answers questions.",
-    example="Explain how vaccines work.",
+    example="Why is sleep important?",
 )
 STORY = KnownModel(
     name="story",

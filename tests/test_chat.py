@@ -24,6 +24,7 @@ from sia_local.text import Written
 from sia_local.values.guides import GuidePair
 from sia_local.values.model import ValueModel
 from sia_local.values.sources import Source
+from sia_local.views import why
 
 WORDS = ["sad", "happy", "dog", "ran", "the", "."]
 LOAD = Setup.of(EXACT, n_ctx=256)
@@ -210,6 +211,20 @@ def test_why_tells_of_a_token_from_a_kept_tail(session: Session) -> None:
     session.steps[1] = replace(session.steps[1], token=3)
     assert "happy +0.81, sad -0.35  ran     not scored" in run("/why").text
     assert "\n  →  ran\n" in run("/why 1").text
+
+
+def test_why_shows_the_words_that_owe_most_to_steering(session: Session, scripted: Scripted) -> None:
+    config = SiaConfig(beta=2.0)
+    after = {0: (0.5, 0.5), 1: (0.1, 0.9), 2: (0.9, 0.1), 3: (0.2, 0.8)}  # of a likelier and a less likely candidate
+    steps = []
+    for i, chances in after.items():
+        step = scripted.step(i, 1, True)
+        assert step.candidates is not None
+        steps.append(replace(step, candidates=replace(step.candidates, p_steered=np.array(chances))))
+    told = why.overview(steps, config, lambda token: f" {WORDS[token]}", most=2)
+    numbers = [line.split()[0].rstrip("*") for line in told.splitlines() if "→" in line]
+    assert numbers == ["2", "4"] and "/why 2 shows" in told
+    assert "Below, the 2 words that owe most to it." in " ".join(told.split())
 
 
 def test_why_fits_the_terminal(session: Session) -> None:

@@ -18,28 +18,31 @@ _WIDEST = 16  # characters of a token
 _PROSE = 80  # characters of a line of prose
 
 
-def overview(steps: Sequence[Step], config: SiaConfig, text: TokenText, last: int = 6, width: int | None = None) -> str:
-    """The last junctions: what the base wanted, what the values said, what was chosen.
+def overview(steps: Sequence[Step], config: SiaConfig, text: TokenText, most: int = 6, width: int | None = None) -> str:
+    """The junctions whose words owe most to steering, in the order of the text: what the base wanted, what the values
+    said, what was chosen.
 
     A table, one row each; where that is wider than `width` characters, three lines each.
     """
     junctions = [i for i, step in enumerate(steps) if step.steered and step.candidates is not None]
     if not junctions:
         return _no_junction(steps, config)
-    rows = [_row(steps, number, i, config, text) for number, i in list(enumerate(junctions, 1))[-last:]]
+    owed = sorted(range(len(junctions)), key=lambda j: _gained(steps[junctions[j]], config), reverse=True)
+    rows = [_row(steps, j + 1, junctions[j], config, text) for j in sorted(owed[:most])]
     turned, better = sum(step.flipped for step in steps), "better" if config.beta >= 0 else "worse"
-    n = len(junctions)
+    n, example = len(junctions), owed[0] + 1
+    told = f" Below, the {most} words that owe most to it." if n > most else ""
     prose = (
         f"{n} {'junction' if n == 1 else 'junctions'} in {len(steps)} tokens: {_where(config)}. There the value model "
         f"scored the candidates for the next word (more is better), and steering made the {better} ones likelier. At "
-        f"{turned} (*) it changed the favourite."
+        f"{turned} (*) it changed the favourite.{told}"
     )
     lines = [
         *textwrap.wrap(prose, min(width or _PROSE, _PROSE)),
         "",
         *_fitting(rows, width),
         "",
-        f"/why {n} shows every candidate of junction {n}, /report page.html all of them.",
+        f"/why {example} shows every candidate of junction {example}, /report page.html all of them.",
     ]
     return "\n".join(lines)
 
@@ -106,6 +109,16 @@ def _row(steps: Sequence[Step], number: int, at: int, config: SiaConfig, text: T
         shown(text(step.token)),
         chance,
     ]
+
+
+def _gained(step: Step, config: SiaConfig) -> float:
+    """By what factor steering made the token likelier that was drawn; 0 for one that was not scored."""
+    c = _candidates(step)
+    chosen = np.flatnonzero(c.ids == step.token)
+    if not len(chosen):
+        return 0.0
+    alone = float(softmax(c.logits, config.sampling.temperature)[chosen[0]])
+    return float(c.p_steered[chosen[0]]) / alone if alone else math.inf
 
 
 def _fitting(rows: list[list[str]], width: int | None) -> list[str]:
