@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib import resources
@@ -29,7 +29,7 @@ from .chats import ChatReply
 from .completions import CompletionReply
 from .engine import EngineThread, Order, UnavailableError
 from .errors import RefusedError
-from .fields import Body, ChatBody, CompletionBody, DetokenizeBody, TemplateBody, TokenizeBody
+from .fields import AskingBody, Body, ChatBody, CompletionBody, DetokenizeBody, TemplateBody, TokenizeBody
 from .guard import Guard, InUse, client_key
 from .replies import Reply
 from .settings import ServerConfig
@@ -43,6 +43,7 @@ SHORT_BODY = 1 << 13
 
 B = TypeVar("B", bound=Body)
 T = TypeVar("T")
+W = TypeVar("W", bound=AskingBody)
 
 
 class Server:
@@ -101,11 +102,22 @@ class Server:
             "/slots": self.slots,
             "/metrics": self.metrics,
         }
+        chats = self._writes(ChatBody, asking.chat, ChatReply)
+        items = self._writes(
+            responses.ResponsesBody,
+            lambda sia, defaults, body: asking.chat(sia, defaults, responses.as_chat(body)),
+            responses.ResponsesReply,
+        )
+        blocks = self._writes(
+            messages.MessagesBody,
+            lambda sia, defaults, body: asking.chat(sia, defaults, messages.as_chat(body)),
+            messages.MessagesReply,
+        )
         post: dict[str, Callable[..., Any]] = {
-            "/v1/chat/completions": self.chat,
-            "/v1/completions": self.completions,
-            "/v1/responses": self.responses,
-            "/v1/messages": self.messages,
+            "/v1/chat/completions": chats,
+            "/v1/completions": self._writes(CompletionBody, asking.completion, CompletionReply),
+            "/v1/responses": items,
+            "/v1/messages": blocks,
             "/v1/messages/count_tokens": self.count_tokens,
             "/tokenize": self.tokenize,
             "/detokenize": self.detokenize,
@@ -115,71 +127,41 @@ class Server:
             get["/"] = self.page
         # As llama-server has them, with and without the version.
         get |= {"/models": self.models, "/v1/health": self.health}
-        post |= {"/chat/completions": self.chat, "/responses": self.responses}
+        post |= {"/chat/completions": chats, "/responses": items}
         for path, handler in get.items():
             self.app.add_api_route(path, handler, methods=["GET"])
         for path, handler in post.items():
             self.app.add_api_route(path, handler, methods=["POST"])
-
-    async def chat(self, request: Request) -> Response:
-        body = await self._body(request, ChatBody)
-        ask = partial(asking.chat, self.sia, self.defaults, body)
-        usage = body.stream_options.include_usage
-        return await self._answer(
-            request, body.stream, ask, lambda model, name, asked: ChatReply(model, name, asked, usage)
-        )
-
-    async def completions(self, request: Request) -> Response:
-        body = await self._body(request, CompletionBody)
-        ask = partial(asking.completion, self.sia, self.defaults, body)
-        usage = body.stream_options.include_usage
-        return await self._answer(
-            request, body.stream, ask, lambda model, name, asked: CompletionReply(model, name, asked, usage)
-        )
-
-    async def responses(self, request: Request) -> Response:
-        body, sia = await self._body(request, responses.ResponsesBody), self.sia
-        return await self._answer(
-            request,
-            body.stream,
-            lambda: asking.chat(sia, self.defaults, responses.as_chat(body)),
-            lambda model, name, asked: responses.ResponsesReply(model, name, asked, body),
-        )
-
-    async def messages(self, request: Request) -> Response:
-        body, sia = await self._body(request, messages.MessagesBody), self.sia
-        return await self._answer(
-            request,
-            body.stream,
-            lambda: asking.chat(sia, self.defaults, messages.as_chat(body)),
-            lambda model, name, asked: messages.MessagesReply(model, name, asked, body),
-        )
 
     async def count_tokens(self, request: Request) -> Response:
         body = await self._body(request, messages.CountBody)
         prompt = await self._aside(lambda: asking.prompt_of(self.sia, messages.as_chat(body)))
         return json_response({"input_tokens": len(prompt.tokens)})
 
-    async def _answer(
+    def _writes(
         self,
-        request: Request,
-        stream: bool,
-        ask: Callable[[], asking.Asked],
-        reply_of: Callable[[Model, str, asking.Asked], Reply],
-    ) -> Response:
-        """Has a worker thread read the request and hand it to the engine, so that it does not wait for this loop."""
-        mailbox = Mailbox()
-        client = client_key(request.headers) or (request.client.host if request.client is not None else "")
+        kind: type[W],
+        ask: Callable[[SIA, asking.Defaults, W], asking.Asked],
+        reply_of: Callable[[Model, str, asking.Asked, W], Reply],
+    ) -> Callable[[Request], Awaitable[Response]]:
+        """The handler of requests for text. A worker thread reads what is asked and hands it to the engine, so that it
+        does not wait for this loop."""
 
-        def begin() -> tuple[Order, Reply]:
-            asked = ask()
-            reply = reply_of(self.sia.model, self.name, asked)
-            reply.order = order = Order(asked.jobs, mailbox.post, reply.readings, asked.top or 0, client)
-            self.engine.submit(order)
-            return order, reply
+        async def handler(request: Request) -> Response:
+            body, mailbox = await self._body(request, kind), Mailbox()
+            client = client_key(request.headers) or (request.client.host if request.client is not None else "")
 
-        order, reply = await self._aside(begin)
-        return Answer(self.engine, order, mailbox, reply, stream, self.config.send_timeout)
+            def begin() -> tuple[Order, Reply]:
+                asked = ask(self.sia, self.defaults, body)
+                reply = reply_of(self.sia.model, self.name, asked, body)
+                reply.order = order = Order(asked.jobs, mailbox.post, reply.readings, asked.top or 0, client)
+                self.engine.submit(order)
+                return order, reply
+
+            order, reply = await self._aside(begin)
+            return Answer(self.engine, order, mailbox, reply, body.stream, self.config.send_timeout)
+
+        return handler
 
     async def health(self) -> Response:
         state = self.engine.state

@@ -8,6 +8,7 @@ from typing import Any
 from ..llama.model import Model
 from .asking import Asked
 from .calls import Piece
+from .fields import ChatBody
 from .replies import Choice, Reply, finish
 
 
@@ -16,8 +17,9 @@ class ChatReply(Reply):
 
     kind, chunk_kind, prefix = "chat.completion", "chat.completion.chunk", "chatcmpl-"
 
-    def __init__(self, model: Model, name: str, asked: Asked, usage: bool = False):
-        super().__init__(model, name, asked, usage)
+    def __init__(self, model: Model, name: str, asked: Asked, body: ChatBody):
+        super().__init__(model, name, asked)
+        self.usage_wanted = body.stream_options.include_usage
         # The last call of each choice that a stream has told of.
         self._told_calls: dict[int, int] = {}
 

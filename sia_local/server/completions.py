@@ -9,6 +9,7 @@ from ..llama.model import Model
 from .asking import Asked
 from .calls import Piece
 from .engine import Item
+from .fields import CompletionBody
 from .replies import Choice, Reply, finish
 
 
@@ -18,8 +19,9 @@ class CompletionReply(Reply):
 
     kind, chunk_kind, prefix = "text_completion", "text_completion", "cmpl-"
 
-    def __init__(self, model: Model, name: str, asked: Asked, usage: bool = False):
-        super().__init__(model, name, asked, usage)
+    def __init__(self, model: Model, name: str, asked: Asked, body: CompletionBody):
+        super().__init__(model, name, asked)
+        self.usage_wanted = body.stream_options.include_usage
         self._each = max(1, len(self.choices) // len(asked.prompts))
         self._reads: list[list[dict[str, Any]]] = [[]]
         self._offsets = [0] * len(self.choices)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
+
+from ..config import SiaConfig
 
 LogitBias = dict[str, bool | float] | list[tuple[int | str, bool | float]]
 
@@ -20,30 +23,35 @@ class Body(BaseModel):
         return whole
 
 
-class SiaFields(Body):
+class SiaBody(Body):
     """Steering of one request, by the names of SiaConfig; what is not given is as the server was started. why: tell of
     every token."""
 
-    k: int | None = None
-    gate: str | None = None
-    threshold: float | None = None
-    entropy: str | None = None
-    rate: float | None = None
-    first_n: int | None = None
-    ratio: float | None = None
-    varentropy_threshold: float | None = None
-    gain_threshold: float | None = None
-    beta: float | None = None
-    beta_unit: str | None = None
-    center: bool | None = None
-    clip: tuple[float, float] | None = None
-    tail: bool | None = None
-    kl_per_token: float | None = None
-    kl_total: float | None = None
-    min_share: float | None = None
-    row_group: int | None = None
-    steer: str | None = None
     why: bool = False
+
+
+if TYPE_CHECKING:
+    SiaFields = SiaBody
+else:
+    _HINTS = get_type_hints(SiaConfig)
+    _STEERING = {one.name: (_HINTS[one.name] | None, None) for one in fields(SiaConfig) if one.name != "sampling"}
+    SiaFields = create_model("SiaFields", __base__=SiaBody, **_STEERING)
+
+
+class AskingBody(Body):
+    """What every request for text may hold, whatever its form."""
+
+    model: str | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    seed: int | None = None
+    grammar: str | None = Field(None, max_length=1 << 16)
+    stream: bool = False
+    sia: SiaFields = SiaFields()
+
+    def shared(self) -> dict[str, Any]:
+        """Those that were given, for a body of another form."""
+        return {name: getattr(self, name) for name in AskingBody.model_fields if name in self.model_fields_set}
 
 
 class StreamOptions(Body):
@@ -51,14 +59,11 @@ class StreamOptions(Body):
     include_obfuscation: bool = False
 
 
-class TextFields(Body):
+class TextFields(AskingBody):
     """What chats and completions share. The last group is taken and changes nothing."""
 
-    model: str | None = None
     max_tokens: int | None = None
     n_predict: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
     top_k: int | None = None
     min_p: float | None = None
     frequency_penalty: float | None = None
@@ -66,15 +71,11 @@ class TextFields(Body):
     repeat_penalty: float | None = None
     repeat_last_n: int | None = None
     logit_bias: LogitBias | None = None
-    seed: int | None = None
     n: int = Field(1, ge=1, le=32)
     stop: str | list[str] = []
-    stream: bool = False
     stream_options: StreamOptions = StreamOptions()
-    grammar: str | None = Field(None, max_length=1 << 16)
     json_schema: dict[str, Any] | None = None
     return_token_ids: bool = False
-    sia: SiaFields = SiaFields()
 
     user: Any = None
     metadata: Any = None

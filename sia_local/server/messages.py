@@ -14,7 +14,7 @@ from .asking import Asked
 from .calls import Piece
 from .engine import Item
 from .errors import RefusedError
-from .fields import Body, ChatBody, SiaFields
+from .fields import AskingBody, Body, ChatBody
 from .replies import Call, Reply, TypedReply, finish
 
 PATH = "/v1/messages"
@@ -41,16 +41,10 @@ class CountBody(Body):
     context_management: Any = None
 
 
-class MessagesBody(CountBody):
+class MessagesBody(CountBody, AskingBody):
     max_tokens: int = Field(ge=1)
     stop_sequences: list[str] = Field([])
-    stream: bool = False
-    temperature: float | None = None
     top_k: int | None = None
-    top_p: float | None = None
-    seed: int | None = None
-    grammar: str | None = None
-    sia: SiaFields = SiaFields()
 
     metadata: Any = None
     service_tier: Any = None
@@ -68,9 +62,7 @@ def as_chat(body: CountBody) -> ChatBody:
     if body.tool_choice.get("disable_parallel_tool_use"):
         chat["parallel_tool_calls"] = False
     if isinstance(body, MessagesBody):
-        chat |= {"max_tokens": body.max_tokens, "stop": body.stop_sequences, "sia": body.sia.model_dump()}
-        for name in ("model", "stream", "temperature", "top_k", "top_p", "seed", "grammar"):
-            chat[name] = getattr(body, name)
+        chat |= {"max_tokens": body.max_tokens, "stop": body.stop_sequences, "top_k": body.top_k} | body.shared()
     return ChatBody.model_validate(chat)
 
 

@@ -70,10 +70,12 @@ class Reply:
 
     # What ends a stream.
     ending: ClassVar[bytes] = b"data: [DONE]\n\n"
+    # Whether a stream ends with the usage.
+    usage_wanted = False
     order: Order
 
-    def __init__(self, model: Model, name: str, asked: Asked, usage: bool = False):
-        self.model, self.name, self.asked, self.usage_wanted = model, name, asked, usage
+    def __init__(self, model: Model, name: str, asked: Asked):
+        self.model, self.name, self.asked = model, name, asked
         self.id = self.prefix + secrets.token_hex(12)
         self.created = int(time.time())
         count = max(len(asked.jobs), len(asked.prompts))

@@ -14,32 +14,25 @@ from .asking import Asked
 from .calls import Piece
 from .engine import Item
 from .errors import RefusedError, dumps
-from .fields import Body, ChatBody, SiaFields
+from .fields import AskingBody, ChatBody
 from .replies import Choice, Reply, TypedReply, finish
 
 
-class ResponsesBody(Body):
+class ResponsesBody(AskingBody):
     """The last group is taken and changes nothing."""
 
     input: str | list[dict[str, Any]]
-    model: str | None = None
     instructions: str | None = None
     max_output_tokens: int | None = Field(None, ge=1)
-    temperature: float | None = None
-    top_p: float | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
     include: list[str] = Field([])
-    stream: bool = False
     text: dict[str, Any] = Field({})
     tools: list[dict[str, Any]] = Field([])
     tool_choice: str | dict[str, Any] = "auto"
     parallel_tool_calls: bool = True
     chat_template_kwargs: dict[str, Any] = Field({})
-    seed: int | None = None
-    grammar: str | None = None
     background: Literal[False] = False
     truncation: Literal["disabled"] = "disabled"
-    sia: SiaFields = SiaFields()
 
     reasoning: Any = None
     store: Any = None
@@ -66,13 +59,11 @@ def as_chat(body: ResponsesBody) -> ChatBody:
         "tools": [_tool(i, tool) for i, tool in enumerate(body.tools)],
         "tool_choice": _choice(body.tool_choice),
         "response_format": _format(body.text.get("format")),
-        "sia": body.sia.model_dump(),
+        "chat_template_kwargs": body.chat_template_kwargs,
     }
     if body.top_logprobs or LOGPROBS in body.include:
         chat |= {"logprobs": True, "top_logprobs": body.top_logprobs or 0}
-    for name in ("model", "temperature", "top_p", "stream", "seed", "grammar", "chat_template_kwargs"):
-        chat[name] = getattr(body, name)
-    return ChatBody.model_validate(chat)
+    return ChatBody.model_validate(chat | body.shared())
 
 
 def _messages(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
