@@ -12,7 +12,7 @@ import pytest
 from architectures import ARCHITECTURES, RECURRENT, WINDOWED
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from loading import source
+from loading import EXACT, source
 from test_architectures import tolerance
 from test_engine import PLACEMENTS, fresh, load
 
@@ -26,8 +26,9 @@ EXACT_ONLY = (*RECURRENT, *WINDOWED)
 
 def keep(sia: SIA, limit: int = 1 << 26) -> StateStore:
     store = sia.engine.store = StateStore(limit)
-    for engine in source(sia).engines:
-        engine.store = store
+    if sia.value is not None:
+        for engine in source(sia).engines:
+            engine.store = store
     return store
 
 
@@ -77,6 +78,35 @@ def test_a_text_that_comes_back_is_read_from_where_it_was(make_gguf: Make, kind:
             begin(sia, slot, first[:35])
             agrees(sia, slot, oracle, first[:35], atol)
         assert 0 < store.used <= store.limit
+
+
+@pytest.mark.parametrize("slots", [1, 4])
+def test_a_prompt_rounds_alike_however_it_is_read(make_gguf: Make, slots: int) -> None:
+    """Bit for bit, whatever of it is there, was lent, or shares its decodes, in batches that are too short for it."""
+    rng = np.random.default_rng(6)
+    text = rng.integers(0, 200, 45).tolist()
+    with SIA.load(make_gguf("base"), setup=EXACT, slots=slots, n_ctx=96) as sia:
+        engine = sia.engine
+        keep(sia)
+        engine.reads_alike = True
+        for slot in range(slots):
+            engine.begin(slot, text)
+        # As many rows as below: llama.cpp multiplies weights that are not quantized otherwise for a single one.
+        expected = engine.logits(range(slots))[0].copy()
+        for engine.context.batch.capacity in (32, 43):
+            for there in range(len(text)):
+                for slot in range(slots):
+                    engine.release(slot)
+                    engine.begin(slot, [*text[:there], *rng.integers(0, 200, 3).tolist()])
+                if rng.integers(2):
+                    engine.logits(range(slots))
+                at = int(rng.integers(slots))
+                for slot in range(slots):
+                    engine.begin(at, text) if slot == at else engine.accept(slot, 7)
+                while engine.read_piece(at):
+                    pass
+                row = engine.logits(range(slots))[at]
+                np.testing.assert_array_equal(row, expected)
 
 
 @pytest.mark.parametrize("arch", ["qwen3", "gemma3", "mamba2", "lfm2"])

@@ -33,7 +33,12 @@ class Engine:
 
     capacity: tokens a slot can hold. rows: embeddings to feed a model without a vocabulary with. keeps_hidden: the
     decodes of logits() leave the hidden state behind each row, too; all but the last token of a prompt go without.
+    reads_alike: a prompt rounds the same whatever shares its decodes, and whatever of it is there already. llama.cpp's
+    attention rounds a single row of a stream otherwise than several, so the last token is always read singly, behind a
+    decode of the others, and of those never one alone. Not where branches share the cells.
     """
+
+    reads_alike = False
 
     def __init__(
         self,
@@ -63,6 +68,10 @@ class Engine:
         self._beginnings = Beginnings(context, self.memory, self.slots, self._run_queue)
 
     @property
+    def _alike(self) -> bool:
+        return self.reads_alike and not self.branches and not self.memory.reads_apart
+
+    @property
     def store(self) -> StateStore | None:
         """Where texts that lose their slot are kept, so that they are not read again when they come back."""
         return self._beginnings.store
@@ -85,7 +94,10 @@ class Engine:
         self._settle()
         self._check_room(len(tokens), self.capacity - 1, "prompt")
         self._close_branch(slot)
-        return self._beginnings.begin(slot, [int(t) for t in tokens])
+        cached = self._beginnings.begin(slot, [int(t) for t in tokens])
+        if self._alike and cached == len(tokens) - 2:
+            self._beginnings.forget(slot, max(0, cached - 1))
+        return self.slots[slot].n_past
 
     def room(self, slot: int) -> int:
         """Tokens that a slot can still take."""
@@ -122,8 +134,10 @@ class Engine:
         """Decodes a batch of a queue that is longer than one; whether what is left still is."""
         self._settle()
         if self.behind(slot):
+            state = self.slots[slot]
             self._save_rows({slot})
-            self._run_queue(slot, self.slots[slot].n_past + self.context.batch.capacity)
+            until = state.n_past + self.context.batch.capacity
+            self._run_queue(slot, until - (until == len(state.tokens) - 2))
         return self.behind(slot)
 
     def keep_hidden(self) -> None:
@@ -249,6 +263,10 @@ class Engine:
 
     def _make_room(self, also: Sequence[int], requests: Sequence[tuple[int, Ids]], hidden: bool) -> None:
         """Runs queues that do not belong into the coming batch beforehand, without outputs."""
+        if self._alike:
+            for slot in also:
+                self._run_queue(slot, len(self.slots[slot].tokens) - 1)
+            return
         slots = [*also, *(slot for slot, _ in requests)]
         candidates = sum(len(c) for _, c in requests)
         queued = sum(map(self.queue_length, slots))
@@ -279,7 +297,8 @@ class Engine:
         """Decodes a slot's queue without outputs until the KV cache holds `until` of its tokens."""
         while (missing := until - self.slots[slot].n_past) > 0:
             stop = self.memory.before_mark(slot, self.slots[slot].n_past)
-            self._fill(slot, min(missing, stop, self.context.batch.capacity))
+            count = min(missing, stop, self.context.batch.capacity)
+            self._fill(slot, count - (count == missing - 1 > 1))
             self._run()
 
     def _decode(self, also: Sequence[int], requests: Sequence[tuple[int, Ids]], hidden: bool = False) -> list[int]:

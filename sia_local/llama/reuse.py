@@ -90,7 +90,11 @@ class Beginnings:
         if lent > worth:
             lent = self.memory.lendable(donor, lent, self.slots[donor].n_past)
         if lent > worth:
-            self._read(donor, min(lent, len(self.slots[donor].tokens) - 1))
+            # Neither what is read nor what is left then, but for the last token, is a single one: Engine.reads_alike.
+            most = len(self.slots[donor].tokens) - 1
+            until = min(lent - (lent == most - 1), most)
+            if until > self.slots[donor].n_past + 1:
+                self._read(donor, until)
         return donor, min(lent, self.slots[donor].n_past)
 
     def put_aside(self, slot: int, keep: int = 0) -> None:

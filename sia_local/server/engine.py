@@ -160,6 +160,7 @@ class EngineThread:
         sia: SIA | None = None
         try:
             sia = self._load()
+            sia.engine.reads_alike = True
             with self._wake:
                 self.sia = sia
                 if self.state == "loading":
