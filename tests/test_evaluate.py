@@ -358,6 +358,8 @@ def test_arms_that_cannot_be_are_refused() -> None:
     guides = Comparison(("guide",), (0.1, 0.25), (1,), guide_betas=(10, 20)).arms()[1:]
     assert [(arm.key, arm.source) for arm in guides] == [("guide-r0.25-b10", "guide"), ("guide-r0.25-b20", "guide")]
     assert len({arm.key for arm in Comparison(best_of=(4, 8)).arms()}) == 1 + 16 + 4 + 16 + 2 + 4
+    steered = [a.series for a in Comparison(("gain", "bon"), (0.4,), (0.5,), best_of=(4,)).arms()]
+    assert steered == ["off", "gain 40 %", "best of N", "gain 40 %, best of 4"]
     both = Comparison(("sparse", "kl-budget", "bon"), best_of=(4, 8), picks=("reward", "value")).arms()
     assert len({arm.key for arm in both}) == 1 + 16 + 3 + 2 * (2 + 4)
 

@@ -149,7 +149,7 @@ class Comparison:
         (0.02, 0.05, 0.1),
         "For the arm kl-budget, nats a token; beta is the highest of --betas, lowered where needed.",
     )
-    best_of: tuple[int, ...] = setting((4, 16), "Best-of-N; the first N also over the sparse arm near 20 %.")
+    best_of: tuple[int, ...] = setting((4, 16), "Best-of-N; the first N also over the arms sparse and gain near 20 %.")
     picks: tuple[str, ...] = setting(
         PICKS[:1], f"What picks the best: {' or '.join(PICKS)}, or both as arms of their own.", option="--best-of-by",
         metavar="LIST",
@@ -185,6 +185,6 @@ class Comparison:
             elif family == "bon":
                 for pick in self.picks:
                     arms += [Arm("bon", best_of=n, pick=pick) for n in best_of]
-                    if "sparse" in self.families and best_of:
-                        arms += [Arm("sparse", rate=usual, beta=beta, best_of=best_of[0], pick=pick) for beta in betas]
+                    for steered in [name for name in ("sparse", "gain") if name in self.families and best_of]:
+                        arms += [Arm(steered, rate=usual, beta=beta, best_of=best_of[0], pick=pick) for beta in betas]
         return arms
