@@ -310,7 +310,7 @@ def test_how_many_texts_at_once_are_fastest_and_how_few_are_enough() -> None:
     rows += [row("unsteered", 4, 0.1, test="pp8"), row("unsteered", 1, 0.1, test="pp8")]
     assert slots(rows) == [
         Slots("tg8", "unsteered", fastest=4, tokens_per_second=50.0, enough=2),
-        Slots("tg8", "sparse, head 20%, k 4", fastest=1, tokens_per_second=60.0, enough=1),
+        Slots("tg8", "sparse, head 20 %, k 4", fastest=1, tokens_per_second=60.0, enough=1),
     ]
 
 

@@ -57,7 +57,8 @@ def slots(rows: Sequence[Row]) -> list[Slots]:
     """Of every way to generate that was measured with several numbers of texts at once."""
     found: dict[tuple[str, str], dict[int, float]] = {}
     for r in (row.summary() for row in rows if row.test.startswith("tg") and row.samples):
-        parts = [str(r["arm"])] + ([f"{r['placement']} {r['rate']:.0%}"] if r["rate"] is not None else [])
+        steered = f"{r['placement']} {100 * float(r['rate']):.0f} %" if r["rate"] is not None else None
+        parts = [str(r["arm"]), *filter(None, [steered])]
         parts += [f"k {r['k']}"] if r["k"] is not None else []
         speeds = found.setdefault((str(r["test"]), ", ".join(parts)), {})
         n, speed = int(r["sequences"] or 1), float(r["tokens_per_second"] or 0.0)

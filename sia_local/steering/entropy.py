@@ -21,8 +21,8 @@ _PIECE = 1 << 14
 def top_candidates(logits: Floats, k: int) -> npt.NDArray[np.int32]:
     """Ids of the k largest logits, best first, ties by the lower id. int32[min(k, n)].
 
-    Over a large vocabulary one pass finds the maximum of every block of 64; only the k best blocks can hold
-    the k best logits, so the exact selection runs on k * 64 numbers.
+    Over a large vocabulary one pass finds the maximum of every block of 64. The k-th largest of these bounds the k
+    best logits from below, and only blocks that reach it hold any of them.
     """
     n = logits.shape[0]
     k = min(k, n)
@@ -30,18 +30,15 @@ def top_candidates(logits: Floats, k: int) -> npt.NDArray[np.int32]:
     if width > 4 * k:
         body = logits[: width * _BLOCKS].reshape(_BLOCKS, width)
         peaks = body.max(axis=0)
-        best = np.flatnonzero(peaks >= np.partition(peaks, width - k)[width - k])
-        ids = (best[None, :] + (np.arange(_BLOCKS) * width)[:, None]).ravel()
+        bound = np.partition(peaks, width - k)[width - k]
+        blocks = np.flatnonzero(peaks >= bound)
+        place, block = np.nonzero(body[:, blocks] >= bound)
+        ids = place * width + blocks[block]
         if n > width * _BLOCKS:
             ids = np.concatenate([ids, np.arange(width * _BLOCKS, n)])
     else:
-        ids = np.arange(n)
-    values = logits[ids]
-    if ids.shape[0] > k:
-        bound = np.partition(values, values.shape[0] - k)[values.shape[0] - k]
-        keep = values >= bound
-        ids, values = ids[keep], values[keep]
-    return ids[np.lexsort((ids, -values))][:k].astype(np.int32)
+        ids = np.flatnonzero(logits >= np.partition(logits, n - k)[n - k])
+    return ids[np.lexsort((ids, -logits[ids]))][:k].astype(np.int32)
 
 
 def log_partition(logits: Floats, top: np.floating[Any] | None = None) -> float:

@@ -99,10 +99,10 @@ def bon_kl_bound(n: int) -> float:
 
 def draw(probabilities: Float64, uniform: float) -> int:
     """Index of the candidate that a uniform number in [0, 1) selects (inverse CDF)."""
-    cumulative = np.cumsum(probabilities)
-    index = int(np.searchsorted(cumulative, uniform * cumulative[-1], side="right"))
+    cumulative = probabilities.cumsum()
+    index = int(cumulative.searchsorted(uniform * cumulative[-1], side="right"))
     # Rounding can leave the last step of the CDF just below `uniform`.
-    return min(index, int(np.flatnonzero(probabilities)[-1]))
+    return index if index < len(probabilities) else int(np.flatnonzero(probabilities)[-1])
 
 
 def is_sane(values: Floats) -> bool:
