@@ -52,6 +52,9 @@ def test_a_person_chats_looks_at_junctions_and_compares(on: Running, browser: An
     assert "0.05 spreads" in all_of("#beta-is")[0].text
     press("A dog" + keys.ENTER)
     wait_until(lambda: len(all_of(WORDS)) > 5)
+    # What is typed meanwhile waits.
+    press("Then" + keys.ENTER)
+    assert all_of(".running") and all_of("#box")[0].get_attribute("value") == "Then"
     press(keys.ESCAPE)
     wait_until(lambda: on.idle() and not all_of(".running"))
     assert "stopped" in all_of(".closing")[0].text and "A dog" in all_of(".asked")[0].text
