@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from ..errors import ConfigError
+
+# A literal of GBNF, or a class of characters.
+_PART = re.compile(r'"(?:\\.|[^"\\])*"|\[(?:\\.|[^\]\\])*\]')
 
 
 def schema_grammar(schema: Mapping[str, Any]) -> str:
@@ -17,9 +21,17 @@ def schema_grammar(schema: Mapping[str, Any]) -> str:
     from llama_cpp.llama_grammar import json_schema_to_gbnf
 
     try:
-        return json_schema_to_gbnf(json.dumps(schema or {"type": "object"}))
+        written = json_schema_to_gbnf(json.dumps(schema or {"type": "object"}))
     except Exception as error:
         raise ConfigError(
             f"the JSON schema cannot be turned into a grammar ({type(error).__name__}: {error}); use types, "
             "properties, items, enum, const, anyOf and local $refs"
         ) from None
+    return _PART.sub(_no_raw_characters, written)
+
+
+def _no_raw_characters(part: re.Match[str]) -> str:
+    """A class of all characters but some stands inside a JSON string, where quotes, backslashes and control characters
+    are never written as they are; the converter lets them through."""
+    text = part.group()
+    return text[:-1] + r'"\\\x7F\x00-\x1F]' if text.startswith("[^") else text
