@@ -17,6 +17,6 @@ USER sia
 ENV SIA_MODELS=/models SIA_HOST=0.0.0.0 SIA_PORT=8080
 EXPOSE 8080
 HEALTHCHECK --interval=10s --timeout=3s --start-period=60s \
-    CMD ["/opt/sia/bin/python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8080/health', timeout=2)"]
+    CMD ["/opt/sia/bin/python", "-c", "import os, urllib.request as u; u.urlopen('http://127.0.0.1:' + os.environ['SIA_PORT'] + '/health', timeout=2)"]
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["/opt/sia/bin/sia-local", "serve"]

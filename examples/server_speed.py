@@ -3,7 +3,8 @@
     python examples/server_speed.py [-m base.gguf] [-v value.gguf] [--rounds 5]
 
 Tokens a second of all texts together, and what a token costs in computing, which holds beside other programs, too; then
-the first token of a short request while seven others stream, in rounds of the engine. Figures hold within one run.
+how much later the first token of a short request comes while seven others stream than when it is alone, in rounds of
+the engine: what it takes alone, its prompt and the way there and back, is its own. Figures hold within one run.
 """
 
 from __future__ import annotations
@@ -76,6 +77,13 @@ def body(i: int, **more: Any) -> dict[str, Any]:
     return {"messages": messages, "max_tokens": TOKENS, "seed": i, "stream": True, **more}
 
 
+def short(i: int) -> dict[str, Any]:
+    """A request for one token of a prompt that nobody has read yet."""
+    return body(7, max_tokens=1) | {
+        "messages": [{"role": "user", "content": f"{i} is the number of a story. Tell it."}]
+    }
+
+
 def count_rounds(server: Server) -> list[int]:
     """A list that grows by the engine's rounds from taking a request to its first token, the running one among them."""
     engine, began, taken = server.engine, dict[int, int](), list[int]()
@@ -118,7 +126,7 @@ def main() -> None:
     alone, served, first, costs = [], [], [], []
     taken, waited = count_rounds(server), []
     try:
-        for _ in range(args.rounds):
+        for turn in range(args.rounds):
             computed = time.process_time()
             alone.append(run(sia, config))
             between, steps = time.process_time(), server.engine.totals.steps
@@ -127,9 +135,11 @@ def main() -> None:
             costs.append((between - computed, time.process_time() - between))
             taken.clear()
             rounds = server.engine.totals.rounds
-            _, seconds, took = read(url, [*(body(i) for i in range(7)), body(7, max_tokens=1)], delay=0.3)
+            _, seconds, beside = read(url, [*(body(i) for i in range(7)), short(2 * turn)], delay=0.3)
             waited.append(taken[-1])
-            first.append(took / (seconds / (server.engine.totals.rounds - rounds)))
+            a_round = seconds / (server.engine.totals.rounds - rounds)
+            _, _, own = read(url, [short(2 * turn + 1)])
+            first.append((own, beside, (beside - own) / a_round))
     finally:
         web.should_exit = True
         thread.join()
@@ -139,10 +149,9 @@ def main() -> None:
     )
     work = [1e6 * statistics.median(column) / (TEXTS * TOKENS) for column in zip(*costs, strict=True)]
     print(f"computing a token, both threads: {work[0]:.0f} us, served: {work[1]:.0f}")
-    print(
-        f"first token of a short request beside seven streams: {statistics.median(first):.1f} rounds as its client sees"
-    )
-    print(f"it, from the engine's taking the request at most {max(waited)}")
+    own, beside, later = (statistics.median(column) for column in zip(*first, strict=True))
+    print(f"first token of a short request: {1e3 * own:.0f} ms alone, {1e3 * beside:.0f} ms beside seven streams,")
+    print(f"{later:.1f} rounds later; from the engine's taking the request at most {max(waited)} rounds")
 
 
 if __name__ == "__main__":
