@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from serving import CONFIG, Running, running, wait_until
+from serving import CONFIG, Running, held_at, running, wait_until
 
 webdriver = pytest.importorskip("selenium.webdriver")
 DRIVER, BROWSER = shutil.which("chromedriver"), shutil.which("chromium") or shutil.which("google-chrome")
@@ -50,14 +50,16 @@ def test_a_person_chats_looks_at_junctions_and_compares(on: Running, browser: An
     wait_until(lambda: bool(all_of("#dials:not([hidden])")))
     # Also where it is no step of the dial.
     assert "0.05 spreads" in all_of("#beta-is")[0].text
-    press("A dog" + keys.ENTER)
-    wait_until(lambda: len(all_of(WORDS)) > 5)
-    # What is typed meanwhile waits.
-    press("Then" + keys.ENTER)
-    assert all_of(".running") and all_of("#box")[0].get_attribute("value") == "Then"
-    press(keys.ESCAPE)
+    with held_at(on.server.engine, 8):
+        press("A dog" + keys.ENTER)
+        wait_until(lambda: len(all_of(WORDS)) > 5)
+        # What is typed meanwhile waits.
+        press("Then" + keys.ENTER)
+        assert all_of(".running") and all_of("#box")[0].get_attribute("value") == "Then"
+        press(keys.ESCAPE)
+        wait_until(lambda: "stopped" in all_of(".closing")[0].text)
     wait_until(lambda: on.idle() and not all_of(".running"))
-    assert "stopped" in all_of(".closing")[0].text and "A dog" in all_of(".asked")[0].text
+    assert "A dog" in all_of(".asked")[0].text
 
     # The strength counts from the next answer on; both sides come with one click.
     browser.execute_script(
@@ -85,3 +87,13 @@ def test_a_person_chats_looks_at_junctions_and_compares(on: Running, browser: An
     assert browser.get_log("browser") == []
     asked = browser.execute_script("return performance.getEntriesByType('resource').map(e => e.name)")
     assert asked and all(name.startswith((on.url, "data:")) for name in asked)
+
+
+def test_the_share_is_said_where_it_is_in_force(make_gguf: Callable[..., Path], value_gguf: Path, browser: Any) -> None:
+    by_share = replace(CONFIG, gate="gain", rate=0.4)
+    for config, said, idle in ((by_share, "40 %", 0), (replace(by_share, gain_threshold=0.1), "where it gains", 1)):
+        with running(make_gguf("base", ascii=True), value_gguf, config=config) as server:
+            browser.get(server.url)
+            wait_until(lambda: browser.find_elements("css selector", "#dials:not([hidden])"))
+            assert said in browser.find_element("css selector", "#rate-is").text
+            assert len(browser.find_elements("css selector", "#rate.idle")) == idle
