@@ -227,6 +227,12 @@ def test_why_shows_the_words_that_owe_most_to_steering(session: Session, scripte
     assert "Below, the 2 words that owe most to it." in " ".join(told.split())
 
 
+def test_why_says_where_a_gate_opened() -> None:
+    gain = SiaConfig(gate="gain", rate=0.4)
+    assert why._where(gain) == "about the 40 % where steering changes most"
+    assert why._where(replace(gain, gain_threshold=0.05)) == "where steering changes 0.05 nats or more"
+
+
 def test_why_fits_the_terminal(session: Session) -> None:
     said = Commands(session, lambda token: f" {WORDS[token]}", width=lambda: 60)
     read(session.ask("a"))

@@ -14,7 +14,7 @@ from pathlib import Path
 from ..errors import SiaError
 from ..files import cache_root
 
-TEXTS = 96  # a few minutes of one core with a base of 135 million weights
+TEXTS = 96
 PATIENCE = 20.0  # seconds for a process that was told to end: it finishes a token and writes down what it has
 PROGRAM = (sys.executable, "-m", "sia_local")
 

@@ -71,7 +71,7 @@ def chat(**options: Any) -> None:
         if said := spread_notice(sia, config):
             notice(said)
         if style.on:
-            notice(_welcome(style, known_from(options), steered))
+            notice(_welcome(style, known_from(options), steered, config.gate))
         try:
             _talk(session, commands, Terminal(session, writer(), style, options["show_reasoning"]))
         finally:
@@ -126,13 +126,17 @@ def _unsent(options: Mapping[str, Any], remote: Remote) -> list[str]:
     return left + ["--" + name.replace("_", "-") for name in others if options.get(name)]
 
 
-def _welcome(style: Style, model: KnownModel | None, steered: bool) -> str:
+_WHERE_UNSURE = "Where the base is unsure of its next word"
+_WHERE = {"gain": "Where it would change the next word most", "dense": "At every token"}
+
+
+def _welcome(style: Style, model: KnownModel | None, steered: bool, gate: str) -> str:
     """What a person who never saw a steered model needs to begin, within 80 columns."""
     lines = [""]
     if steered:
         lines += [
-            "Where the base is unsure of its next word, the value model scores the candidates",
-            "and the better ones become likelier. Such words are marked:",
+            f"{_WHERE.get(gate, _WHERE_UNSURE)}, the value model makes the better",
+            "candidates likelier. Such words are marked:",
             style.legend,
             "",
             "/why explains the last answer; /sia off and /retry show one without steering",

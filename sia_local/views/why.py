@@ -159,6 +159,10 @@ def _where(config: SiaConfig) -> str:
         )
     if config.gate == "rate":
         return f"the {100 * config.rate:.3g} % where the base was least sure"
+    if config.gate == "gain":
+        if config.gain_threshold is not None:
+            return f"where steering changes {config.gain_threshold:.3g} nats or more"
+        return f"about the {100 * config.rate:.3g} % where steering changes most"
     return "every token" if config.gate == "dense" else f"where the gate {config.gate} opened"
 
 
