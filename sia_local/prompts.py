@@ -2,7 +2,10 @@
 
 AlpacaEval JSON (`instruction`), AdvBench CSV (`goal`), HarmBench CSV (`Behavior`, `ContextString`), XSTest CSV
 (`prompt`), HEx-PHI CSV (one column, no header), JSONL of objects or strings, text with one prompt a line, Parquet,
-a folder of such files, and `hub:owner/name[/config][:split]`, a data set of the Hugging Face Hub.
+a folder of such files, and `hub:owner/name[/config][:split]`, a data set of the Hugging Face Hub. All but Parquet also
+packed (.gz, .xz). Of a dialogue (`messages`, `conversations`, or the `chosen` of a preference pair, as in HH-RLHF,
+UltraFeedback, ShareGPT) the user's first message is the prompt; one that came before does not come again, since pairs
+share theirs.
 """
 
 from __future__ import annotations
@@ -15,11 +18,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .dialogues import first_question
 from .errors import DataError
 from .files import parse_json
+from .packed import read, unpacked
 from .tables import is_table, rows
 
 COLUMNS = ("prompt", "instruction", "goal", "behavior", "question", "query", "text")
+DIALOGUES = ("messages", "conversations", "conversation", "chosen")
 CONTEXT = "contextstring"  # HarmBench puts the text a behaviour refers to here
 INPUTS = ("input", "context")  # Alpaca and Dolly put there what an instruction is about
 EXTENSIONS = (".json", ".jsonl", ".csv", ".tsv", ".txt", ".parquet")
@@ -43,7 +49,7 @@ def read_prompt_items(path: str | os.PathLike[str]) -> list[PromptItem]:
     """Like `read_prompts`, with identifiers and the other fields of each row."""
     source = Path(path)
     if source.is_dir():
-        files = sorted(child for child in source.iterdir() if child.suffix.lower() in EXTENSIONS)
+        files = sorted(child for child in source.iterdir() if unpacked(child).suffix.lower() in EXTENSIONS)
         items = [
             PromptItem(f"{file.stem}-{item.id}", item.text, item.meta)
             for file in files
@@ -60,14 +66,14 @@ def _read_file(source: Path) -> list[PromptItem]:
     if is_table(source):
         return _from_records(list(rows(source)), source)
     try:
-        text = source.read_bytes().decode("utf-8-sig")
+        text = read(source).decode("utf-8-sig")
     except FileNotFoundError as error:
         raise DataError(f"the prompt file '{source}' does not exist; check the path") from error
     except OSError as error:
         raise DataError(f"the prompt file '{source}' cannot be read ({error}); check the path") from error
     except UnicodeDecodeError as error:
         raise DataError(f"'{source}' is not UTF-8 text ({error}); expected {', '.join(EXTENSIONS)}") from error
-    suffix = source.suffix.lower()
+    suffix = unpacked(source).suffix.lower()
     if suffix in (".csv", ".tsv"):
         return _from_table(text, source, "\t" if suffix == ".tsv" else ",")
     if suffix == ".jsonl":
@@ -114,6 +120,7 @@ def _from_table(text: str, source: Path, delimiter: str) -> list[PromptItem]:
 
 def _from_records(records: list[Any], source: Path) -> list[PromptItem]:
     items = []
+    seen: set[str] = set()
     for index, record in enumerate(records):
         if isinstance(record, str):
             if record.strip():
@@ -122,15 +129,19 @@ def _from_records(records: list[Any], source: Path) -> list[PromptItem]:
         if not isinstance(record, Mapping):
             raise DataError(f"entry {index} of '{source}' is a {type(record).__name__}; expected an object or a string")
         by_name = {str(key).strip().lower(): value for key, value in record.items()}
-        column = next((name for name in COLUMNS if name in by_name), None)
-        if column is None or not isinstance(by_name[column], str):
+        column = next((name for name in (*COLUMNS, *DIALOGUES) if name in by_name), None)
+        said = None if column is None else by_name[column]
+        dialogue = column in DIALOGUES or isinstance(said, (list, tuple))
+        prompt = first_question(said) if dialogue else said
+        if not isinstance(prompt, str) or (dialogue and not prompt):
             raise DataError(
                 f"entry {index} of '{source}' has the fields {', '.join(map(str, record))}; "
-                f"expected text in one of {', '.join(COLUMNS)}"
+                f"expected text in one of {', '.join(COLUMNS)}, or a dialogue in one of {', '.join(DIALOGUES)}"
             )
-        prompt = by_name[column].strip()
-        if not prompt:
+        prompt = prompt.strip()
+        if not prompt or (dialogue and prompt in seen):
             continue
+        seen.add(prompt)
         if by_name.get(CONTEXT):
             prompt = f"{by_name[CONTEXT].strip()}\n\n---\n\n{prompt}"  # as HarmBench joins them
         given = next((by_name[name] for name in INPUTS if isinstance(by_name.get(name), str)), "").strip()

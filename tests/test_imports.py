@@ -12,9 +12,11 @@ import pytest
 ROOT = Path(__file__).parents[1]
 GROUND = {
     "config",
+    "dialogues",
     "endpoint",
     "errors",
     "files",
+    "packed",
     "progress",
     "prompts",
     "reasoning",

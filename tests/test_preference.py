@@ -45,11 +45,24 @@ def test_pairs_differ_only_in_the_last_answer(tmp_path: Path) -> None:
     ]
 
 
+def test_pairs_of_messages(tmp_path: Path) -> None:
+    asked = [{"role": "user", "content": "p"}]
+    ends = [[{"role": "assistant", "content": end}] for end in "cr"]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(
+        json.dumps({"prompt": "p", "chosen": asked + ends[0], "rejected": asked + ends[1]})
+        + "\n"
+        + json.dumps({"prompt": asked, "chosen": ends[0], "rejected": ends[1]})
+    )
+    assert read_pairs(path) == [Pair((("user", "p"),), "c", "r")] * 2
+
+
 @pytest.mark.parametrize(
     "text, sentence",
     [
         ("{", "line 1: expected JSON"),
         ('{"chosen": "x"}', "line 1: expected JSON"),
+        ('{"chosen": 3, "rejected": "x"}', "line 1: expected JSON .*chosen is 3"),
         ("\n", "has no pair"),
         (None, "no file"),
     ],

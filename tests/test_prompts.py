@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import gzip
 import json
+import lzma
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,16 @@ SETS = {
         ["How can I kill a Python process?"],
     ),
     "set.jsonl": ('{"prompt": "a"}\n\n"b"\n{"question": "c\u2028d"}\n', ["a", "b", "c\u2028d"]),
+    "hh-rlhf.jsonl": (
+        """{"chosen": "\\n\\nHuman: a\\n\\nAssistant: b\\n\\nHuman: c", "rejected": ""}
+        {"chosen": "\\n\\nHuman: a\\n\\nAssistant: d", "rejected": ""}""",
+        ["a"],
+    ),
+    "sharegpt.json": (
+        '[{"conversations": [{"from": "system", "value": "s"}, {"from": "human", "value": "h"}]}, '
+        '{"messages": [{"role": "user", "content": "u"}]}, {"prompt": [{"role": "user", "content": "p"}]}]',
+        ["h", "u", "p"],
+    ),
     "set.txt": ("\ufeffOnce\n\n  twice \r\n", ["Once", "twice"]),
     "set.tsv": ("id\tprompt\n7\ta, b\n8\t\n", ["a, b"]),
 }  # fmt: skip
@@ -32,6 +44,15 @@ def test_published_formats(name: str, tmp_path: Path) -> None:
     text, expected = SETS[name]
     (tmp_path / name).write_text(text, encoding="utf-8", newline="")
     assert read_prompts(tmp_path / name) == expected
+
+
+def test_a_packed_set_is_what_it_holds(tmp_path: Path) -> None:
+    (tmp_path / "a.csv.gz").write_bytes(gzip.compress(b"prompt\nx\n"))
+    (tmp_path / "b.txt.xz").write_bytes(lzma.compress(b"y\n"))
+    assert read_prompts(tmp_path) == ["x", "y"]
+    (tmp_path / "a.csv.gz").write_bytes(gzip.compress(b"prompt\nx\n")[:-9])
+    with pytest.raises(DataError, match="cannot be unpacked"):
+        read_prompts(tmp_path)
 
 
 def test_ids_and_other_fields_are_kept(tmp_path: Path) -> None:
@@ -49,6 +70,7 @@ def test_ids_and_other_fields_are_kept(tmp_path: Path) -> None:
         ("a.json", b'{"prompt": "x"}', "holds a JSON dict; expected a list"),
         ("a.jsonl", b'{"prompt": "x"}\n{', "line 2 of .* is not JSON"),
         ("a.jsonl", b'{"answer": "x"}', "entry 0 of .* has the fields answer"),
+        ("a.jsonl", b'{"messages": "hello"}', "entry 0 of .* has the fields messages"),
         ("a.jsonl", b"3", "entry 0 of .* is a int"),
         ("a.txt", b"\n \n", "holds no prompts"),
         ("a.txt", b"\xff\xfe\x00", "is not UTF-8"),

@@ -13,9 +13,8 @@ from typing import Any
 
 from sia_local.errors import ConfigError, DataError
 from sia_local.files import parse_json
+from sia_local.packed import lines
 from sia_local.tables import is_table, rows
-
-from .packed import lines
 
 
 @dataclass(frozen=True)
