@@ -13,8 +13,9 @@ import numpy.typing as npt
 
 from ..config import FLASH_ATTENTION, KV_FORMATS, Setup
 from ..errors import ConfigError, IncompatibleError, SiaError
+from .batch import Batch
 from .ggml import ggml_base
-from .library import MAX_SEQUENCES, C, FloatArray, IntArray, default_threads, quietly, reason
+from .library import MAX_SEQUENCES, C, FloatArray, default_threads, quietly, reason
 from .model import LoraAdapter, Model
 
 KV_TYPES = dict(zip(KV_FORMATS, (0, 1, 8, 7, 6, 3, 2), strict=True))  # enum ggml_type
@@ -176,7 +177,7 @@ class Context:
         self._memory = C.llama_get_memory(self._ptr)
         self.copies_wait = False
         self._embeddings = False
-        self.batch = Batch(self.n_batch, options.n_seq_max)
+        self.batch = Batch(self.n_batch, options.n_seq_max, model.n_vocab)
         if adapter is not None:
             adapters = (C.llama_adapter_lora_p_ctypes * 1)(adapter._ptr)
             scales = (ctypes.c_float * 1)(1.0)
@@ -286,47 +287,3 @@ class Context:
         pointer = data.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
         with quietly():
             return bool(C.llama_state_seq_set_data(self._ptr, pointer, data.nbytes, seq))
-
-
-class Batch:
-    """A llama_batch whose arrays are numpy, allocated once.
-
-    `token`, `pos`, `output` are [capacity]; `seq` is [capacity, n_seq_max] with `n_seq[i]` ids used in row i.
-    `embd` ([capacity, n_embd]) replaces `token` after use_embeddings().
-    """
-
-    def __init__(self, capacity: int, n_seq_max: int):
-        self.capacity = capacity
-        self.n = 0
-        self.token: IntArray = np.zeros(capacity, np.int32)
-        self._pos: IntArray = np.zeros(4 * capacity, np.int32)
-        self.pos: IntArray = self._pos[:capacity]
-        self.n_seq: IntArray = np.zeros(capacity, np.int32)
-        self.output = np.zeros(capacity, np.int8)
-        self.seq: IntArray = np.zeros((capacity, n_seq_max), np.int32)
-        self.embd: FloatArray | None = None
-        int32_p = ctypes.POINTER(ctypes.c_int32)
-        rows = self.seq.ctypes.data + np.arange(capacity, dtype=np.uint64) * np.uint64(self.seq.strides[0])
-        self._rows = rows.astype(np.uintp)
-        self.struct = C.llama_batch(
-            0,
-            self.token.ctypes.data_as(int32_p),
-            None,
-            self._pos.ctypes.data_as(int32_p),
-            self.n_seq.ctypes.data_as(int32_p),
-            self._rows.ctypes.data_as(ctypes.POINTER(int32_p)),
-            self.output.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
-        )
-
-    def use_embeddings(self, n_embd: int) -> None:
-        """From now on rows are fed as vectors instead of ids (a model without a vocabulary)."""
-        self.embd = np.zeros((self.capacity, n_embd), np.float32)
-        self.struct.token = None  # type: ignore[assignment]
-        self.struct.embd = self.embd.ctypes.data_as(ctypes.POINTER(ctypes.c_float))  # type: ignore[assignment]
-
-    def spread_positions(self) -> None:
-        """The positions of vectors for a model with several a token (M-RoPE), as llama.cpp spreads those of ids: the
-        same in three sections of n, zero in the fourth."""
-        n = self.n
-        self._pos[n : 3 * n] = np.tile(self._pos[:n], 2)
-        self._pos[3 * n : 4 * n] = 0

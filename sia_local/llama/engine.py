@@ -59,13 +59,16 @@ class Engine:
         self.keeps_hidden = keeps_hidden
         self.decodes = self.decoded_tokens = self._n_outputs = 0
         self._filled: list[tuple[int, int]] = []
-        self._rows = rows
-        self.n_rows = context.model.n_vocab if rows is None else rows.n_rows
         self.memory = memory_of(context, slots, branches)
         if rows is not None:
-            context.batch.use_embeddings(rows.n_embd)
+            context.batch.feed_vectors(rows)
         self.capacity = context.n_ctx // slots - branches
         self._beginnings = Beginnings(context, self.memory, self.slots, self._run_queue)
+
+    @property
+    def n_rows(self) -> int:
+        """Tokens that the model has a row for."""
+        return self.context.batch.n_rows
 
     @property
     def _alike(self) -> bool:
@@ -342,36 +345,16 @@ class Engine:
 
     def _fill(self, slot: int, count: int) -> None:
         """Adds the first `count` queued tokens of a slot to the batch, without output."""
-        batch, state, sequences = self.context.batch, self.slots[slot], self.memory.carried(slot)
-        n, past = batch.n, state.n_past
-        self._feed(n, state.tokens[past : past + count])
-        batch.pos[n : n + count] = np.arange(past, past + count)
-        batch.n_seq[n : n + count] = len(sequences)
-        batch.seq[n : n + count, : len(sequences)] = sequences
-        batch.output[n : n + count] = 0
-        batch.n += count
+        state = self.slots[slot]
+        past = state.n_past
+        self.context.batch.add(state.tokens[past : past + count], past, self.memory.carried(slot))
         self._filled.append((slot, count))
 
     def _fill_branch(self, slot: int, candidates: Ids) -> None:
         """Adds candidates at a slot's next position, each on its own shadow sequence, with output."""
-        batch, state = self.context.batch, self.slots[slot]
-        n, k = batch.n, len(candidates)
-        self._feed(n, candidates)
-        batch.pos[n : n + k] = len(state.tokens)
-        batch.n_seq[n : n + k] = 1
-        batch.seq[n : n + k, 0] = self.memory.sequences[slot, 1 : 1 + k]
-        batch.output[n : n + k] = 1
-        batch.n += k
+        state, shadows = self.slots[slot], self.memory.sequences[slot, 1 : 1 + len(candidates)]
+        self.context.batch.add_candidates(candidates, len(state.tokens), shadows)
         state.open, state.open_rows, state.row = [int(c) for c in candidates], None, None
-
-    def _feed(self, at: int, tokens: Ids) -> None:
-        # What another model of the family pads its vocabulary with has no row here; this one's padding stands for it.
-        batch, tokens = self.context.batch, np.minimum(tokens, self.n_rows - 1)
-        if self._rows is None:
-            batch.token[at : at + len(tokens)] = tokens
-        else:
-            assert batch.embd is not None
-            batch.embd[at : at + len(tokens)] = self._rows[tokens]
 
     def _run(self, hidden: bool = False) -> None:
         """Decodes the filled batch. If that fails, or is interrupted, every slot is as it was before."""
