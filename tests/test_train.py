@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
+import math
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -30,7 +31,7 @@ from sia_convert.train.branches import branch_loss, draw
 from sia_convert.train.config import LoraSettings, TrainConfig
 from sia_convert.train.launch import launch
 from sia_convert.train.launch import main as main_of_launch
-from sia_convert.train.loop import Trainer, train
+from sia_convert.train.loop import Trainer, _line, train
 from sia_convert.train.metrics import pairwise_accuracy, r2, spearman
 from sia_convert.train.model import load, value_loss
 
@@ -275,6 +276,21 @@ def test_lambda_returns_are_no_measure_of_a_model(config: TrainConfig) -> None:
     for loss in ("per-token", "td-lambda"):
         held_out[loss] = Trainer(replace(config, loss=loss, lam=0.5, lora=replace(config.lora, dropout=0.0))).evaluate()
     assert held_out["td-lambda"]["loss"] == held_out["per-token"]["loss"] > 0
+
+
+def test_a_figure_that_is_not_known_is_no_number(config: TrainConfig, data: Path, tmp_path: Path) -> None:
+    seen: set[int] = set()
+    one = tmp_path / "one.jsonl"
+    with one.open("w") as out:
+        for line in data.read_text().splitlines(keepends=True):
+            if (prompt := json.loads(line)["prompt_id"]) not in seen:
+                seen.add(prompt)
+                out.write(line)
+    report = train(replace(config, data=(str(one),), epochs=1))
+    assert math.isnan(report["best"]["pairwise"])
+    told = (Path(config.out) / "training.json").read_text()
+    assert json.loads(told, parse_constant=pytest.fail)["best"]["pairwise"] is None
+    assert "no pairs, as no prompt has two texts" in _line(report["best"], True, "mc")
 
 
 def test_the_command_reports_what_it_learnt(make_hf: Callable[..., Path], data: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import math
 import os
 import time
 from functools import partial
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sia_local.errors import ConfigError, DataError, NumericError
-from sia_local.files import atomic_write, sweep
+from sia_local.files import atomic_write, finite, sweep
 from sia_local.progress import Progress, duration
 
 from ..data.examples import Example, Reader, Split, batches, load_split
@@ -340,7 +341,7 @@ class Trainer:
             **provenance(),
         }
         with atomic_write(self.out / "training.json") as handle:
-            json.dump(report, handle, indent=1)
+            json.dump(finite(report), handle, indent=1, allow_nan=False)
         loss_curve(p.curve, p.history, self.out / "loss.png")
         print(f"best epoch {int(best.get('epoch', 0))}, {duration(p.seconds)} of training; wrote {self.out}")
         return report
@@ -371,11 +372,12 @@ def _check_layout(accelerator: Any) -> None:
 def _line(m: dict[str, float], better: bool, loss: str) -> str:
     # Lambda-returns move with the model, so the one is no measure of the other.
     to_what, to_reward = (" to its lambda-returns", " to the reward") if loss in MOVING else ("", "")
+    known = f"pairwise {m['pairwise']:.3f} (last {m['pairwise_last']:.3f})"
+    pairs = "no pairs, as no prompt has two texts" if math.isnan(m["pairwise"]) else known
     return (
         f"epoch {int(m['epoch'])}: train {m['train_loss']:.4f}{to_what}, held-out {m['loss']:.4f}{to_reward}, "
         f"R2 {m['r2']:.3f} "
-        f"(last {m['r2_last']:.3f}), Spearman {m['spearman']:.3f}, pairwise {m['pairwise']:.3f} "
-        f"(last {m['pairwise_last']:.3f}){', best so far' if better else ''}"
+        f"(last {m['r2_last']:.3f}), Spearman {m['spearman']:.3f}, {pairs}{', best so far' if better else ''}"
     )
 
 

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from typing import Any
 
+from ..files import finite
 from ..llama.library import versions
 from ..llama.model import Model
 from .arms import RIVAL, UNSTEERED, Row
@@ -171,9 +172,9 @@ def render(
             "goals": [{**asdict(goal), "met": goal.met} for goal in goals(rows, cold)] if rows else [],
             "failed": list(failed),
         }
-        return json.dumps(document, indent=2)
+        return json.dumps(finite(document), indent=2, allow_nan=False)
     if form == "jsonl":
-        return "\n".join(json.dumps({**record, **about}) for record in records)
+        return "\n".join(json.dumps(finite({**record, **about}), allow_nan=False) for record in records)
     if form == "csv":
         sheet = io.StringIO()
         writer = csv.DictWriter(sheet, [*records[0], *about] if records else [*about], lineterminator="\n")

@@ -44,7 +44,7 @@ def quiz(questions: Path | None, out: Path | None, **options: Any) -> None:
     counts as the answer.
     """
     from ..evaluation.quiz import Arm, read_questions, run_quiz
-    from ..files import atomic_write
+    from ..files import atomic_write, finite
 
     asked = build(QuizConfig, options)
     usual = partial(shipped_prompts, QUESTIONS, "name a file of questions, as in `sia-local quiz questions.jsonl`")
@@ -61,7 +61,8 @@ def quiz(questions: Path | None, out: Path | None, **options: Any) -> None:
     click.echo(_table(result))
     if out is not None:
         with atomic_write(out) as handle:
-            json.dump(result | {"arms": {arm.name: asdict(arm.config) for arm in arms}}, handle, indent=1)
+            whole = result | {"arms": {arm.name: asdict(arm.config) for arm in arms}}
+            json.dump(finite(whole), handle, indent=1, allow_nan=False)
 
 
 def _table(result: dict[str, Any]) -> str:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..files import atomic_write
+from ..files import atomic_write, finite
 from .report import eval_report, frontier_svg
 from .samples import Sample
 from .tables import tables
@@ -35,7 +34,7 @@ def write_outputs(
 ) -> list[Path]:
     """summary.json, table.md, frontier.svg (when anything was steered) and report.html; each whole or untouched."""
     texts = {
-        SUMMARY: json.dumps(_finite(summary), indent=1, ensure_ascii=False, allow_nan=False) + "\n",
+        SUMMARY: json.dumps(finite(summary), indent=1, ensure_ascii=False, allow_nan=False) + "\n",
         TABLE: tables(summary),
         FRONTIER: frontier_svg(summary) if any(row["family"] != "off" for row in summary["rows"]) else "",
         REPORT: eval_report(summary, samples) if report else "",
@@ -47,12 +46,3 @@ def write_outputs(
                 handle.write(text)
             written.append(folder / name)
     return written
-
-
-def _finite(data: Any) -> Any:
-    """JSON knows no NaN."""
-    if isinstance(data, Mapping):
-        return {str(key): _finite(value) for key, value in data.items()}
-    if isinstance(data, (list, tuple)):
-        return [_finite(value) for value in data]
-    return None if isinstance(data, float) and not math.isfinite(data) else data

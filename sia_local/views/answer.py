@@ -9,6 +9,7 @@ from importlib import resources
 from typing import Any
 
 from ..errors import DataError
+from ..files import finite
 
 Record = Mapping[str, Any]
 _NO_FACTS = ("prompt", "title", "kl_steering")
@@ -184,13 +185,6 @@ def _share(part: int, whole: int) -> str:
 
 
 def _json(data: Any) -> Any:
-    def finite(value: Any) -> Any:
-        if isinstance(value, float) and not math.isfinite(value):
-            return None
-        if isinstance(value, dict):
-            return {key: finite(item) for key, item in value.items()}
-        return [finite(item) for item in value] if isinstance(value, list) else value
-
     # `<` would let a text close the script element.
     return markup(json.dumps(finite(data), ensure_ascii=False, allow_nan=False).replace("<", "\\u003c"))
 
