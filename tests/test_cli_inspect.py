@@ -11,11 +11,13 @@ from calling import Make, generate, refused, run
 pytestmark = pytest.mark.usefixtures("no_models")
 
 
-def test_inspect_says_what_a_file_holds(base_gguf: Path, head_gguf: Path, lean_gguf: Path) -> None:
+def test_inspect_says_what_a_file_holds(base_gguf: Path, head_gguf: Path, lean_gguf: Path, make_gguf: Make) -> None:
     text = run("inspect", base_gguf).stdout
     for part in ("base model", "qwen3", "320 tokens, gpt2", "2 × 64", "512 tokens", "chat template"):
         assert part in text
     assert "head on its base's hidden states" in run("inspect", head_gguf).stdout
+    qhead = run("inspect", make_gguf("qhead")).stdout
+    assert "value model without a decode" in qhead and "placements" not in qhead
     whole = json.loads(run("inspect", lean_gguf, "--json").stdout)
     template = whole["sia"]["sia.prompt_template"].replace("\n", "⏎")
     assert f"  {template[:99]}…\n" in run("inspect", lean_gguf).stdout
@@ -23,7 +25,7 @@ def test_inspect_says_what_a_file_holds(base_gguf: Path, head_gguf: Path, lean_g
     assert whole["vocab_sha256"] == json.loads(run("inspect", base_gguf, "--json").stdout)["vocab_sha256"]
 
 
-@pytest.mark.parametrize("kind", ["merged", "lean", "adapter", "head"])
+@pytest.mark.parametrize("kind", ["merged", "lean", "adapter", "head", "qhead"])
 def test_every_kind_of_value_file_steers_and_is_found_to_fit(make_gguf: Make, kind: str) -> None:
     base, value = make_gguf("base"), make_gguf(kind, seed=0 if kind == "head" else 1)
     result = generate(base, value, "-p", "hello", "--gate", "dense", "-k", "4")

@@ -345,7 +345,7 @@ def test_predictions_are_those_of_the_dataclass_and_of_its_seed() -> None:
     config = FitConfig(hidden=8, epochs=2)
     one, two = fit(train, held, rows, config), fit(train, held, rows, config)
     assert [replace(e, seconds=0) for e in one.epochs] == [replace(e, seconds=0) for e in two.epochs]
-    np.testing.assert_array_equal(one.qhead.token_weight, two.qhead.token_weight)
+    np.testing.assert_array_equal(one.qhead.terms[0].token_weight, two.qhead.terms[0].token_weight)
     direct = [one.qhead(h, rows[ids]) for h, ids in zip(held.hidden.astype(np.float32), held.ids, strict=True)]
     np.testing.assert_allclose(predict(one.qhead, held, rows), direct, atol=1e-4, rtol=1e-4)
 
@@ -421,8 +421,9 @@ def test_a_column_that_never_varies_does_no_harm() -> None:
     hidden[:, 3], rows[:, 5] = 7.1, -0.27
     result = fit(*split(replace(junctions, hidden=hidden), 0.2), rows, FitConfig(hidden=8, epochs=2))
     assert math.isfinite(result.report.r2)
-    assert result.qhead.hidden_weight is not None and np.abs(result.qhead.hidden_weight).max() < 5
-    assert np.abs(result.qhead.token_weight).max() < 50
+    (term,) = result.qhead.terms
+    assert term.hidden_weight is not None and np.abs(term.hidden_weight).max() < 5
+    assert np.abs(term.token_weight).max() < 50
 
 
 def test_refusals_of_fit() -> None:

@@ -17,7 +17,7 @@ from sia_local.errors import ConfigError, IncompatibleError, ModelFileError, Num
 from sia_local.llama import gguf_write, keys
 from sia_local.llama.embeddings import EmbeddingRows
 from sia_local.llama.gguf import GgufMetadata
-from sia_local.values.qhead import ACTIVATIONS, Bilinear, Joint, QHead
+from sia_local.values.qhead import ACTIVATIONS, Bilinear, Joint, Sum, Term
 from sia_local.values.qhead_file import Distillation, QHeadFile, QHeadMeta, write_qhead
 
 META = QHeadMeta(
@@ -35,7 +35,7 @@ def array(*rows: object) -> np.ndarray:
     return np.array(rows, np.float32)
 
 
-def made(form: str = "joint", n_embd: int = 24, n_hidden: int = 7, activation: str = "silu", seed: int = 0) -> QHead:
+def made(form: str = "joint", n_embd: int = 24, n_hidden: int = 7, activation: str = "silu", seed: int = 0) -> Term:
     """form: joint, bilinear, or linear for a bilinear one without a hidden layer."""
     rng = np.random.default_rng(seed)
 
@@ -196,6 +196,33 @@ def test_file_of_halves_is_half_as_large_and_close(tmp_path: Path) -> None:
     assert 0 < np.abs(exact - near).max() < 3e-3 * exact.std()
 
 
+def test_a_sum_is_its_parts_and_keeps_every_bit(tmp_path: Path) -> None:
+    halves = [replace(p, weight=p.weight.astype(np.float16).astype(np.float32)) for p in map(made, FORMS)]
+    parts = (*halves, made("bilinear", activation="relu", seed=3))
+    whole = Sum(parts=parts, spread=0.5, level_weight=parts[0].level_weight, level_bias=2.0)
+    write_qhead(tmp_path / "q.gguf", whole, META, "kept")
+    file = QHeadFile.read(tmp_path / "q.gguf")
+    assert isinstance(file.qhead, Sum) and (file.qhead.spread, file.qhead.level_bias) == (0.5, 2.0)
+    assert file.meta == META
+    with GgufMetadata(tmp_path / "q.gguf") as written:
+        kinds = [written.get(f"sia.qhead.{i}.f.weight").dtype for i in range(4)]
+        assert written.get(keys.VERSION) == 4 and keys.QHEAD_WEIGHT not in written
+    assert kinds == [np.uint16, np.uint16, np.uint16, np.float32]
+    for before, after in zip(parts, file.qhead.parts, strict=True):
+        assert type(before) is type(after) and before.activation == after.activation
+        for f in fields(before):
+            if isinstance(array := getattr(before, f.name), np.ndarray) and f.name != "level_weight":
+                np.testing.assert_array_equal(array, getattr(after, f.name))
+    rng = np.random.default_rng(4)
+    hidden, rows = (rng.standard_normal(shape).astype(np.float32) for shape in ((3, 24), (3, 5, 24)))
+    together = file.qhead.of(hidden, file.qhead.project(rows))
+    assert file.qhead.width == sum(part.width for part in parts) == file.qhead.project(rows).shape[-1]
+    for i in range(3):
+        np.testing.assert_array_equal(together[i], sum(part(hidden[i], rows[i]) for part in parts))
+    with pytest.raises(IncompatibleError, match=r"sum of 2 terms of the widths \[24, 25\]"):
+        Sum(parts=(made(), made(n_embd=25)))
+
+
 def test_what_is_left_out_stays_out(tmp_path: Path) -> None:
     bare = replace(made(), spread=None, level_weight=None, level_bias=0.0)
     write_qhead(tmp_path / "q.gguf", bare, QHeadMeta(), "f32")
@@ -267,7 +294,7 @@ def tampered(path: Path, **over: gguf_write.KV | None) -> Path:
 
 REFUSALS: list[tuple[dict[str, gguf_write.KV | None], type[Exception], str]] = [
     ({"KIND": None}, IncompatibleError, "holds no Q-head"),
-    ({"VERSION": gguf_write.u32(9)}, IncompatibleError, "version 9, this program reads versions 1, 2, 3"),
+    ({"VERSION": gguf_write.u32(9)}, IncompatibleError, "version 9, this program reads versions 1, 2, 3, 4"),
     ({"VERSION": gguf_write.u32(1)}, IncompatibleError, "expected 'value-qhead' of version 2"),
     ({"KIND": gguf_write.text("value")}, IncompatibleError, "kind 'value'"),
     ({"QHEAD_RANK": gguf_write.u32(0)}, IncompatibleError, "rank 0 and width 4"),
@@ -280,6 +307,12 @@ REFUSALS: list[tuple[dict[str, gguf_write.KV | None], type[Exception], str]] = [
     ({"QHEAD_SCALE": gguf_write.f32(math.nan)}, NumericError, "scale is nan"),
     ({"QHEAD_ACTIVATION": gguf_write.text("tanh")}, IncompatibleError, "'tanh'; expected one of relu, silu, gelu"),
     ({"QHEAD_FORM": gguf_write.text("cubic")}, IncompatibleError, "the form 'cubic'; expected one of joint, bilinear"),
+    ({"QHEAD_FORM": gguf_write.text("sum")}, IncompatibleError, "a sum of 0 terms"),
+    (
+        {"QHEAD_FORM": gguf_write.text("sum"), "QHEAD_TERMS": gguf_write.u32(1 << 31)},
+        IncompatibleError,
+        "term 0 of the sum: rank 0 and width 4",
+    ),
     ({"QHEAD_FORM": gguf_write.text("joint")}, IncompatibleError, r"token.weight has 20 entries, expected 3 \* 4 = 12"),
 ]
 
@@ -294,7 +327,7 @@ def test_refusals(tmp_path: Path, over: dict, error: type[Exception], words: str
 
 
 def test_unharmed_file_of_the_refusals_is_read(tmp_path: Path) -> None:
-    assert QHeadFile.read(tampered(tmp_path / "q.gguf")).qhead.n_hidden == 3
+    assert QHeadFile.read(tampered(tmp_path / "q.gguf")).qhead.terms[0].n_hidden == 3
 
 
 def test_files_that_are_none(tmp_path: Path, base_gguf: Path, head_gguf: Path) -> None:

@@ -11,6 +11,7 @@ COMMANDS = {
     "generate": "Generate from one prompt, steered at its junctions.",
     "inspect": "What a GGUF holds, and whether a base and a value model fit.",
     "learn": "Learn a steering file from two sentences, or from a value model.",
+    "average": "Make one steering file of several that cost no decode.",
     "models": "List the models known by name, and what steers them.",
     "fetch": "Download a model by name, or from a hub.",
     "eval": "Compare steering arms on many prompts: reward, KL, intervals.",

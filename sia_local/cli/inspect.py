@@ -15,6 +15,7 @@ _KINDS = {
     "value": "value model with weights of its own",
     "value-adapter": "value model, LoRA adapter over its base",
     "value-head": "value model, head on its base's hidden states",
+    "value-qhead": "value model without a decode, on its base's hidden states (Q-head)",
 }
 
 

@@ -19,10 +19,10 @@ from ..reasoning import find_format
 
 @dataclass(frozen=True)
 class Inspection:
-    """kind: `base`, or a value model's (`value`, `value-adapter`, `value-head`). parts: files it lies in. parameters:
-    of all tensors. window: tokens that layers with a sliding window see, 0 for none. reasoning: how the chat template
-    marks it. recurrent: its memory cannot forget a token, a branch copies it. memory: what a sequence costs, of a file
-    with weights of its own. sia: every `sia.*` entry, weights by their count."""
+    """kind: `base`, or a value model's (keys.KINDS, keys.QHEAD_KIND). parts: files it lies in. parameters: of all
+    tensors. window: tokens that layers with a sliding window see, 0 for none. reasoning: how the chat template marks
+    it. recurrent: its memory cannot forget a token, a branch copies it. memory: what a sequence costs, of a file with
+    weights of its own. sia: every `sia.*` entry, weights by their count."""
 
     path: Path
     parts: int
@@ -54,12 +54,11 @@ def inspect_file(path: str | os.PathLike[str]) -> Inspection:
         tensors = meta.tensors()
         size = sum(map(_whole_size, meta.parts))
         arch = meta.get("general.architecture", "?")
-        head = meta.get(keys.HEAD_WEIGHT)
         sia = {key: meta.get(key) for key in sorted(meta.keys()) if key.startswith("sia.")}
         for key, entry in sia.items():
             if hasattr(entry, "shape"):
                 sia[key] = f"{len(entry)} numbers"
-        kind = meta.get(keys.KIND, "value") if head is not None else "base"
+        kind = meta.get(keys.KIND, "value" if keys.HEAD_WEIGHT in meta else "base")
         own_weights = kind in ("base", "value") and bool(tensors)
         file_type = meta.get("general.file_type")
         template = meta.get("tokenizer.chat_template")

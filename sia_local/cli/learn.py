@@ -10,23 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..config import Setup
 from ..errors import ConfigError
 from ..learning.collect import CollectConfig
 from ..learning.fit import FitConfig
 from ..progress import Line
-from ..shipped import SMOLLM2
 from .from_dataclass import build, options_for
-from .many import shipped_prompts
+from .many import WRITING, training_prompts
 from .options import model_options
-from .resolve import known_from, model_paths, setup_from
+from .resolve import model_paths, setup_from
 
 if TYPE_CHECKING:
     from ..learning.collect import Progress
     from ..learning.fit import Epoch
     from ..values.guides import Guides
-
-SETUP = Setup(n_ctx=1024, slots=4)
 
 
 @click.command()
@@ -43,7 +39,7 @@ SETUP = Setup(n_ctx=1024, slots=4)
 @click.option("--behind", is_flag=True, hidden=True, help="Give way to other programs; end with standard input.")
 @options_for(CollectConfig)
 @options_for(FitConfig)
-@model_options(SETUP, ctx=f"{SETUP.n_ctx}")
+@model_options(WRITING, ctx=f"{WRITING.n_ctx}")
 def learn(**options: Any) -> None:
     """Learn a steering file that costs no decode (a Q-head) for a base model.
 
@@ -64,7 +60,7 @@ def learn(**options: Any) -> None:
     given = {"a sentence": options["plus"], "-v": values, "--targets": options["targets"]}
     if len(several := [name for name, what in given.items() if what]) > 1:
         raise ConfigError(f"{' and '.join(several)} were given; give one teacher")
-    out, setup, fitting = options["out"], setup_from(options, base, usual=SETUP), build(FitConfig, dict(options))
+    out, setup, fitting = options["out"], setup_from(options, base, usual=WRITING), build(FitConfig, dict(options))
     say = _Say()
     if options["targets"]:
         made = from_targets(base, options["targets"], out, fitting, setup, say.texts, say.epoch)
@@ -72,7 +68,7 @@ def learn(**options: Any) -> None:
         return
     if not teacher:
         raise ConfigError('no teacher was given; give an instruction, as in "Answer in very simple words.", or -v FILE')
-    prompts, folder = options["prompts"] or _prompts(options, base), options["junctions"] or Path(f"{out}.d")
+    prompts, folder = options["prompts"] or training_prompts(options, base), options["junctions"] or Path(f"{out}.d")
     made = distill(
         base,
         teacher if options["plus"] else (values[0] if len(values) == 1 else values),
@@ -93,21 +89,6 @@ def _guides(base: Path, options: dict[str, Any]) -> Guides:
 
     minus = instruction(options["minus"]) if options["minus"] else None
     return Guides(base, base, name="words", plus_prompt=instruction(options["plus"]), minus_prompt=minus)
-
-
-def _prompts(options: dict[str, Any], base: Path) -> Path:
-    """Those of a model known by name; for any other that holds chats, questions and tasks of many kinds."""
-    if (model := known_from(options)) is not None:
-        return shipped_prompts(model.training)
-    from ..llama.gguf import GgufMetadata
-
-    with GgufMetadata(base) as meta:
-        if not options.get("chat_template") and not meta.get("tokenizer.chat_template"):
-            raise ConfigError(
-                f"no prompts were given, and {base.name} has no chat template, so it is not for questions; give a file "
-                "of beginnings that it can go on with, --prompts FILE, one a line"
-            )
-    return shipped_prompts(SMOLLM2.training)
 
 
 def _go_behind() -> None:

@@ -13,14 +13,15 @@ from click.core import ParameterSource
 from ..config import Setup
 from ..errors import ConfigError
 from ..progress import Line, left
-from ..shipped import find_file
-from .resolve import model_paths, trained_context
+from ..shipped import SMOLLM2, find_file
+from .resolve import known_from, model_paths, trained_context
 
 if TYPE_CHECKING:
     from ..evaluation.run import Progress
     from ..prompts import PromptItem
 
 SETUP = Setup(slots=8)
+WRITING = Setup(n_ctx=1024, slots=4)  # where the base writes to learn from it
 SIZED = "what the longest prompt needs, at most what the model was trained on"
 
 
@@ -36,6 +37,21 @@ def shipped_prompts(name: str, instead: str = "give a file of prompts with --pro
     if (found := find_file(name)) is None:
         raise ConfigError(f"{name} does not exist here; {instead}")
     return found
+
+
+def training_prompts(options: dict[str, Any], base: Path) -> Path:
+    """Those of a model known by name; for any other that holds chats, questions and tasks of many kinds."""
+    if (model := known_from(options)) is not None:
+        return shipped_prompts(model.training)
+    from ..llama.gguf import GgufMetadata
+
+    with GgufMetadata(base) as meta:
+        if not options.get("chat_template") and not meta.get("tokenizer.chat_template"):
+            raise ConfigError(
+                f"no prompts were given, and {base.name} has no chat template, so it is not for questions; give a file "
+                "of beginnings that it can go on with, --prompts FILE, one a line"
+            )
+    return shipped_prompts(SMOLLM2.training)
 
 
 def sized_context(options: Mapping[str, Any], items: list[PromptItem], max_tokens: int) -> int:

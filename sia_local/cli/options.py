@@ -29,6 +29,16 @@ def together(*options: Callable[[F], F]) -> Callable[[F], F]:
     return decorate
 
 
+def base_option(function: F) -> F:
+    return click.option(
+        "-m",
+        "--model",
+        metavar="FILE|NAME|hf:…",
+        help="Base model: a GGUF, a name that `sia-local models` lists, or hf:owner/repo[:quant].  "
+        "[default: smollm2 once it is fetched, else story]",
+    )(function)
+
+
 def model_options(
     usual: Setup | None = None, ctx: str = f"what the model was trained on, at most {DEFAULT_CONTEXT}",
     without: Collection[str] = (),
@@ -36,13 +46,7 @@ def model_options(
     """Base, values and guides, and the fields of Setup `without` some; for load_from(). usual: where a command has
     other defaults; ctx: how long a context is that nobody asked for."""
     return together(
-        click.option(
-            "-m",
-            "--model",
-            metavar="FILE|NAME|hf:…",
-            help="Base model: a GGUF, a name that `sia-local models` lists, or hf:owner/repo[:quant].  "
-            "[default: smollm2 once it is fetched, else story]",
-        ),
+        base_option,
         click.option(
             "-v",
             "--value",

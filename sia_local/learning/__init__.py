@@ -1,1 +1,1 @@
-"""A Q-head from what a teacher says at junctions: data, training, report. Only `collect` imports what generates."""
+"""A Q-head from what a teacher says at junctions: data, training, report. Few modules import what generates."""

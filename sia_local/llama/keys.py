@@ -1,16 +1,17 @@
-"""Metadata keys of a SIA value model in GGUF (contract versions 1 to 3), shared by the runtime and `convert`.
+"""Metadata keys of a SIA value model in GGUF (contract versions 1 to 4), shared by the runtime and `convert`.
 
 Every key lives in the `sia.` namespace; llama.cpp ignores unknown metadata keys and `llama_model_quantize`
 keeps them, which is why the head travels here: a tensor it does not know makes llama.cpp refuse the file,
 and a head that is never a tensor is never quantized.
 
 A file names the lowest version that knows its kind: value, value-adapter and value-head stay at 1 and readable by
-the programs of their time; value-qhead came with 2, its joint form with 3.
+the programs of their time; value-qhead came with 2, its joint form with 3, sums with 4.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 import struct
 from collections.abc import Iterable
 from typing import Any
@@ -20,6 +21,7 @@ import numpy as np
 CONTRACT_VERSION = 1  # of the three kinds of `KINDS`
 QHEAD_VERSION = 2  # of a value-qhead
 JOINT_VERSION = 3  # of one in the joint form
+SUM_VERSION = 4  # of one that is a sum
 
 VERSION = "sia.version"  # u32
 KIND = "sia.kind"  # str, one of KINDS
@@ -42,8 +44,10 @@ TRAIN_TOKENS = "sia.train.tokens"  # u64
 # A Q-head, reward units up to a constant of s. h is the base's final normed hidden state, e_y the row of its output
 # embedding. joint: Q(s, y) = scale * (v . act(A h + c + B e_y) + u . e_y); bilinear:
 # scale * (f(h) . B e_y + u . e_y), f(h) = W h + b, or W act(A h + c) + b. m is n_hidden in the joint form, else rank.
+# sum: the sum of such terms, number i = 0, 1, … with form, rank, scale, f.* and token.* under `sia.qhead.i.`.
 # Arrays marked * are f32, or u16 holding the bits of IEEE half precision (GGUF has no array of halves); row major.
-QHEAD_FORM = "sia.qhead.form"  # str: joint or bilinear, absent in version 2: bilinear
+QHEAD_FORM = "sia.qhead.form"  # str: joint, bilinear or sum, absent in version 2: bilinear
+QHEAD_TERMS = "sia.qhead.terms"  # u32, of a sum alone
 QHEAD_RANK = "sia.qhead.rank"  # u32, bilinear alone
 QHEAD_N_EMBD = "sia.qhead.n_embd"  # u32, width of h and of e
 QHEAD_WEIGHT = "sia.qhead.f.weight"  # *[n_hidden], v; or W *[rank * n_embd], *[rank * n_hidden] with a hidden layer
@@ -64,17 +68,18 @@ QHEAD_K = "sia.qhead.k"  # u32, candidates a junction
 QHEAD_R2 = "sia.qhead.r2"  # f32, share of the teacher's variance within junctions that it explains
 QHEAD_AGREEMENT = "sia.qhead.agreement"  # f32, share of junctions with the teacher's favourite at beta 2
 QHEAD_GAIN_SHARE = "sia.qhead.gain_share"  # f32, share of the teacher's one-step gain at beta 2
+QHEAD_AVERAGE = "sia.qhead.average"  # str, of which files it is the average, with their weights
 
 KINDS = ("value", "value-adapter", "value-head")
 QHEAD_KIND = "value-qhead"
-KINDS_BY_VERSION = {1: KINDS, 2: (*KINDS, QHEAD_KIND), 3: (*KINDS, QHEAD_KIND)}
+KINDS_BY_VERSION = {1: KINDS, **dict.fromkeys((QHEAD_VERSION, JOINT_VERSION, SUM_VERSION), (*KINDS, QHEAD_KIND))}
 LAYOUTS = ("merged", "lean")
 
 TEXT, TEXTS, WHOLE, WHOLES = "text", "an array of texts", "a whole number", "an array of whole numbers"
 NUMBER, NUMBERS = "a number", "an array of numbers"
 _WHOLE, _NUMBER, _NUMBERS, _A_LAYER = (WHOLE,), (NUMBER, WHOLE), (NUMBERS, WHOLES), (WHOLE, WHOLES)
 _EXPECTED = {
-    **dict.fromkeys((VERSION, TRAIN_TOKENS, QHEAD_RANK, QHEAD_N_EMBD, QHEAD_JUNCTIONS, QHEAD_K), _WHOLE),
+    **dict.fromkeys((VERSION, TRAIN_TOKENS, QHEAD_RANK, QHEAD_N_EMBD, QHEAD_JUNCTIONS, QHEAD_K, QHEAD_TERMS), _WHOLE),
     **dict.fromkeys(("general.file_type", "split.no", "split.count"), _WHOLE),
     **dict.fromkeys((HEAD_BIAS, REWARD_MEAN, REWARD_STD, VALUE_SPREAD, QHEAD_SCALE, QHEAD_LEVEL_BIAS), _NUMBER),
     **dict.fromkeys((QHEAD_R2, QHEAD_AGREEMENT, QHEAD_GAIN_SHARE), _NUMBER),
@@ -82,10 +87,9 @@ _EXPECTED = {
     **dict.fromkeys((QHEAD_WEIGHT, QHEAD_BIAS, QHEAD_HIDDEN_WEIGHT, QHEAD_HIDDEN_BIAS), _NUMBERS),
     **dict.fromkeys((QHEAD_TOKEN_WEIGHT, QHEAD_TOKEN_BIAS), _NUMBERS),
     **dict.fromkeys((KIND, LAYOUT, HEAD_ACTIVATION, VOCAB_SHA256, PROMPT_TEMPLATE, BASE_NAME, REWARD_NAME), (TEXT,)),
-    **dict.fromkeys(
-        (TRAIN_LOSS, QHEAD_ACTIVATION, QHEAD_FORM, QHEAD_TEACHER, "general.architecture", "general.name"), (TEXT,)
-    ),
-    **dict.fromkeys(("general.type", "tokenizer.ggml.model", "tokenizer.ggml.pre", "tokenizer.chat_template"), (TEXT,)),
+    **dict.fromkeys((TRAIN_LOSS, QHEAD_ACTIVATION, QHEAD_FORM, QHEAD_TEACHER, QHEAD_AVERAGE), (TEXT,)),
+    **dict.fromkeys(("general.architecture", "general.name", "general.type"), (TEXT,)),
+    **dict.fromkeys(("tokenizer.ggml.model", "tokenizer.ggml.pre", "tokenizer.chat_template"), (TEXT,)),
     "tokenizer.ggml.tokens": (TEXTS,),
     "tokenizer.ggml.token_type": (WHOLES,),
 }
@@ -105,8 +109,18 @@ _OF_MODEL = {
 }
 
 
+_TERM = re.compile(r"sia\.qhead\.([0-9]+)\.(.*)", re.DOTALL)
+
+
+def of_term(key: str, number: int) -> str:
+    """The key of a term of a sum that means what `key`, of `sia.qhead.`, means of a Q-head that is no sum."""
+    return f"sia.qhead.{number}.{key.removeprefix('sia.qhead.')}"
+
+
 def expected(key: str) -> tuple[str, ...] | None:
     """What a metadata value may be, in words; None for a key that nothing here reads."""
+    if (term := _TERM.fullmatch(key)) is not None:
+        key = f"sia.qhead.{term[2]}"
     return _EXPECTED.get(key) or _OF_MODEL.get(key.partition(".")[2])
 
 

@@ -1,9 +1,9 @@
 """The Q-head: values of all candidates from the base's own hidden state, without a decode. Numpy alone.
 
 Q(s, y) of h, the base's final normed hidden state behind s, and e, the row of its output embedding of y, in one of
-two forms: `joint`, a network that reads both, or `bilinear`. It is fitted to differences among the candidates of a
-junction, so Q is in reward units up to a constant of s; the level V(s) may ride along. What a token brings along does
-not depend on s: `project` computes it once, and whoever asks often keeps it.
+two forms, `joint`, a network that reads both, or `bilinear`, or as a `sum` of them. It is fitted to differences among
+the candidates of a junction, so Q is in reward units up to a constant of s; the level V(s) may ride along. What a token
+brings along does not depend on s: `project` computes it once, and whoever asks often keeps it.
 """
 
 from __future__ import annotations
@@ -32,17 +32,80 @@ ACTIVATIONS: dict[str, Callable[[Float32], Float32]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class QHead:
-    """Q(s, y) = scale * (meet(query(h), B e) + u . e): what both forms share. All arrays float32.
+    """Q(s, y) of h and e, whatever its form. All arrays float32.
 
-    token_weight B [m, n_embd]; token_bias u [n_embd], a number a token whatever s is. activation: of the hidden layer.
-    scale: reward units a unit of the rest. spread: standard deviation of Q among the candidates of a junction, reward
-    units, None if not measured. level_weight [n_embd], level_bias: V(s) = w . h + b in reward units, or None.
+    spread: standard deviation of Q among the candidates of a junction, reward units, None if not measured.
+    level_weight [n_embd], level_bias: V(s) = w . h + b in reward units, or None.
     Raises IncompatibleError for sizes that do not fit and NumericError for NaN or infinite weights.
-
-    Products are einsum's own loops, not BLAS: its threads and llama.cpp's would wait for each other between decodes.
     """
 
     form: ClassVar[str]
+
+    spread: float | None = None
+    level_weight: Float32 | None = None
+    level_bias: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._check({"level_weight": (self.n_embd,)}, ("spread", "level_bias"))
+
+    def _check(self, shapes: dict[str, tuple[int, ...]], numbers: tuple[str, ...]) -> None:
+        """That arrays, where they are there, have these shapes, and they and the numbers are finite."""
+        for name, shape in shapes.items():
+            array = getattr(self, name)
+            if array is None:
+                continue
+            if array.shape != shape or not array.size:
+                raise IncompatibleError(f"the Q-head's {name} is {list(array.shape)}, expected {list(shape)}")
+            if not np.isfinite(array).all():
+                raise NumericError(f"the Q-head's {name} has NaN or infinite weights; train or export it again")
+        for name in numbers:
+            number = getattr(self, name)
+            if number is not None and not math.isfinite(number):
+                raise NumericError(f"the Q-head's {name} is {number}; expected a finite number, train it again")
+
+    @property
+    def n_embd(self) -> int:
+        """Width of h and e."""
+        raise NotImplementedError
+
+    @property
+    def width(self) -> int:
+        """Numbers that `project` gives of a token."""
+        raise NotImplementedError
+
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        """What adds up to Q."""
+        raise NotImplementedError
+
+    def project(self, rows: Float32) -> Float32:
+        """What of a token does not depend on s: float32 [..., n_embd] -> [..., width]."""
+        raise NotImplementedError
+
+    def of(self, hidden: Float32, projected: Float32) -> Float64:
+        """Q of h and what `project` gave: [n_embd], [k, width] -> float64 [k], or with a leading n in all three."""
+        raise NotImplementedError
+
+    def __call__(self, hidden: Float32, rows: Float32) -> Float64:
+        """Q float64 [k] of h float32 [n_embd] and the candidates' rows [k, n_embd]."""
+        return self.of(hidden, self.project(rows))
+
+    def level(self, hidden: Float32) -> Float64 | None:
+        """V(s) in reward units, float32 [..., n_embd] -> float64 [...]; None if no level rides along."""
+        if self.level_weight is None:
+            return None
+        return (hidden @ self.level_weight).astype(np.float64) + self.level_bias
+
+
+@dataclass(frozen=True, kw_only=True)
+class Term(QHead):
+    """Q(s, y) = scale * (meet(query(h), B e) + u . e): what joint and bilinear share.
+
+    token_weight B [m, n_embd]; token_bias u [n_embd], a number a token whatever s is. activation: of the hidden layer.
+    scale: reward units a unit of the rest.
+
+    Products are einsum's own loops, not BLAS: its threads and llama.cpp's would wait for each other between decodes.
+    """
 
     weight: Float32
     token_weight: Float32
@@ -51,9 +114,6 @@ class QHead:
     hidden_bias: Float32 | None = None
     activation: str = "silu"
     scale: float = 1.0
-    spread: float | None = None
-    level_weight: Float32 | None = None
-    level_bias: float = 0.0
 
     def __post_init__(self) -> None:
         if self.activation not in ACTIVATIONS:
@@ -69,23 +129,10 @@ class QHead:
             "token_bias": (n_embd,),
             "hidden_weight": (n_hidden, n_embd),
             "hidden_bias": (n_hidden,),
-            "level_weight": (n_embd,),
             **self._shapes(m, n_embd, n_hidden),
         }
-        for name, shape in wanted.items():
-            array = getattr(self, name)
-            if array is None:
-                continue
-            if array.shape != shape or not array.size:
-                raise IncompatibleError(
-                    f"the Q-head's {name} is {list(array.shape)}, expected {list(shape)} beside a token_weight of "
-                    f"{list(self.token_weight.shape)}"
-                )
-            if not np.isfinite(array).all():
-                raise NumericError(f"the Q-head's {name} has NaN or infinite weights; train or export it again")
-        for name, number in (("scale", self.scale), ("spread", self.spread), ("level_bias", self.level_bias)):
-            if number is not None and not math.isfinite(number):
-                raise NumericError(f"the Q-head's {name} is {number}; expected a finite number, train it again")
+        self._check(wanted, ("scale",))
+        super().__post_init__()
 
     def _shapes(self, m: int, n_embd: int, n_hidden: int) -> dict[str, tuple[int, ...]]:
         """Shapes of the form's own weights, beside a token_weight [m, n_embd]."""
@@ -93,7 +140,6 @@ class QHead:
 
     @property
     def n_embd(self) -> int:
-        """Width of h and e."""
         return int(self.token_weight.shape[1])
 
     @property
@@ -103,20 +149,19 @@ class QHead:
 
     @property
     def width(self) -> int:
-        """Numbers that `project` gives of a token: m + 1."""
+        """m + 1."""
         return len(self.token_weight) + 1
 
-    def __call__(self, hidden: Float32, rows: Float32) -> Float64:
-        """Q float64 [k] of h float32 [n_embd] and the candidates' rows [k, n_embd]."""
-        return self.of(hidden, self.project(rows))
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        return (self,)
 
     def project(self, rows: Float32) -> Float32:
-        """What of a token does not depend on s, B e and u . e: float32 [..., n_embd] -> [..., m + 1]."""
+        """B e and u . e: float32 [..., n_embd] -> [..., m + 1]."""
         kept = np.einsum("...j,ij->...i", rows, self.token_weight)
         return np.concatenate([kept, np.einsum("...j,j->...", rows, self.token_bias)[..., None]], axis=-1)
 
     def of(self, hidden: Float32, projected: Float32) -> Float64:
-        """Q of h and what `project` gave: [n_embd], [k, m + 1] -> float64 [k], or with a leading n in all three."""
         with np.errstate(all="ignore"):  # what is not finite is refused by whoever asked
             q = self._meet(self._query(hidden), projected[..., :-1]) + projected[..., -1]
         return self.scale * q.astype(np.float64)
@@ -133,14 +178,8 @@ class QHead:
         assert self.hidden_weight is not None and self.hidden_bias is not None
         return np.asarray(np.einsum("...j,ij->...i", hidden, self.hidden_weight) + self.hidden_bias)
 
-    def level(self, hidden: Float32) -> Float64 | None:
-        """V(s) in reward units, float32 [..., n_embd] -> float64 [...]; None if no level rides along."""
-        if self.level_weight is None:
-            return None
-        return (hidden @ self.level_weight).astype(np.float64) + self.level_bias
 
-
-class Joint(QHead):
+class Joint(Term):
     """Q(s, y) = scale * (v . act(A h + B e + c) + u . e): one hidden layer reads h and e together.
 
     weight v [m]; hidden_weight A [m, n_embd]; hidden_bias c [m].
@@ -163,7 +202,7 @@ class Joint(QHead):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bilinear(QHead):
+class Bilinear(Term):
     """Q(s, y) = scale * (f(h) . B e + u . e), f(h) = W h + b or, with a hidden layer, W act(A h + c) + b.
 
     weight W [m, n_embd] or [m, n_hidden]; bias b [m]; hidden_weight A [n_hidden, n_embd]; hidden_bias c [n_hidden].
@@ -185,4 +224,46 @@ class Bilinear(QHead):
         return np.asarray(np.einsum("...ki,...i->...k", kept, query))
 
 
-FORMS: dict[str, type[QHead]] = {form.form: form for form in (Joint, Bilinear)}
+@dataclass(frozen=True, kw_only=True)
+class Sum(QHead):
+    """Q(s, y) = the sum of its parts' Q, for those of forms that no one term holds. Spread and level are its own; those
+    of its parts do not count."""
+
+    form = "sum"
+
+    parts: tuple[Term, ...]
+
+    def __post_init__(self) -> None:
+        widths = {part.n_embd for part in self.parts}
+        if len(widths) != 1:
+            raise IncompatibleError(
+                f"the Q-head is a sum of {len(self.parts)} terms of the widths {sorted(widths)}; expected one or more "
+                "of the same"
+            )
+        super().__post_init__()
+
+    @property
+    def n_embd(self) -> int:
+        return self.parts[0].n_embd
+
+    @property
+    def width(self) -> int:
+        """That of all parts."""
+        return sum(part.width for part in self.parts)
+
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        return self.parts
+
+    def project(self, rows: Float32) -> Float32:
+        return np.concatenate([part.project(rows) for part in self.parts], axis=-1)
+
+    def of(self, hidden: Float32, projected: Float32) -> Float64:
+        total, at = np.zeros(projected.shape[:-1]), 0
+        for part in self.parts:
+            total += part.of(hidden, projected[..., at : at + part.width])
+            at += part.width
+        return total
+
+
+FORMS: dict[str, type[Term]] = {form.form: form for form in (Joint, Bilinear)}
