@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sia_local.errors import SiaError
+from sia_local.files import alone
 from sia_local.progress import duration
 from sia_local.ray_workers import RayConfig, executor_for
 from sia_local.shipped import PROFILE_SUFFIX
@@ -46,7 +47,8 @@ def make(
             echo(line)
         return
     try:
-        seconds = run_steps(steps, state, echo)
+        with alone(chain.files.work):
+            seconds = run_steps(steps, state, echo)
     except SiaError as error:
         error.args = (in_plan(str(error)), *error.args[1:])
         raise

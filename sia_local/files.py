@@ -84,6 +84,28 @@ def hold(handle: int | IO[Any]) -> bool:
     return True
 
 
+@contextmanager
+def alone(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Around what writes a folder, which is made where there is none. Raises ConfigError while another process does.
+
+    Without a lock where hold() has none.
+    """
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    try:
+        fd = os.open(folder, os.O_RDONLY)
+    except OSError:  # Windows opens no folder
+        yield
+        return
+    try:
+        if not hold(fd):
+            raise ConfigError(
+                f"{folder} is being written by another process: let it end, or name another folder for this one"
+            )
+        yield
+    finally:
+        os.close(fd)
+
+
 def held(path: Path) -> bool:
     """Whether a running process holds the file or folder."""
     try:

@@ -13,6 +13,7 @@ import pytest
 
 from sia_local.errors import ConfigError, DataError, SiaError
 from sia_local.evaluation.profile import Profile
+from sia_local.files import alone
 from sia_local.values.qhead_file import QHeadFile
 
 pytest.importorskip("torch")
@@ -96,6 +97,8 @@ def test_chain_ends_in_a_verified_q8_0_and_reruns_only_what_changed(plan: Path, 
         "value to Q8_0", "verify",
     ]  # fmt: skip
     assert first_run == everything
+    with alone(plan.parent / "work"), pytest.raises(ConfigError, match="another process"):
+        make(plan)
     run(plan)  # undoes what another test may have changed
     report = json.loads((plan.parent / "work/verify.json").read_text())
     assert [(row["kind"], row["type"], row["failures"]) for row in report["rows"]] == [

@@ -14,8 +14,10 @@ from sia_convert.data.outputs import Appender
 from sia_convert.data.score import score_files
 from sia_convert.data.trajectories import Trajectory, read_trajectories
 
-from sia_local.errors import DataError
-from sia_local.files import aside, scratch, sweep
+from sia_local.errors import ConfigError, DataError
+from sia_local.evaluation.samples import SampleFile
+from sia_local.files import alone, aside, scratch, sweep
+from sia_local.learning.junctions import JunctionWriter
 
 TEXT = Trajectory("0-0", 0, "the king", "the king", [3], "good", reward=1.0)
 HOLD = """
@@ -41,6 +43,19 @@ def test_a_second_writer_is_refused_and_a_killed_one_blocks_nobody(tmp_path: Pat
     with Appender(out) as append:
         append(TEXT.to_json())
     assert list(read_trajectories([out])) == [TEXT]
+
+
+def test_a_folder_has_one_writer(tmp_path: Path) -> None:
+    with alone(tmp_path):
+        with pytest.raises(ConfigError, match="is being written by another process: let it end"):
+            SampleFile(tmp_path / "samples.jsonl", {})
+        with pytest.raises(ConfigError, match="another process"), JunctionWriter(tmp_path, {}):
+            pass
+    SampleFile(tmp_path / "samples.jsonl", {}).close()
+    with JunctionWriter(tmp_path, {}), pytest.raises(ConfigError, match="another process"), alone(tmp_path):
+        pass
+    with alone(tmp_path):
+        pass
 
 
 def test_an_output_is_continued_with_its_own_settings_alone(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from sia_local.errors import ConfigError, DataError, IncompatibleError, ModelFileError, SiaError
+from sia_local.files import alone
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -278,7 +279,7 @@ def test_lambda_returns_are_no_measure_of_a_model(config: TrainConfig) -> None:
     assert held_out["td-lambda"]["loss"] == held_out["per-token"]["loss"] > 0
 
 
-def test_a_figure_that_is_not_known_is_no_number(config: TrainConfig, data: Path, tmp_path: Path) -> None:
+def test_one_run_writes_a_folder_and_its_report_is_json(config: TrainConfig, data: Path, tmp_path: Path) -> None:
     seen: set[int] = set()
     one = tmp_path / "one.jsonl"
     with one.open("w") as out:
@@ -286,7 +287,10 @@ def test_a_figure_that_is_not_known_is_no_number(config: TrainConfig, data: Path
             if (prompt := json.loads(line)["prompt_id"]) not in seen:
                 seen.add(prompt)
                 out.write(line)
-    report = train(replace(config, data=(str(one),), epochs=1))
+    only_one = replace(config, data=(str(one),), epochs=1)
+    with alone(config.out), pytest.raises(ConfigError, match="another process"):
+        train(only_one)
+    report = train(only_one)
     assert math.isnan(report["best"]["pairwise"])
     told = (Path(config.out) / "training.json").read_text()
     assert json.loads(told, parse_constant=pytest.fail)["best"]["pairwise"] is None

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sia_local.errors import ConfigError, DataError, NumericError
-from sia_local.files import atomic_write, finite, sweep
+from sia_local.files import alone, atomic_write, finite, sweep
 from sia_local.progress import Progress, duration
 
 from ..data.examples import Example, Reader, Split, batches, load_split
@@ -96,8 +96,14 @@ class Trainer:
         self.place = Place()
 
     def run(self, resume: bool) -> dict[str, Any]:
+        """The main process of several holds the folder, so that no other run writes it meanwhile."""
+        if not self.accelerator.is_main_process:
+            return self._run(resume)
+        with alone(self.out):
+            return self._run(resume)
+
+    def _run(self, resume: bool) -> dict[str, Any]:
         c, p, main = self.config, self.place, self.accelerator.is_main_process
-        self.out.mkdir(parents=True, exist_ok=True)
         if main:
             for name in WRITTEN:
                 sweep(self.out / name)

@@ -6,12 +6,13 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import IO, Any
 
 from ..errors import ConfigError, DataError
-from ..files import parse_json
+from ..files import alone, parse_json
 from ..records import Completion
 
 _UNSAID = ("job", "_thoughts")
@@ -66,17 +67,20 @@ class SampleFile:
     """`samples.jsonl`: a line with the settings, then samples, and decisions that later samples must follow."""
 
     def __init__(self, path: Path, settings: Mapping[str, Any], fresh: bool = False):
-        """Opens or creates. Raises ConfigError when the file holds samples made with other settings."""
+        """Opens or creates. Raises ConfigError when the file holds samples made with other settings, and while another
+        process writes its folder."""
         self.path = path
         self.samples: dict[tuple[str, str, int], Sample] = {}
         self.fixed: dict[str, Any] = {}
         self.earlier: set[str] = set()  # arms with texts of an earlier run
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if fresh or not path.exists() or b"\n" not in path.read_bytes():
-            path.write_text(json.dumps({"settings": dict(settings)}) + "\n", encoding="utf-8")
-        else:
-            self._read(settings)
-        self._handle: IO[str] = path.open("a", encoding="utf-8")
+        with ExitStack() as held:
+            held.enter_context(alone(path.parent))
+            if fresh or not path.exists() or b"\n" not in path.read_bytes():
+                path.write_text(json.dumps({"settings": dict(settings)}) + "\n", encoding="utf-8")
+            else:
+                self._read(settings)
+            self._handle: IO[str] = held.enter_context(path.open("a", encoding="utf-8"))
+            self._held = held.pop_all()
 
     def _read(self, settings: Mapping[str, Any]) -> None:
         raw = self.path.read_bytes()
@@ -113,7 +117,7 @@ class SampleFile:
         return [sample for sample in self.samples.values() if sample.arm == key]
 
     def close(self) -> None:
-        self._handle.close()
+        self._held.close()
 
 
 def _difference(stored: Any, now: Any) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ConfigError, DataError
-from ..files import atomic_write, parse_json
+from ..files import alone, atomic_write, parse_json
 
 FORMAT = "sia-junctions-1"
 Float32 = npt.NDArray[np.float32]
@@ -164,10 +164,15 @@ class JunctionWriter:
         self._taken: list[Transitions] = []
 
     def __enter__(self) -> JunctionWriter:
+        self._held = alone(self.folder)
+        self._held.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.flush()
+        try:
+            self.flush()
+        finally:
+            self._held.__exit__(None, None, None)
 
     def add(self, text: int, junctions: Junctions | None, taken: Transitions | None = None) -> None:
         """The junctions of one text, all of them, and its tokens; None for a text that has none."""
