@@ -101,6 +101,10 @@ def test_arrays_of_texts_are_as_they_were_written(
         assert meta.get("general.tags") == before and meta.get("tokenizer.ggml.tokens") == tokens
         assert meta.texts("a.last") is None and meta.texts("a.numbers") is None and meta.texts("no.such") is None
         assert meta.vocab_sha256() == (vocab_sha256(tokens) if tokens else None)
+        found = meta.texts("tokenizer.ggml.tokens")
+        assert found is not None
+        # Of texts beyond 64 bytes only those count, and the length.
+        assert found.may_repeat() == (len({(t[:64], len(t)) for t in tokens}) < len(tokens))
 
 
 FORMATS = (

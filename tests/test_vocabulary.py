@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from sia_local import SIA, Request, Setup
-from sia_local.errors import ConfigError
-from sia_local.llama.library import default_threads, has_gpu
+from sia_local.errors import ConfigError, SiaError
+from sia_local.llama.library import check_pinned, default_threads, has_gpu
 from sia_local.llama.model import Model
 from sia_local.text import Shown
 
@@ -63,3 +63,14 @@ def test_threads_are_cores_within_the_quota(tmp_path: Path, monkeypatch: pytest.
     for text, expected in (("max 100000", 2), ("150000 100000", 2), ("50000 100000", 1)):
         quota.write_text(text)
         assert default_threads(tmp_path) == expected
+
+
+def test_another_release_of_the_bindings_is_refused(tmp_path: Path) -> None:
+    package = tmp_path / "__init__.py"
+    package.write_text('from .llama import *\n\n__version__ = "0.3.1"\n')
+    with pytest.raises(SiaError, match=r"llama-cpp-python 0\.3\.1 is installed, 0\.3\.36 is needed"):
+        check_pinned(str(package))
+    package.write_text("")
+    for origin in (str(package), None):
+        with pytest.raises(SiaError, match="no known release of llama-cpp-python is installed"):
+            check_pinned(origin)

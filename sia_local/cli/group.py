@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import signal
 import sys
@@ -79,6 +80,8 @@ class LazyCommands(click.Group):
         errors.give_up = None if ctx.meta.get("sia.debug") else _give_up
 
         _hear_interrupts()
+        # What a start makes stays; garbage would be looked for among it seventy times.
+        gc.set_threshold(20_000)
         try:
             return super().invoke(ctx)
         except SiaError as error:

@@ -50,7 +50,7 @@ class Inspection:
 def inspect_file(path: str | os.PathLike[str]) -> Inspection:
     """Raises ModelFileError for a file that is not a whole GGUF."""
     with GgufMetadata(path) as meta:
-        check_sound(meta, meta.get("tokenizer.ggml.tokens", ()))
+        check_sound(meta, meta.texts("tokenizer.ggml.tokens"))
         tensors = meta.tensors()
         size = sum(map(_whole_size, meta.parts))
         arch = meta.get("general.architecture", "?")

@@ -176,8 +176,12 @@ def _guides(options: Mapping[str, Any]) -> list[Any]:
 def load_from(options: Mapping[str, Any], config: SiaConfig | None = None, usual: Setup | None = None) -> SIA:
     """Loads the models that options name. `config` sizes the value model's candidates."""
     from ..generation.sia import SIA
+    from ..llama.templates import WORKER
 
     base, values = model_paths(options)
+    if not options.get("raw"):
+        # Gets ready beside the loading.
+        WORKER.start()
     return SIA.load(base, values or None, setup_from(options, base, config, usual))
 
 

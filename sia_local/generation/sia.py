@@ -14,7 +14,7 @@ from ..llama.context import Context, options_for
 from ..llama.engine import Engine
 from ..llama.model import Model
 from ..llama.store import StateStore
-from ..llama.templates import WORKER, find_template
+from ..llama.templates import find_template
 from ..reasoning import REASONING, Splitter, find_format
 from ..records import Completion, Float64, Messages, Prompt, Request
 from ..text import TextStream
@@ -82,8 +82,6 @@ class SIA:
                 undo.callback(model.close)
             if setup.chat_template is not None:
                 model.template = find_template(setup.chat_template)
-            if model.chat_template is not None:
-                WORKER.start()
             context = Context(model, options_for(model, setup, branches))
             undo.callback(context.close)
             hidden = setup.hidden_states or "value-qhead" in kinds

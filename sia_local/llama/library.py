@@ -8,13 +8,13 @@ from __future__ import annotations
 import ctypes
 import math
 import os
+import re
 import signal
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from importlib.metadata import version as _installed_version
 from importlib.util import find_spec, module_from_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,30 +26,40 @@ from .. import errors
 from ..errors import ConfigError, SiaError
 
 PINNED = "0.3.36"
-if _installed_version("llama-cpp-python") != PINNED:
-    raise SiaError(
-        f"llama-cpp-python {_installed_version('llama-cpp-python')} is installed, {PINNED} is needed (struct "
-        f"layouts differ between releases); run: pip install llama-cpp-python=={PINNED}"
-    )
+_PACKAGE = "llama_cpp"
+
+
+def check_pinned(origin: str | None) -> None:
+    """Raises SiaError unless the package that begins in this file (None: there is none) is of the pinned release. The
+    file says so itself; asking importlib.metadata takes ten times as long."""
+    stated = re.search(r'^__version__ = "(.*)"', Path(origin).read_text(encoding="utf-8"), re.M) if origin else None
+    if stated is None or stated[1] != PINNED:
+        found = f"llama-cpp-python {stated[1]}" if stated else "no known release of llama-cpp-python"
+        raise SiaError(
+            f"{found} is installed, {PINNED} is needed (struct layouts differ between releases); run: "
+            f"pip install llama-cpp-python=={PINNED}"
+        )
+
+
+_spec = find_spec(_PACKAGE)
+check_pinned(_spec.origin if _spec is not None else None)
 
 
 def _bindings() -> tuple[Any, Any]:
     """The bindings of llama-cpp-python, and its log, without what else its package begins with: class `Llama`, jinja2
     and formats of chats, a third of the time of its import. Whoever imports the package later gets all of it."""
     names = "llama_cpp.llama_cpp", "llama_cpp._logger"
-    package = "llama_cpp"
-    if package in sys.modules:
+    if _PACKAGE in sys.modules:
         return import_module(names[0]), import_module(names[1])
-    spec = find_spec(package)
-    assert spec is not None
-    sys.modules[package] = empty = module_from_spec(spec)
+    assert _spec is not None
+    sys.modules[_PACKAGE] = empty = module_from_spec(_spec)
     try:
         bindings = import_module(names[0])
         vars(empty).update({name: x for name, x in vars(bindings).items() if not name.startswith("_")})
         # Sets a log of its own when it is imported, which must not be after this program's.
         return bindings, import_module(names[1])
     finally:
-        del sys.modules[package]
+        del sys.modules[_PACKAGE]
 
 
 if TYPE_CHECKING:

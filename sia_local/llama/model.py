@@ -52,7 +52,7 @@ class Model:
             # A part that is not the first, or one that is missing, says so.
             meta.parts  # noqa: B018
             self.vocabulary = Vocabulary.of(meta)
-            check_sound(meta, self.vocabulary.tokens if self.vocabulary else ())
+            check_sound(meta, self.vocabulary.texts if self.vocabulary else None)
             self.tables = tables_of(meta)
         with quietly(self.path):
             self._ptr = C.llama_model_load_from_file(os.fsencode(self.path), params)

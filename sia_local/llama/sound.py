@@ -6,13 +6,13 @@ The conditions are those of llama_model_base::load_hparams and llama_vocab::impl
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from ..errors import ModelFileError
 from .gguf import GgufMetadata
+from .texts import Texts
 
 MOST_LAYERS, MOST_EXPERTS = 512, 1024
 LONGEST_WINDOW = 1 << 24  # room for a mask of it is made before it is looked at
@@ -23,9 +23,9 @@ ROTATES = (*WHOLE_HEADS, "gemma3", "lfm2", "qwen35")
 SHOWN = 40
 
 
-def check_sound(meta: GgufMetadata, tokens: Sequence[bytes]) -> None:
-    """tokens: of its vocabulary, none for a file without. Raises ModelFileError."""
-    check_tokens(meta, tokens)
+def check_sound(meta: GgufMetadata, tokens: Texts | None) -> None:
+    """tokens: of its vocabulary, None for a file without. Raises ModelFileError."""
+    _check_tokens(meta, tokens)
     _check_tensors(meta)
     arch = meta.get("general.architecture", "")
 
@@ -66,14 +66,14 @@ def _check_tensors(meta: GgufMetadata) -> None:
             )
 
 
-def check_tokens(meta: GgufMetadata, tokens: Sequence[bytes]) -> None:
+def _check_tokens(meta: GgufMetadata, tokens: Texts | None) -> None:
     """Equal tokens, of which llama.cpp asserts that there are none."""
-    if len(set(tokens)) < len(tokens):
+    if tokens is not None and tokens.may_repeat():
         # An empty one gets a name of its own there.
-        counts = Counter(token for token in tokens if token)
+        counts = Counter(token for token in tokens.entries() if token)
         token, times = counts.most_common(1)[0] if counts else (b"", 0)
         if times > 1:
-            where = [i for i, other in enumerate(tokens) if other == token][:2]
+            where = [i for i, other in enumerate(tokens.entries()) if other == token][:2]
             raise ModelFileError(
                 f"{meta.path}: the token {token[:SHOWN].decode('utf-8', 'replace')!r} stands twice in the vocabulary, "
                 f"at {where[0]} and {where[1]}; each has to stand once, convert the model again"

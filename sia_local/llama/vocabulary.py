@@ -7,12 +7,14 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import count
 from pathlib import Path
 
 from ..errors import IncompatibleError
 from .gguf import GgufMetadata
 from .keys import fingerprinted
+from .texts import Texts
 
 PADDING = re.compile(rb"\[PAD\d*\]|<pad\d*>|<unused\d+>", re.IGNORECASE)
 # Models of one family pad to multiples of 64 to 1024 rows; their fingerprints cover what they padded with.
@@ -23,12 +25,10 @@ _CONTROL = 3  # tokenizer.ggml.token_type
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The tokens of a GGUF file, in order; stored: the same as fingerprints are taken of; control: ids of control
-    tokens."""
+    """The tokens of a GGUF file, in order; texts: the same as they lie in it; control: ids of control tokens."""
 
     path: Path
-    tokens: Sequence[bytes]
-    stored: bytes = field(repr=False)
+    texts: Texts = field(repr=False)
     control: frozenset[int] = frozenset()
 
     @classmethod
@@ -45,7 +45,11 @@ class Vocabulary:
             return None
         types = meta.get("tokenizer.ggml.token_type")
         control = frozenset() if types is None else frozenset((types == _CONTROL).nonzero()[0].tolist())
-        return cls(meta.path, found.entries(), found.stored, control)
+        return cls(meta.path, found, control)
+
+    @cached_property
+    def tokens(self) -> Sequence[bytes]:
+        return self.texts.entries()
 
     @property
     def unpadded(self) -> int:
@@ -57,11 +61,11 @@ class Vocabulary:
 
     def has_fingerprint(self, sha256: str) -> bool:
         """Whether `sha256` (keys.vocab_sha256) is that of these tokens, with any padding behind them."""
-        if hashlib.sha256(self.stored).hexdigest() == sha256:
+        if hashlib.sha256(self.texts.stored).hexdigest() == sha256:
             return True
         start = self.unpadded
         padded = len(fingerprinted(self.tokens[start:]))
-        digest = hashlib.sha256(self.stored[: len(self.stored) - padded])
+        digest = hashlib.sha256(self.texts.stored[: len(self.texts.stored) - padded])
         for i in range(start, max(start + MOST_PADDING, len(self.tokens))):
             if digest.hexdigest() == sha256:
                 return True

@@ -8,7 +8,6 @@ KV and logits are kept, so that the step after a junction needs no decode.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,81 +80,77 @@ class ValueFile:
     about: dict[str, Any]
 
     @classmethod
-    def read(cls, path: str | os.PathLike[str]) -> ValueFile:
-        """Raises ModelFileError (not a readable GGUF) or IncompatibleError (no value head, unknown version)."""
-        with GgufMetadata(path) as meta:
-            version = meta.get(keys.VERSION)
-            weight = meta.get(keys.HEAD_WEIGHT)
-            if version is None or weight is None:
-                raise IncompatibleError(
-                    f"{path}: holds no value head (metadata {keys.HEAD_WEIGHT}); expected a value model, "
-                    "export one with `sia-convert export`"
-                )
-            if version != keys.CONTRACT_VERSION:
-                raise IncompatibleError(
-                    f"{path}: value model contract version {version}, this program reads version "
-                    f"{keys.CONTRACT_VERSION}; update sia_local or export again"
-                )
-            kind = meta.get(keys.KIND, "value")
-            if kind not in keys.KINDS:
-                raise IncompatibleError(
-                    f"{path}: kind {kind!r} of value model; expected one of {', '.join(keys.KINDS)}"
-                )
-            layout = meta.get(keys.LAYOUT, "merged")
-            if kind == "value" and layout not in keys.LAYOUTS:
-                raise IncompatibleError(
-                    f"{path}: layout {layout!r} of value model; expected one of {', '.join(keys.LAYOUTS)}, update "
-                    "sia_local or export again"
-                )
-            if kind == "value" and layout == "lean" and len(meta.parts) > 1:
-                raise IncompatibleError(
-                    f"{path}: a lean value model in {len(meta.parts)} files, which leaves out its embedding rows; give "
-                    "the one file it was exported to"
-                )
-            activation = meta.get(keys.HEAD_ACTIVATION, "silu")
-            if activation not in ACTIVATIONS:
-                raise IncompatibleError(
-                    f"{path}: head activation {activation!r}; expected one of {', '.join(ACTIVATIONS)}"
-                )
-            weight = np.asarray(weight, np.float32)
-            hidden, offset = meta.get(keys.HEAD_HIDDEN_WEIGHT), meta.get(keys.HEAD_HIDDEN_BIAS)
-            if hidden is not None and (offset is None or len(offset) != len(weight) or len(hidden) % len(weight)):
-                raise IncompatibleError(
-                    f"{path}: the hidden layer of the value head has {len(hidden)} weights and "
-                    f"{0 if offset is None else len(offset)} biases, {len(weight)} units were expected; export it again"
-                )
-            head = ValueHead(
-                weight=weight,
-                bias=float(meta.get(keys.HEAD_BIAS, 0.0)),
-                hidden_weight=None if hidden is None else hidden.astype(np.float32).reshape(len(weight), -1),
-                hidden_bias=None if hidden is None else offset.astype(np.float32),
-                activation=activation,
+    def of(cls, meta: GgufMetadata) -> ValueFile:
+        """Raises IncompatibleError (no value head, unknown version)."""
+        path = meta.path
+        version = meta.get(keys.VERSION)
+        weight = meta.get(keys.HEAD_WEIGHT)
+        if version is None or weight is None:
+            raise IncompatibleError(
+                f"{path}: holds no value head (metadata {keys.HEAD_WEIGHT}); expected a value model, "
+                "export one with `sia-convert export`"
             )
-            if not np.isfinite(head.weight).all() or not math.isfinite(head.bias):
-                raise IncompatibleError(f"{path}: the value head contains NaN or infinity; export it again")
-            spread = meta.get(keys.VALUE_SPREAD)
-            return cls(
-                path=Path(path),
-                kind=kind,
-                layout=layout,
-                architecture=meta.get("general.architecture", "?"),
-                head=head,
-                spread=float(spread) if spread and math.isfinite(spread) else None,
-                vocab_sha256=meta.get(keys.VOCAB_SHA256) or meta.vocab_sha256(),
-                template=meta.get(keys.PROMPT_TEMPLATE) or meta.get("tokenizer.chat_template"),
-                about={
-                    key: meta.get(key)
-                    for key in (
-                        keys.BASE_NAME,
-                        keys.REWARD_NAME,
-                        keys.REWARD_MEAN,
-                        keys.REWARD_STD,
-                        keys.TRAIN_LOSS,
-                        keys.TRAIN_TOKENS,
-                    )
-                    if key in meta
-                },
+        if version != keys.CONTRACT_VERSION:
+            raise IncompatibleError(
+                f"{path}: value model contract version {version}, this program reads version "
+                f"{keys.CONTRACT_VERSION}; update sia_local or export again"
             )
+        kind = meta.get(keys.KIND, "value")
+        if kind not in keys.KINDS:
+            raise IncompatibleError(f"{path}: kind {kind!r} of value model; expected one of {', '.join(keys.KINDS)}")
+        layout = meta.get(keys.LAYOUT, "merged")
+        if kind == "value" and layout not in keys.LAYOUTS:
+            raise IncompatibleError(
+                f"{path}: layout {layout!r} of value model; expected one of {', '.join(keys.LAYOUTS)}, update "
+                "sia_local or export again"
+            )
+        if kind == "value" and layout == "lean" and len(meta.parts) > 1:
+            raise IncompatibleError(
+                f"{path}: a lean value model in {len(meta.parts)} files, which leaves out its embedding rows; give "
+                "the one file it was exported to"
+            )
+        activation = meta.get(keys.HEAD_ACTIVATION, "silu")
+        if activation not in ACTIVATIONS:
+            raise IncompatibleError(f"{path}: head activation {activation!r}; expected one of {', '.join(ACTIVATIONS)}")
+        weight = np.asarray(weight, np.float32)
+        hidden, offset = meta.get(keys.HEAD_HIDDEN_WEIGHT), meta.get(keys.HEAD_HIDDEN_BIAS)
+        if hidden is not None and (offset is None or len(offset) != len(weight) or len(hidden) % len(weight)):
+            raise IncompatibleError(
+                f"{path}: the hidden layer of the value head has {len(hidden)} weights and "
+                f"{0 if offset is None else len(offset)} biases, {len(weight)} units were expected; export it again"
+            )
+        head = ValueHead(
+            weight=weight,
+            bias=float(meta.get(keys.HEAD_BIAS, 0.0)),
+            hidden_weight=None if hidden is None else hidden.astype(np.float32).reshape(len(weight), -1),
+            hidden_bias=None if hidden is None else offset.astype(np.float32),
+            activation=activation,
+        )
+        if not np.isfinite(head.weight).all() or not math.isfinite(head.bias):
+            raise IncompatibleError(f"{path}: the value head contains NaN or infinity; export it again")
+        spread = meta.get(keys.VALUE_SPREAD)
+        return cls(
+            path=path,
+            kind=kind,
+            layout=layout,
+            architecture=meta.get("general.architecture", "?"),
+            head=head,
+            spread=float(spread) if spread and math.isfinite(spread) else None,
+            vocab_sha256=meta.get(keys.VOCAB_SHA256) or meta.vocab_sha256(),
+            template=meta.get(keys.PROMPT_TEMPLATE) or meta.get("tokenizer.chat_template"),
+            about={
+                key: meta.get(key)
+                for key in (
+                    keys.BASE_NAME,
+                    keys.REWARD_NAME,
+                    keys.REWARD_MEAN,
+                    keys.REWARD_STD,
+                    keys.TRAIN_LOSS,
+                    keys.TRAIN_TOKENS,
+                )
+                if key in meta
+            },
+        )
 
     def check_fits(self, base: Model, vocabulary: Vocabulary | None, renamed: bool = False) -> None:
         """Raises IncompatibleError unless token ids mean the same in both and widths agree where shared."""

@@ -6,7 +6,7 @@ import math
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,6 +14,9 @@ from ..errors import ConfigError, IncompatibleError, NumericError
 from ..llama import gguf_write as gguf
 from ..llama import keys
 from .qhead import FORMS, Bilinear, Float32, Joint, QHead, Sum, Term
+
+if TYPE_CHECKING:
+    from ..llama.gguf import GgufMetadata
 
 DTYPES = ("f32", "f16", "kept")
 
@@ -93,14 +96,19 @@ class QHeadFile:
         from ..llama.gguf import GgufMetadata
 
         with GgufMetadata(path) as meta:
-            found = {key: meta.get(key) for key in meta.keys() if key.startswith("sia.")}  # noqa: SIM118
-            name = meta.get("general.name", Path(path).stem)
+            return cls.of(meta)
+
+    @classmethod
+    def of(cls, meta: GgufMetadata) -> QHeadFile:
+        """Raises IncompatibleError or NumericError with one sentence."""
+        path = meta.path
+        found = {key: meta.get(key) for key in meta.keys() if key.startswith("sia.")}  # noqa: SIM118
         _check_contract(path, found)
         try:
             qhead = _qhead_of(found)
         except (IncompatibleError, NumericError) as error:
             raise type(error)(f"{path}: {error}") from error
-        return cls(Path(path), qhead, _meta_of(name, found))
+        return cls(path, qhead, _meta_of(meta.get("general.name", path.stem), found))
 
     def check_fits(self, n_embd: int, base_name: str) -> None:
         """IncompatibleError unless it reads hidden states and embedding rows of this width."""

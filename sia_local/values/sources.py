@@ -183,8 +183,7 @@ class MixedValues:
 def read_value_file(path: PathLike) -> AnyFile:
     """What a value GGUF of any kind says. Raises ModelFileError and IncompatibleError with a sentence."""
     with GgufMetadata(path) as meta:
-        kind = meta.get(KIND)
-    return QHeadFile.read(path) if kind == QHEAD_KIND else ValueFile.read(path)
+        return QHeadFile.of(meta) if meta.get(KIND) == QHEAD_KIND else ValueFile.of(meta)
 
 
 def read_files(specs: Sequence[Spec]) -> list[AnyFile | None]:
