@@ -17,8 +17,10 @@ from test_qhead import FORMS, made
 
 from sia_local import SIA, SiaConfig, ValuePath
 from sia_local.cli import main
-from sia_local.learning.average import average, joined
-from sia_local.learning.collect import CollectConfig
+from sia_local.learning.average import average, joined, spread_of
+from sia_local.learning.collect import CollectConfig, hidden_states
+from sia_local.learning.junctions import Junctions
+from sia_local.llama.embeddings import EmbeddingRows
 from sia_local.seeds import text_seed
 from sia_local.values.qhead import ACTIVATIONS, Bilinear, Joint, Sum, Term
 from sia_local.values.qhead_file import QHeadFile, write_qhead
@@ -109,6 +111,18 @@ def test_what_is_stacked_is_one_term_and_levels_are_averaged() -> None:
     assert isinstance(both, Sum) and [part.form for part in both.parts] == ["joint", "bilinear"]
 
 
+def test_the_spread_says_how_far_the_parts_agree() -> None:
+    rng = np.random.default_rng(0)
+    hidden, rows = rng.standard_normal((20, 24)).astype(np.float32), rng.standard_normal((30, 24)).astype(np.float32)
+    ids = rng.integers(0, 30, (20, 6)).astype(np.int32)
+    junctions = Junctions(hidden, ids, np.zeros((20, 6), np.float32), np.zeros((20, 6), np.float32), ids[:, 0])
+    a = made("joint")
+    against = replace(a, scale=-a.scale)
+    for other, agreement in ((a, 1.0), (against, 0.5)):
+        parts, weights = [a, replace(other, spread=0.0625)], [3.0, 1.0]
+        assert spread_of(average(parts, weights), parts, weights, junctions, rows) == pytest.approx(0.0625 * agreement)
+
+
 def heads(make_gguf: Make, folder: Path) -> list[Path]:
     """A joint and a bilinear one of the tiny base."""
     joint = QHeadFile.read(make_gguf("qhead"))
@@ -129,30 +143,29 @@ def test_the_command_makes_a_file_that_steers_as_both_do(make_gguf: Make, tmp_pa
     assert file.meta.average == f"0.75 {a.stem} + 0.25 b" and file.meta.distillation is None
     assert file.meta.vocab_sha256 == QHeadFile.read(a).meta.vocab_sha256 and file.spread is not None
     # In spreads: 3 Qa / 0.5 + 1 Qb / 2; in reward units, a quarter of that times 0.875, the mean spread.
-    config, kept = SiaConfig(gate="dense", k=6, beta=1.0), []
+    config, written = SiaConfig(gate="dense", k=6, beta=1.0), []
     for values in ([ValuePath(a, 3.0), ValuePath(b, 1.0)], out):
         with SIA.load(base, values, setup=EXACT) as sia:
             assert sia.value is not None
             beta = config.beta if sia.value.name != "c" else 4 * config.beta / 0.875
             steps = list(sia.generate("hello", replace(config, beta=beta), max_tokens=12, seed=3, trace=True))
-            kept.append(([s.token for s in steps], np.array([s.candidates.values for s in steps if s.candidates])))
-    assert kept[0][0] == kept[1][0]
-    np.testing.assert_allclose(kept[1][1], 0.875 / 4 * kept[0][1], atol=1e-5 * np.abs(kept[1][1]).max())
-    # The spread is what `learn` would call it: that of the values in texts of which every other one is steered.
-    with SIA.load(base, [ValuePath(a, 3.0), ValuePath(b, 1.0)], setup=EXACT, max_candidates=6) as sia:
-        deviations = [
-            float(np.std(step.candidates.values))
-            for text, prompt in enumerate(("hello", "a dog", "hello", "a dog"))
-            for step in sia.generate(
-                prompt,
-                CollectConfig(k=6, threshold=0.0).steering(text),
-                max_tokens=8,
-                seed=text_seed(0, str(text), 0),
-                trace=True,
-            )
-            if step.candidates is not None
-        ]
-    assert file.spread == pytest.approx(0.875 / 4 * np.mean(deviations), rel=1e-3)
+            written.append(([s.token for s in steps], np.array([s.candidates.values for s in steps if s.candidates])))
+    assert written[0][0] == written[1][0]
+    np.testing.assert_allclose(written[1][1], 0.875 / 4 * written[0][1], atol=1e-5 * np.abs(written[1][1]).max())
+    # Its spread is to the mean of its parts' as theirs are at the same junctions.
+    heads_of, rows = [QHeadFile.read(path).qhead for path in (a, b, out)], EmbeddingRows.output_of(base)
+    found: list[list[float]] = [[], [], []]
+    with SIA.load(base, [ValuePath(a, 3.0), ValuePath(b, 1.0)], setup=EXACT, hidden_states=True) as sia:
+        for text, words in enumerate(("hello", "a dog", "hello", "a dog")):
+            prompt, seed = sia.prompt(words), text_seed(0, str(text), 0)
+            config = CollectConfig(k=6, threshold=0.0).steering(text)
+            steps = list(sia.generate(prompt, config, max_tokens=8, seed=seed, trace=True))
+            for step, hidden in zip(steps, hidden_states(sia, prompt, [s.token for s in steps]), strict=False):
+                assert step.candidates is not None
+                for qhead, kept in zip(heads_of, found, strict=True):
+                    kept.append(float(np.std(qhead(hidden, rows[step.candidates.ids]))))
+    of_a, of_b, of_both = np.mean(found, axis=1)
+    assert file.spread == pytest.approx(of_both / (0.75 * of_a / 0.5 + 0.25 * of_b / 2.0), rel=5e-3)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from .many import WRITING, training_prompts
 from .options import base_option, setup_options
 from .resolve import model_paths, setup_from
 
-_USUAL = CollectConfig(texts=32)
+_USUAL = CollectConfig(texts=16)
 
 
 @click.command()

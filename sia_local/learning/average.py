@@ -13,11 +13,14 @@ import numpy as np
 from ..config import Setup
 from ..errors import ConfigError, DataError, IncompatibleError
 from ..generation.sia import SIA
-from ..seeds import text_seed
+from ..llama.embeddings import EmbeddingRows
 from ..values.qhead import Bilinear, Float32, Joint, QHead, Sum, Term
 from ..values.qhead_file import QHeadFile, QHeadMeta, write_qhead
 from ..values.sources import ValuePath, read_value_file
-from .collect import CollectConfig
+from .collect import CollectConfig, Collector, Wanted
+from .fit import Rows, predict
+from .junctions import Junctions, concatenate
+from .report import spread
 
 
 def average_files(
@@ -31,18 +34,19 @@ def average_files(
 ) -> QHeadFile:
     """Writes the average of the Q-heads `values` of `base` to `out`, no bit of their weights lost.
 
-    The spread is what the same weighing says while the base writes `config.texts` texts, collected as in `learn`: every
-    other one steered, at junctions alone. Raises IncompatibleError and ConfigError as `joined` and SIA.load do, and
-    DataError where there was no junction.
+    The spread is measured where the base hesitates in `config.texts` texts, every other one steered, as `learn`
+    collects them. Raises IncompatibleError and ConfigError as `joined` and SIA.load do, and DataError where there was
+    no junction.
     """
     files = [_qhead_file(spec) for spec in values]
     weights = [1.0 if spec.weight is None else spec.weight for spec in values]
     qhead, meta = joined(files, weights, out.stem)
     weighed = [replace(spec, weight=weight) for spec, weight in zip(values, weights, strict=True)]
-    with SIA.load(base, weighed, setup, max_candidates=config.k) as sia:
-        unit = float(np.average([file.spread or 1.0 for file in files], weights=weights)) / sum(weights)
-        spread = unit * _spread(sia, prompts, config, on_text)
-    write_qhead(out, replace(qhead, spread=float(np.float32(spread))), meta, "kept")
+    with SIA.load(base, weighed, setup, hidden_states=True, max_candidates=config.k) as sia:
+        junctions = _junctions(sia, prompts, config, on_text)
+    rows = EmbeddingRows.output_of(base)
+    measured = spread_of(qhead, [file.qhead for file in files], weights, junctions, rows)
+    write_qhead(out, replace(qhead, spread=measured), meta, "kept")
     return QHeadFile.read(out)
 
 
@@ -56,32 +60,34 @@ def _qhead_file(spec: ValuePath) -> QHeadFile:
     return file
 
 
-def _spread(sia: SIA, prompts: Sequence[str], config: CollectConfig, on_text: Callable[[int, int], None]) -> float:
-    """Mean standard deviation of the values among the candidates of a junction, in their units."""
-    jobs = (
-        sia.job(
-            prompts[text % len(prompts)],
-            config.steering(text),
-            id=text,
-            max_tokens=config.max_tokens,
-            seed=text_seed(config.seed, str(text), 0),
-            trace=True,
-        )
-        for text in range(config.texts)
-    )
-    deviations, done = list[float](), 0
-    for step in sia.run(jobs):
-        if step.values_asked and step.candidates is not None:
-            deviations.append(float(np.std(step.candidates.values[: step.values_asked])))
-        if step.finish:
-            done += 1
-            on_text(done, config.texts)
-    if not deviations:
+def _junctions(
+    sia: SIA, prompts: Sequence[str], config: CollectConfig, on_text: Callable[[int, int], None]
+) -> Junctions:
+    numbers = [text % len(prompts) for text in range(config.texts)]
+    wanted = [Wanted(text, number, prompts[number]) for text, number in enumerate(numbers)]
+    found = []
+    for done, (_, text) in enumerate(Collector(sia, config, owns=False, taken=False).run(wanted), 1):
+        found += [] if text.junctions is None else [text.junctions]
+        on_text(done, config.texts)
+    if not found:
         raise DataError(
             f"none of the {config.texts} texts has a token of {config.threshold:g} nats; ask for more texts, or lower "
             "the threshold"
         )
-    return float(np.mean(deviations))
+    return concatenate(found)
+
+
+def spread_of(
+    whole: QHead, parts: Sequence[QHead], weights: Sequence[float], junctions: Junctions, rows: Rows
+) -> float:
+    """The spread of an average by those of its parts and by how far they agree at these junctions. Values differ
+    several times more in one text than in another: compared to its parts', the average's spread is known from few."""
+
+    def here(qhead: QHead) -> float:
+        return spread(predict(qhead, junctions, rows).astype(np.float64), junctions.tried())
+
+    stated = np.average([here(part) / (part.spread or 1.0) for part in parts], weights=weights)
+    return float(np.float32(here(whole) / stated))
 
 
 def joined(files: Sequence[QHeadFile], weights: Sequence[float], name: str) -> tuple[QHead, QHeadMeta]:

@@ -74,7 +74,7 @@ class Collected:
     """What a text of `steps` tokens gave."""
 
     junctions: Junctions | None
-    taken: Transitions
+    taken: Transitions | None
     steps: int
 
 
@@ -132,12 +132,13 @@ def gather(
 
 
 class Collector:
-    """A worker that writes texts and asks the teacher, `sia.value`, at their junctions. owns: it closes the SIA."""
+    """A worker that writes texts and asks the teacher, `sia.value`, at their junctions. owns: it closes the SIA; taken:
+    the teacher says what the tokens between junctions gained, too."""
 
-    def __init__(self, sia: SIA, config: CollectConfig, owns: bool = True):
+    def __init__(self, sia: SIA, config: CollectConfig, owns: bool = True, taken: bool = True):
         if sia.value is None:
             raise ConfigError("there is no teacher; expected a SIA loaded with a value")
-        self.sia, self.config, self._owns = sia, config, owns
+        self.sia, self.config, self._owns, self._taken = sia, config, owns, taken
 
     @classmethod
     def load(cls, base: str | os.PathLike[str], teacher: Specs, setup: Setup, config: CollectConfig) -> Collector:
@@ -167,7 +168,7 @@ class Collector:
                 (one, prompt), steps = read.pop(step.job), kept.pop(step.job)
                 hidden = hidden_states(sia, prompt, [s.token for s in steps[:-1]])
                 junctions = _junctions(hidden, steps, one.number, config.k)
-                taken = _transitions(sia, hidden, prompt, steps, one.number)
+                taken = _transitions(sia, hidden, prompt, steps, one.number) if self._taken else None
                 yield step.job, Collected(junctions, taken, len(steps))
 
 
