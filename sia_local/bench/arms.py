@@ -162,7 +162,8 @@ class Arm:
         if test.kind == "pp":
             return 1
         shared = test.n if self.sequences == 1 else max(min(20, test.n), test.n // self.sequences)
-        return max(min(8, shared), shared // 4) if self.config.gate == "dense" else shared
+        costly = self.config.gate == "dense" and not isinstance(self.sia.value, HiddenValues)
+        return max(min(8, shared), shared // 4) if costly else shared
 
     def _run(self, test: Workload, config: SiaConfig, tokens: int | None = None) -> Sample:
         n = tokens or self._tokens(test)

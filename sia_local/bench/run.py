@@ -3,8 +3,8 @@
 An arm is one way to generate. Every repetition runs all arms once, in rotating order; ratios are taken within a
 repetition. A run generates n tokens behind a prompt of `depth` tokens that both models hold already. Junctions
 come from a random gate at a forced rate, with a seed that opens it exactly round(rate * n) times: random
-weights then give honest costs, and every repetition does the same work. Dense arms, whose tokens all cost the
-same, make a quarter of the tokens; several sequences share them, at least 20 each. The floor of an arm is the
+weights then give honest costs, and every repetition does the same work. Dense arms of a value model, whose tokens all
+cost the same, make a quarter of the tokens; several sequences share them, at least 20 each. The floor of an arm is the
 time of its llama.cpp calls alone (see `replay`).
 """
 
