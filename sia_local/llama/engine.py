@@ -273,8 +273,10 @@ class Engine:
         slots = [*also, *(slot for slot, _ in requests)]
         candidates = sum(len(c) for _, c in requests)
         queued = sum(map(self.queue_length, slots))
-        # In embeddings mode every row pays the output layer, so only a short queue rides along.
-        room = LONGEST_HIDDEN_QUEUE if self._embeds(hidden) else self.context.batch.capacity - candidates
+        room = self.context.batch.capacity - candidates
+        if self._embeds(hidden):
+            # Every row pays the output layer and gets a row of logits, so only a short queue rides along.
+            room = LONGEST_HIDDEN_QUEUE if requests else 0
         if queued <= max(room, len(also)):
             return
         for slot in slots:
