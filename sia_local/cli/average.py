@@ -24,14 +24,22 @@ _USUAL = CollectConfig(texts=16)
 @click.option(
     "--prompts", type=click.Path(path_type=Path), help="One prompt a line, or JSONL.  [default: those of the model]"
 )
-@options_for(_USUAL, names=("texts", "max_tokens", "k", "threshold", "seed"))
-@setup_options(WRITING, (), {"n_ctx": {"show": f"{WRITING.n_ctx}"}})
+@options_for(
+    _USUAL,
+    names=("texts", "max_tokens", "k", "threshold", "seed"),
+    overrides={
+        "texts": {"help": "Texts that the base writes; every other one is steered."},
+        "k": {"help": "Candidates at a junction."},
+        "threshold": {"help": "A junction begins at this entropy, nats."},
+    },
+)
+@setup_options(WRITING, ("shortlist", "overlap_prompts"), {"n_ctx": {"show": f"{WRITING.n_ctx}"}})
 def average(**options: Any) -> None:
     """Make one steering file of several FILEs that cost no decode (Q-heads), for a base model.
 
     Each counts in its own spreads, times its weight (1 where none is given): `sia-local average a.gguf:2 b.gguf -o
-    c.gguf` makes a file that steers as `-v a.gguf:2 -v b.gguf` does. Nothing is approximated. The spread of the sum is
-    measured: the base writes some texts for it.
+    c.gguf` makes a file that says what `-v a.gguf:2 -v b.gguf` weighs together. Nothing is approximated. The spread of
+    the sum is measured: the base writes some texts for it.
     """
     from ..learning.average import average_files
     from ..prompts import read_prompts
