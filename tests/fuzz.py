@@ -89,7 +89,7 @@ def gguf_targets(folder: Path) -> list[Target]:
     return [
         Target("base", bases, damaged_gguf, as_base, 0.45),
         Target("value", values, damaged_gguf, as_value, 0.35),
-        Target("qhead", [made("qwen3", "qhead")], damaged_gguf, as_value, 0.15),
+        Target("qhead", [made("qwen3", "qhead"), made("qwen3", "qhead", summed=True)], damaged_gguf, as_value, 0.15),
         Target("guide", [made("qwen3", "base", padding=8)], damaged_gguf, as_guide, 0.05),
     ]
 

@@ -109,13 +109,14 @@ def _contract(writer: gguf.GGUFWriter, kind: str, n_vocab: int, over: dict[str, 
 
 
 def _qhead(path: Path, rng: np.random.Generator, over: dict[str, Any]) -> Path:
-    from sia_local.values.qhead import Joint
+    from sia_local.values.qhead import Bilinear, Joint, QHead, Sum
     from sia_local.values.qhead_file import QHeadMeta, write_qhead
 
     def matrix(*shape: int) -> np.ndarray:
         return (rng.standard_normal(shape) / np.sqrt(shape[-1])).astype(np.float32)
 
-    qhead = Joint(
+    qhead: QHead
+    qhead = joint = Joint(
         weight=matrix(24),
         token_weight=matrix(24, N_EMBD),
         token_bias=matrix(N_EMBD),
@@ -125,6 +126,11 @@ def _qhead(path: Path, rng: np.random.Generator, over: dict[str, Any]) -> Path:
         level_weight=matrix(N_EMBD) if over.get("level", True) else None,
         level_bias=0.25,
     )
+    if over.get("summed"):
+        bilinear = Bilinear(
+            weight=matrix(8, N_EMBD), bias=matrix(8), token_weight=matrix(8, N_EMBD), token_bias=matrix(N_EMBD)
+        )
+        qhead = Sum(parts=(joint, bilinear), spread=joint.spread, level_weight=joint.level_weight, level_bias=0.25)
     vocab = keys.vocab_sha256(t.encode() for t in tokens(over.get("n_vocab", N_VOCAB), {**over, "renamed": {}}))
     write_qhead(path, qhead, QHeadMeta(vocab_sha256=over.get("sha256", vocab)), dtype="f32")
     return path
@@ -135,7 +141,7 @@ def write(path: Path, arch: str = "qwen3", kind: str = "base", seed: int = 0, **
 
     over: n_vocab, marks (more tokens: their type), padding (rows), renamed (id: token), split (tensors a file),
     template, bos, add_bos, add_eos,
-    version, sha256, head, hidden, spread, nan, ascii, layout.
+    version, sha256, head, hidden, spread, nan, ascii, layout, summed (a Q-head of two terms).
     ascii: the likeliest tokens are plain text, no halves of characters and no end.
     """
     rng = np.random.default_rng(seed)
