@@ -11,8 +11,7 @@ winner's is shared with all): bookkeeping, no decode. A recurrent state knows no
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-
-import numpy as np
+from itertools import accumulate
 
 from ..errors import ConfigError, ContextFullError, SiaError
 from .context import Context
@@ -332,8 +331,8 @@ class Engine:
             self._fill_branch(slot, candidates)
         if self._embeds(hidden):
             batch.output[: batch.n] = 1
-        row = np.cumsum(batch.output[: batch.n], dtype=np.int32) - 1
-        self._n_outputs = int(row[-1]) + 1
+        row = [outputs - 1 for outputs in accumulate(batch.output[: batch.n].tolist())]
+        self._n_outputs = row[-1] + 1
         self._run(hidden)
         if also:
             logits = self.context.logits(self._n_outputs)
@@ -343,7 +342,7 @@ class Engine:
                 if self.keeps_hidden:
                     states = self.context.hidden(self._n_outputs)
                     state.hidden, state.hidden_at = states[row[at]].copy(), len(state.tokens)
-        return [int(row[at]) for at in first]
+        return [row[at] for at in first]
 
     def _fill(self, slot: int, count: int) -> None:
         """Adds the first `count` queued tokens of a slot to the batch, without output."""

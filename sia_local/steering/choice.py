@@ -173,7 +173,8 @@ class Choice:
             ids = np.concatenate([order, np.flatnonzero(rest).astype(np.int32)])
             logits = row[ids].astype(np.float64)
         # Taken now: scoring may decode in the base's context, which overwrites the row.
-        base_logprobs = row[ids].astype(np.float64) - log_z
+        filtered = self._filter is not None and not config.tail
+        base_logprobs = (row[ids].astype(np.float64) if filtered else logits) - log_z
         place = self._inside if inside else 0
         return Look(self.index, ids, logits, base_logprobs, log_z, surprise, moment, asked, place)
 
