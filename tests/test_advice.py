@@ -154,7 +154,7 @@ SHORT = re.compile(r"(?<![\w-])(?:`?(\w[\w-]*) (--[a-z][\w-]*)`?|(--[a-z][\w-]*)
 
 
 def test_there_are_sentences_and_commands() -> None:
-    assert len(sentences()) > 800 and len(options()) == 30
+    assert len(sentences()) > 800 and len(options()) == 31
     assert commands_by_module()["sia_local.llama.context"] > {"sia-local chat", "sia-convert rollouts"}
 
 
