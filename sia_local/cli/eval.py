@@ -123,17 +123,18 @@ def _arms(options: dict[str, Any], profile: SiaConfig | None) -> list[Arm]:
     """The arms asked for; by default all that the models and options at hand allow."""
     guided = bool(options["guide_plus"])
     valued = bool(model_paths({**options, **NO_GUIDES})[1])
+    source = "guide" if guided and not valued else "value"
     compared = build(Comparison, dict(options))
     if not options["families"]:
-        usual = [f for f in Comparison().families if valued or f in ("off", "bon")] + ["guide"] * guided
-        compared = replace(compared, families=tuple(usual))
+        usual = [f for f in Comparison().families if valued or guided or f in ("off", "bon")]
+        compared = replace(compared, families=(*usual, *["guide"] * (guided and valued)))
     elif "guide" in compared.families and not guided:
         raise ConfigError("the arm 'guide' has no model; give one with --guide-plus")
-    arms = compared.arms()
+    arms = compared.arms(source)
     if options["apart"]:
         arms = [one for arm in arms for one in _each(arm, named_values(options))]
     if profile is not None:
-        arms.append(Arm("profile", beta=profile.beta, config=profile))
+        arms.append(Arm("profile", beta=profile.beta, source=source, config=profile))
     if steered := [arm.family for arm in arms if arm.steers and arm.source != "guide" and not valued]:
         raise ConfigError(f"the arm '{steered[0]}' has no value model; give one with -v value.gguf, or --arms off,bon")
     if not valued and any(arm.by_value for arm in arms):

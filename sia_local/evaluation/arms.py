@@ -166,25 +166,31 @@ class Comparison:
         if "instruction" in self.families and not self.instruction:
             raise ConfigError("the arm 'instruction' has no sentence; give one with --instruction")
 
-    def arms(self) -> list[Arm]:
-        """The unsteered arm comes first, since the others are measured against it."""
+    def arms(self, source: str = "value") -> list[Arm]:
+        """The unsteered arm comes first, since the others are measured against it.
+
+        source: what steers: `value`, or `guide` where guides alone do, at every family and at their own strengths.
+        """
         rates, betas, best_of = self.rates, self.betas, self.best_of
+        if source == "guide":
+            betas = self.guide_betas or betas
         usual = min(rates, key=lambda r: abs(r - USUAL_RATE), default=0.0)
         arms = [Arm("off")]
         for family in dict.fromkeys(self.families):
             if family == "dense":
-                arms += [Arm("dense", beta=beta) for beta in betas]
+                arms += [Arm("dense", beta=beta, source=source) for beta in betas]
             elif family in ("sparse", "random", "gain"):
-                arms += [Arm(family, rate=rate, beta=beta) for rate in rates for beta in betas]
+                arms += [Arm(family, rate=rate, beta=beta, source=source) for rate in rates for beta in betas]
             elif family == "kl-budget":
-                arms += [Arm("kl-budget", rate=usual, beta=max(betas), kl_per_token=kl) for kl in self.kl_budgets]
+                budgets = self.kl_budgets
+                arms += [Arm("kl-budget", usual, max(betas), source=source, kl_per_token=kl) for kl in budgets]
             elif family == "guide":
-                arms += [Arm("guide", rate=usual, beta=beta, source="guide") for beta in self.guide_betas or betas]
+                arms += [Arm("guide", usual, beta, source="guide") for beta in self.guide_betas or betas]
             elif family == "instruction":
                 arms.append(Arm("instruction", instruction=self.instruction))
             elif family == "bon":
                 for pick in self.picks:
                     arms += [Arm("bon", best_of=n, pick=pick) for n in best_of]
                     for steered in [name for name in ("sparse", "gain") if name in self.families and best_of]:
-                        arms += [Arm(steered, rate=usual, beta=beta, best_of=best_of[0], pick=pick) for beta in betas]
+                        arms += [Arm(steered, usual, beta, best_of[0], source, pick=pick) for beta in betas]
         return arms
