@@ -15,6 +15,7 @@ from sia_local.llama.model import Model
 
 STRING = {"type": "string"}
 NAMED = {"type": "object", "properties": {"ab": {"type": "integer"}}, "additionalProperties": STRING}
+ODD = {"type": "object", "properties": {'a"b': STRING}, "required": ['a"b'], "additionalProperties": False}
 
 
 def taken(model: Model, grammar: str, text: str) -> str:
@@ -44,6 +45,12 @@ def taken(model: Model, grammar: str, text: str) -> str:
         (NAMED, '{"ac":"x"}', 10),
         (NAMED, '{"a\n', 3),
         ({"const": "[^x"}, '"[^x"', 5),
+        ({"const": 'a"b'}, '"a\\"b"', 6),
+        ({"enum": ["a\\b", "x"]}, '"a\\b"', 3),
+        ({"enum": ["a\\b", "x"]}, '"a\\\\b"', 6),
+        ({"const": {"k": ["a\n"]}}, '{"k": ["a\\n"]}', 14),
+        (ODD, '{"a\\"b":"a"}', 12),
+        (ODD, "{}", 1),
     ],
 )
 def test_a_string_holds_no_raw_quotes_and_control_characters(

@@ -16,7 +16,7 @@ from sia_local.llama.templates import TemplateError, Worker, builtin_names, find
 
 CHAT = [{"role": "system", "content": "Be brief. é \udc80"}, {"role": "user", "content": "Hi <b>"}]
 TEMPLATES = [
-    "{{ bos_token }}{% for m in messages %}\n{%- if m.role == 'system' %}{% continue %}{% endif %}\n"
+    "{{ bos_token }}{% for m in messages %}\n{%- if m.role == 'system' %}({{ m.content }}){% continue %}{% endif %}\n"
     "    {% set x = m.content | trim %}\n<{{ m['role'] }}>{{ x }}{{ eos_token }}\n{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}",
     "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{{ m | tojson(indent=2) }}"
@@ -55,6 +55,16 @@ def test_a_template_renders_as_llama_cpp_python_renders_it(template: str, opens:
     ]
     theirs = Jinja2ChatFormatter(template, "</s>", "<s>", add_generation_prompt=opens)(messages=messages, **extra)
     assert render_chat(template, CHAT, "<s>", "</s>", {**extra, "add_generation_prompt": opens}) == theirs.prompt
+
+
+@pytest.mark.parametrize("over", ["{{ raise_exception('System role not supported') }}", "{% continue %}"])
+def test_a_system_turn_without_a_place_begins_the_users(over: str) -> None:
+    turns = "{% for m in messages %}{% if m.role == 'system' %}OVER{% endif %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    template = turns.replace("OVER", over)
+    assert render_chat(template, CHAT[:1] + CHAT[1:] * 2) == "<user>Be brief. é \udc80\nHi <b><user>Hi <b>"
+    assert render_chat(turns.replace("OVER", ""), CHAT) == "<system>Be brief. é \udc80<user>Hi <b>"
+    with pytest.raises(ConfigError, match="cannot render this conversation"):
+        render_chat("{{ raise_exception('never') }}", CHAT)
 
 
 @pytest.mark.parametrize("template", BOUNDED)

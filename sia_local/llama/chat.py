@@ -8,6 +8,7 @@ from there instead of from its own beginning.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from ..errors import ConfigError
@@ -32,6 +33,7 @@ def tokenize_chat(
     the tokenizer puts no space before a text (most of SentencePiece do); elsewhere the rendered chat is tokenized as
     a whole, control tokens included.
     """
+    messages = _fitting(template, messages)
     bos = model.token_text(model.bos) if model.bos >= 0 else ""
     eos = model.token_text(model.eos) if model.eos >= 0 else ""
     text = render_chat(template, messages, bos, eos, extra)
@@ -90,17 +92,44 @@ def render_chat(
     """A chat as `template` (jinja) spells it, ending in an opened assistant turn.
 
     extra: what else the template is told, such as `tools`; `add_generation_prompt=False` leaves the turn unopened.
-    Raises ConfigError when the template refuses the messages, as some do for a system turn.
+    A system turn that the template refuses or leaves out begins the user turn behind it, as with llama-server.
+    Raises ConfigError when the template refuses the messages.
     """
     told = dict(extra or {})
     opens = bool(told.pop("add_generation_prompt", True))
     try:
-        return render(template, _as_named(template, messages), bos, eos, opens, told)
+        return render(template, _as_named(template, _fitting(template, messages)), bos, eos, opens, told)
     except (TemplateError, TypeError) as error:
         raise ConfigError(
             f"the chat template cannot render this conversation ({error}); give another template, or let it "
             "be continued as plain text"
         ) from error
+
+
+def _fitting(template: str, messages: Sequence[Message]) -> Sequence[Message]:
+    """The messages, or the first two as one where the template has no place for a system turn."""
+    if [message.get("role") for message in messages[:2]] != ["system", "user"]:
+        return messages
+    system, user, *rest = messages
+    told, said = system.get("content"), user.get("content")
+    if not isinstance(told, str) or not isinstance(said, str) or _takes_system(template):
+        return messages
+    return [{**user, "content": f"{told}\n{said}"}, *rest]
+
+
+@lru_cache(maxsize=16)
+def _takes_system(template: str) -> bool:
+    """Whether a chat shows its system turn; true, too, of a template that fails without one as well."""
+    system, user = ({"role": role, "content": _MARK.format(role)} for role in ("system", "user"))
+    try:
+        return system["content"] in render(template, [system, user], "", "", True, {})
+    except TemplateError:
+        pass
+    try:
+        render(template, [user], "", "", True, {})
+    except TemplateError:
+        return True
+    return False
 
 
 def _as_named(template: str, messages: Sequence[Message]) -> list[Message]:
