@@ -241,6 +241,8 @@ def test_fresh_processes_tell_time_and_memory(base: Path, values: tuple[Path, ..
     options = BenchOptions(base, (values[2],), tokens=(8,), depths=(8,), setup=Setup(n_threads=1, type_k="q8_0"))
     plain, adapter, help = measure_cold(options, 1)
     assert isinstance(plain, ColdRow) and plain.ours.seconds > 0 and plain.rival is not None
+    assert plain.of_rival == pytest.approx(plain.ours.seconds / plain.rival.seconds)
+    assert adapter.of_rival == pytest.approx(adapter.ours.seconds / plain.rival.seconds) and adapter.rival is None
     assert help.rival is None and help.ours.seconds > 0
     assert plain.ours.peak_mb is None or plain.ours.peak_mb > 10
     # 2 layers, 2 kv heads of 64; keys of 34 bytes in 32 numbers, values of two bytes each

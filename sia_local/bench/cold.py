@@ -34,20 +34,29 @@ _CELLS = 256  # llama.cpp rounds the cells of a KV cache up to a multiple of thi
 
 @dataclass(frozen=True)
 class Cold:
-    """Seconds from process start to exit, and peak resident memory in MB (10^6 bytes; None where the system
-    does not tell)."""
+    """From process start to exit: seconds, seconds of CPU, and peak resident memory in MB (10^6 bytes). The system may
+    tell only the first; of several runs they are the median, the least and the highest."""
 
     seconds: float
+    cpu_seconds: float | None
     peak_mb: float | None
+
+    @classmethod
+    def of(cls, runs: Sequence[Cold]) -> Cold:
+        spent = [run.cpu_seconds for run in runs if run.cpu_seconds is not None]
+        peaks = [run.peak_mb for run in runs if run.peak_mb is not None]
+        return cls(median(run.seconds for run in runs), min(spent, default=None), max(peaks, default=None))
 
 
 @dataclass(frozen=True)
 class ColdRow:
-    """One way to start, ours or llama-cpp-python's with the same files (None: no such way)."""
+    """One way to start, ours or llama-cpp-python's with the same files (None: no such way). of_rival: our time over
+    that of llama-cpp-python with the base alone, the median over rounds."""
 
     placement: str
     ours: Cold
     rival: Cold | None
+    of_rival: float | None = None
     added_mb: float | None = None
     expected_mb: float | None = None
 
@@ -62,24 +71,25 @@ def spawn(command: Sequence[str], compiled: str) -> Cold:
     assert process.stderr is not None
     said = process.stderr.read()
     if not hasattr(os, "wait4"):
-        code, peak = process.wait(), None
+        code, spent, peak = process.wait(), None, None
     else:
         _, status, usage = os.wait4(process.pid, 0)
         code = process.returncode = os.waitstatus_to_exitcode(status)
+        spent = usage.ru_utime + usage.ru_stime
         peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
     seconds = time.perf_counter() - started
     if code != 0:
         last = said.strip().splitlines()[-1:] or ["it said nothing"]
         raise SiaError(f"a measured process ended with {code}: {last[0]}")
-    return Cold(seconds, peak)
+    return Cold(seconds, spent, peak)
 
 
-def repeat(command: Sequence[str], n: int) -> Cold:
-    """The median time of n runs after one that warms the page cache and compiles, and the highest peak."""
+def in_turns(commands: Sequence[Sequence[str]], n: int) -> list[list[Cold]]:
+    """n runs of every command, one of each in every round, so that a noisy machine spoils all alike; after a round that
+    warms the page cache and compiles."""
     with tempfile.TemporaryDirectory() as compiled:
-        runs = [spawn(command, compiled) for _ in range(n + 1)][1:]
-    peaks = [r.peak_mb for r in runs if r.peak_mb is not None]
-    return Cold(median(r.seconds for r in runs), max(peaks) if peaks else None)
+        rounds = [[spawn(command, compiled) for command in commands] for _ in range(n + 1)][1:]
+    return [list(runs) for runs in zip(*rounds, strict=True)]
 
 
 def kv_cache_mb(model: Path, cells: int, type_k: str = "f16", type_v: str = "f16") -> float:
@@ -90,40 +100,56 @@ def kv_cache_mb(model: Path, cells: int, type_k: str = "f16", type_v: str = "f16
 
 
 def measure_cold(options: BenchOptions, n: int) -> list[ColdRow]:
-    """One row unsteered and one for each value file, n processes each; the models, context, threads and KV cache of
-    `options`. `added_mb` is memory over the unsteered process."""
+    """One row unsteered and one for each value file, n processes each, in turns; the models, context, threads and KV
+    cache of `options`. `added_mb` is memory over the unsteered process."""
     from .rival import STARTUP_SCRIPT, llama_options
 
     model, setup = options.model, options.setup
 
-    def rival(*paths: Path) -> Cold:
+    def rival(*paths: Path) -> list[str]:
         command = [sys.executable, "-c", STARTUP_SCRIPT, json.dumps(llama_options(options))]
-        return repeat([*command, *map(str, paths)], n)
+        return [*command, *map(str, paths)]
 
-    def ours(value: Path | None) -> Cold:
+    def ours(value: Path | None) -> list[str]:
         command = [sys.executable, "-m", "sia_local", "generate", "-p", "Hello", "--raw", "-n", "1"]
         command += ["-m", str(model), "-v", str(value or "none"), "--gate", "dense" if value else "off"]
         command += ["--ctx", str(setup.n_ctx), "--threads", str(options.threads)]
-        command += [
-            "--n-gpu-layers",
-            str(setup.n_gpu_layers),
-            "--flash-attention",
-            setup.flash_attention,
-        ]
-        return repeat([*command, "--kv-type-k", setup.type_k, "--kv-type-v", setup.type_v], n)
+        command += ["--n-gpu-layers", str(setup.n_gpu_layers), "--flash-attention", setup.flash_attention]
+        return [*command, "--kv-type-k", setup.type_k, "--kv-type-v", setup.type_v]
 
-    plain = ours(None)
-    alone = rival(model)
-    rows = [ColdRow("unsteered", plain, alone)]
-    for value in options.values:
-        with GgufMetadata(value) as meta:
-            kind, layout = meta.get(KIND, "value"), meta.get(LAYOUT, "merged")
-        cold = ours(value)
-        added = None if cold.peak_mb is None or plain.peak_mb is None else cold.peak_mb - plain.peak_mb
-        expected = None
-        if kind == "value-adapter":
+    files = [_ValueFile.read(value) for value in options.values]
+    commands: dict[tuple[str, Path | None], list[str]] = {("ours", None): ours(None), ("rival", None): rival(model)}
+    for file in files:
+        commands["ours", file.path] = ours(file.path)
+        if (file.kind, file.layout) == ("value", "merged"):
+            commands["rival", file.path] = rival(model, file.path)
+    commands["help", None] = [sys.executable, "-m", "sia_local", "--help"]
+    runs = dict(zip(commands, in_turns(list(commands.values()), n), strict=True))
+    made = {which: Cold.of(found) for which, found in runs.items()}
+    plain = made["ours", None].peak_mb
+
+    def row(file: _ValueFile | None) -> ColdRow:
+        path = file.path if file is not None else None
+        ours, expected, added = made["ours", path], None, None
+        ratio = median(a.seconds / b.seconds for a, b in zip(runs["ours", path], runs["rival", None], strict=True))
+        if file is not None and ours.peak_mb is not None and plain is not None:
+            added = ours.peak_mb - plain
+        if file is not None and file.kind == "value-adapter":
             cells = setup.n_ctx + DEFAULT_CANDIDATES
-            expected = value.stat().st_size / 1e6 + kv_cache_mb(model, cells, setup.type_k, setup.type_v)
-        same_files = rival(model, value) if (kind, layout) == ("value", "merged") else None
-        rows.append(ColdRow(value.name, cold, same_files, added, expected))
-    return [*rows, ColdRow("sia-local --help", repeat([sys.executable, "-m", "sia_local", "--help"], n), None)]
+            expected = file.path.stat().st_size / 1e6 + kv_cache_mb(model, cells, setup.type_k, setup.type_v)
+        name = path.name if path is not None else "unsteered"
+        return ColdRow(name, ours, made.get(("rival", path)), ratio, added, expected)
+
+    return [row(None), *map(row, files), ColdRow("sia-local --help", made["help", None], None)]
+
+
+@dataclass(frozen=True)
+class _ValueFile:
+    path: Path
+    kind: str
+    layout: str
+
+    @classmethod
+    def read(cls, path: Path) -> _ValueFile:
+        with GgufMetadata(path) as meta:
+            return cls(path, meta.get(KIND, "value"), meta.get(LAYOUT, "merged"))

@@ -134,7 +134,7 @@ def goals(rows: Sequence[Row], cold: Sequence[ColdRow] = ()) -> list[Goal]:
         ),
         default=None,
     )
-    start = next((over(c.ours.seconds, c.rival.seconds) for c in cold if c.rival), None)
+    start = next((c.of_rival for c in cold if c.rival), None)
     adapter = next((over(c.added_mb, c.expected_mb) for c in cold if c.expected_mb), None)
     return [
         Goal(f"unsteered / {RIVAL} generate", 1.0, over(ratio(arm=UNSTEERED), ratio(arm=f"{RIVAL} generate"))),
@@ -226,7 +226,9 @@ def _markdown(
                 (
                     "fresh process, one token",
                     "s",
+                    "CPU s",
                     "llama-cpp-python, same files, s",
+                    "of llama-cpp-python, base alone",
                     "peak MB",
                     "added MB",
                     "of which expected",
@@ -235,7 +237,9 @@ def _markdown(
                     (
                         c.placement,
                         f"{c.ours.seconds:.2f}",
+                        f"{c.ours.cpu_seconds:.2f}" if c.ours.cpu_seconds is not None else "",
                         f"{c.rival.seconds:.2f}" if c.rival else "",
+                        f"{c.of_rival:.2f}" if c.of_rival is not None else "",
                         *(f"{x:.0f}" if x is not None else "" for x in (c.ours.peak_mb, c.added_mb, c.expected_mb)),
                     )
                     for c in cold
