@@ -21,6 +21,7 @@ from loading import EXACT, source
 from sia_local import SIA, Guides
 from sia_local.errors import ContextFullError
 from sia_local.records import Floats, IntArray, Prompt
+from sia_local.values.guides import GuidePair
 from sia_local.values.model import ValueModel
 
 Make = Callable[..., Path]
@@ -28,7 +29,10 @@ N_CTX, CANDIDATES, SHORT_BATCH = 96, 4, 16
 PLACEMENTS = ("merged", "lean", "adapter", "head", "merged without output layer", "adapter without output layer")
 CLASSES = [(arch, kind) for arch in ("llama", "qwen2", "qwen3") for kind in (*PLACEMENTS, "qhead", "guides")]
 CLASSES += [(arch, kind) for arch in ARCHITECTURES for kind in (*PLACEMENTS[:4], "qhead", "guides")]
-SEEDS = {"merged": 1, "lean": 1, "adapter": 2, "head": 0, "qhead": 0, "guides": 4}
+CLASSES += [(arch, "pair") for arch in ("qwen3", *ARCHITECTURES)]
+SEEDS = {"merged": 1, "lean": 1, "adapter": 2, "head": 0, "qhead": 0, "guides": 4, "pair": 4}
+# One guide, and one model as both, of which the second reads a token before the text.
+PAIRS = {"guides": Guides, "pair": lambda value: Guides(value, value)}
 EPISODE, ROUND = 200, 2
 
 
@@ -40,14 +44,18 @@ def tolerance(arch: str) -> float:
 @contextmanager
 def load(make_gguf: Make, kind: str, arch: str = "qwen3", slots: int = 1) -> Iterator[SIA]:
     kind, _, without = kind.partition(" ")
-    base, value = make_gguf("base", arch), make_gguf("base" if kind == "guides" else kind, arch, seed=SEEDS[kind])
+    base, value = make_gguf("base", arch), make_gguf("base" if kind in PAIRS else kind, arch, seed=SEEDS[kind])
     with pytest.MonkeyPatch.context() as patch:
         if without:
             patch.setattr("sia_local.values.model.LARGE_OUTPUT_LAYER", 0)
-        spec = Guides(value) if kind == "guides" else value
+        spec = PAIRS[kind](value) if kind in PAIRS else value
         with SIA.load(base, spec, EXACT, n_ctx=N_CTX, slots=slots, max_candidates=CANDIDATES) as sia:
             if without:
                 assert source(sia, ValueModel).engine.context.hidden_only
+            if kind == "pair":
+                minus = source(sia, GuidePair).minus
+                assert minus is not None
+                patch.setattr(minus, "tokens", lambda prompt: (9, *prompt.tokens))
             yield sia
 
 

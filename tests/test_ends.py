@@ -20,7 +20,7 @@ from loading import EXACT, source
 from sia_local import SIA, BestOf, Generation, Guides, Nudged, Request, SiaConfig
 from sia_local.errors import ConfigError, ModelFileError
 from sia_local.files import aside, at_home, atomic_write, put, scratch
-from sia_local.llama.engine import Engine
+from sia_local.llama.part import AnyEngine
 
 Make = Callable[..., Path]
 ASKED = Request("hello there " * 5, SiaConfig(gate="off"), max_tokens=3)
@@ -57,7 +57,7 @@ def test_whoever_reads_a_long_prompt_ends_with_the_batch_in_hand(make_gguf: Make
     other = make_gguf("base", seed=3) if kind == "nudge" else make_gguf("merged", seed=1)
 
     @contextmanager
-    def loaded() -> Iterator[tuple[Any, Engine]]:
+    def loaded() -> Iterator[tuple[Any, AnyEngine]]:
         if kind == "nudge":
             with Nudged.load(make_gguf("base"), other, 1.0, setup=EXACT) as nudged:
                 yield nudged, nudged._engine

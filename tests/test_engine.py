@@ -29,7 +29,7 @@ def test_every_placement_and_architecture(make_gguf: Callable[..., Path], kind: 
 
 
 @pytest.mark.parametrize("slots", [1, 3])
-@pytest.mark.parametrize("kind", [*PLACEMENTS, "qhead", "guides"])
+@pytest.mark.parametrize("kind", [*PLACEMENTS, "qhead", "guides", "pair"])
 @settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 10_000))
 def test_random_histories(make_gguf: Callable[..., Path], kind: str, slots: int, seed: int) -> None:

@@ -15,6 +15,7 @@ from loading import EXACT, source, traced
 from sia_local import SIA, SiaConfig
 from sia_local.errors import ConfigError, IncompatibleError, ModelFileError
 from sia_local.llama.engine import Engine
+from sia_local.llama.part import AnyEngine, EnginePart
 from sia_local.records import Prompt
 from sia_local.values.guides import GuidePair
 from sia_local.values.sources import Guides, MixedValues, Spec, Specs, ValuePath, parse_specs
@@ -208,6 +209,33 @@ def test_a_rewording_changes_what_a_guide_reads(make_gguf: Make) -> None:
         assert all(np.abs(traced(s).values).max() > 0 for s in steps)
         raw = sia.prompt("a dog", raw=True)
         assert source(sia, GuidePair).plus.tokens(raw) == sia.model.tokenize("happy a dog")
+
+
+def test_guides_of_one_model_share_its_decodes(make_gguf: Make, tmp_path: Path) -> None:
+    """What each reads stays its own: a copy of the file, which is another model, says the same in twice the decodes."""
+    base, copy = make_gguf("base"), tmp_path / "copy.gguf"
+    copy.write_bytes(base.read_bytes())
+    seen = []
+    for minus in (base, copy):
+        spec = Guides(base, minus, plus_prompt="happy {prompt}", minus_prompt="sad and so on {prompt}")
+        with SIA.load(base, spec, setup=EXACT, slots=2) as sia:
+            for slot, text in enumerate(("a dog", "the cat ran")):
+                source(sia).begin(slot, sia.prompt(text))
+            asked = [(slot, np.arange(4, dtype=np.int32) + slot) for slot in (1, 0)]
+            values = [*source(sia).score(asked, ())]
+            before = [_decodes(engine) for engine in source(sia).engines]
+            source(sia).accept(1, 7)
+            values += source(sia).score(asked, ())
+            seen.append((np.concatenate(values), [_decodes(engine) for engine in source(sia).engines], before))
+    (together, *one), (apart, *two) = seen
+    np.testing.assert_allclose(together, apart, atol=1e-4)
+    assert np.abs(together).min() > 1e-3
+    assert one[0] == [n + 1 for n in one[1]] and one[1][0] == one[1][1]
+    assert two[0] == [n + 1 for n in two[1]]
+
+
+def _decodes(engine: AnyEngine) -> int:
+    return engine.whole.decodes if isinstance(engine, EnginePart) else engine.decodes
 
 
 def test_trajectories_equal_scores(

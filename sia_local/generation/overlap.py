@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from ..llama.engine import Engine
 from ..llama.library import FloatArray
+from ..llama.part import AnyEngine
 
 
 class SideBySide:
@@ -16,7 +17,7 @@ class SideBySide:
     for as long as both read: a thread more in one decode could not join in the other's.
     """
 
-    def __init__(self, base: Engine, others: Sequence[Engine]):
+    def __init__(self, base: Engine, others: Sequence[AnyEngine]):
         self._base, self._others = base, others
         self._unread: list[int] = []
         whole = base.context.model.size_bytes
@@ -47,7 +48,7 @@ class SideBySide:
         if not unread:
             return self._base.logits(slots)
 
-        def read(other: Engine) -> None:
+        def read(other: AnyEngine) -> None:
             for slot in unread:
                 if other.behind(slot):
                     other.read_piece(slot)
@@ -58,7 +59,7 @@ class SideBySide:
             return self._base.logits(slots)
 
     @contextmanager
-    def _beside(self, read: Callable[[Engine], object]) -> Iterator[None]:
+    def _beside(self, read: Callable[[AnyEngine], object]) -> Iterator[None]:
         """Reads with the others while the block reads with the base."""
         # Imported late: it brings `logging` along, which no start should wait for.
         from concurrent.futures import ThreadPoolExecutor

@@ -13,6 +13,7 @@ from ..errors import ConfigError, IncompatibleError, SiaError
 from ..llama.context import Context, options_for
 from ..llama.engine import Engine
 from ..llama.model import Model
+from ..llama.part import AnyEngine
 from ..llama.store import StateStore
 from ..llama.templates import find_template
 from ..reasoning import REASONING, Splitter, find_format
@@ -125,7 +126,7 @@ class SIA:
         self.value = self.desk.loop.value = source
         self._keep_states(*(source.engines if source is not None else ()))
 
-    def _keep_states(self, *engines: Engine) -> None:
+    def _keep_states(self, *engines: AnyEngine) -> None:
         for engine in engines:
             engine.store = self.store
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from ..llama.context import Context, options_for
 from ..llama.engine import Engine
 from ..llama.library import FloatArray
 from ..llama.model import Model
+from ..llama.part import AnyEngine, EnginePart, logits_together
 from ..llama.vocabulary import Vocabulary
 from ..records import Float64, IntArray, Prompt
 from ..steering.entropy import log_partition
@@ -72,9 +73,9 @@ def check_weight(weight: float | None, name: str) -> None:
 
 
 class Guide:
-    """A language model that reads along: log-probabilities of the next token, lazily, one decode a junction."""
+    """A language model that reads along, lazily: nothing is decoded before a junction."""
 
-    def __init__(self, model: Model, engine: Engine, rewording: str | None = None, owned: Sequence[Any] = ()):
+    def __init__(self, model: Model, engine: AnyEngine, rewording: str | None = None, owned: Sequence[Any] = ()):
         self.model = model
         self.engine = engine
         self._rewording = rewording
@@ -103,11 +104,6 @@ class Guide:
 
     def accept(self, slot: int, token: int) -> None:
         self.engine.accept(slot, token)
-
-    def logprobs(self, requests: Sequence[tuple[int, IntArray]]) -> list[Float64]:
-        """log p of each candidate, float64 [k] a request: only the queues are decoded, one output row each."""
-        rows = self.engine.logits([slot for slot, _ in requests])
-        return [_logprobs(row, ids) for row, (_, ids) in zip(rows, requests, strict=True)]
 
     def text_logprobs(self, slot: int, prompt: Prompt, tokens: Sequence[int]) -> Float64:
         """log p of every token of a finished text, float64 [n]."""
@@ -147,7 +143,7 @@ class GuidePair:
         return (self.plus,) if self.minus is None else (self.plus, self.minus)
 
     @property
-    def engines(self) -> list[Engine]:
+    def engines(self) -> list[AnyEngine]:
         return [guide.engine for guide in self._guides]
 
     def close(self) -> None:
@@ -166,10 +162,10 @@ class GuidePair:
             guide.accept(slot, token)
 
     def score(self, requests: Sequence[tuple[int, IntArray]], also: Sequence[int] = ()) -> list[Float64]:
-        values = self.plus.logprobs(requests)
-        if self.minus is not None:
-            values = [p - m for p, m in zip(values, self.minus.logprobs(requests), strict=True)]
-        return values
+        """Only the queues are decoded, one output row each, those of both guides at once where they share a model."""
+        rows = logits_together(self.engines, [slot for slot, _ in requests])
+        read = [[_logprobs(row, ids) for row, (_, ids) in zip(mine, requests, strict=True)] for mine in rows]
+        return read[0] if self.minus is None else [plus - minus for plus, minus in zip(*read, strict=True)]
 
     def levels(self, hidden: FloatArray) -> None:
         """Not known: guides read on their own."""
@@ -183,28 +179,29 @@ class GuidePair:
 
 
 def open_guides(spec: Guides, base: Model, vocabulary: Vocabulary | None, setup: Setup) -> GuidePair:
+    both = (spec.plus, spec.plus_prompt), (spec.minus, spec.minus_prompt)
+    asked = [(Path(path), rewording) for path, rewording in both if path is not None]
+    for path, _ in asked:
+        guide = Vocabulary.read(path)
+        if vocabulary is None or guide is None:
+            raise IncompatibleError(f"{path.name} or {base.path.name} has no vocabulary; {INSTEAD}")
+        vocabulary.check_same(guide, renamed=setup.same_vocabulary, instead=INSTEAD)
+    guides: list[Guide] = []
     with ExitStack() as undo:
-        guides = []
-        shared: dict[Path, Model] = {Path(base.path).resolve(): base}
-        for path, rewording in ((spec.plus, spec.plus_prompt), (spec.minus, spec.minus_prompt)):
-            if path is None:
-                continue
-            guide = Vocabulary.read(path)
-            if vocabulary is None or guide is None:
-                raise IncompatibleError(f"{Path(path).name} or {base.path.name} has no vocabulary; {INSTEAD}")
-            vocabulary.check_same(guide, renamed=setup.same_vocabulary, instead=INSTEAD)
-            # A guide that is the base, or the other guide under another instruction, shares its weights.
-            model = shared.get(Path(path).resolve())
+        for file in dict.fromkeys(path.resolve() for path, _ in asked):
+            # A guide that is the base shares its weights, and one that is the other one its context, too.
             owned: list[Any] = []
-            if model is None:
-                model = shared[Path(path).resolve()] = Model(path, n_gpu_layers=setup.n_gpu_layers)
+            model = base
+            if file != Path(base.path).resolve():
+                model = undo.enter_context(closing(Model(file, n_gpu_layers=setup.n_gpu_layers)))
                 owned.append(model)
-                undo.callback(model.close)
-            context = Context(model, options_for(model, setup, extra=TEMPLATE_ROOM))
-            undo.callback(context.close)
-            guides.append(Guide(model, Engine(context, setup.slots), rewording, [context, *owned]))
+            rewordings = [rewording for path, rewording in asked if path.resolve() == file]
+            slots = setup.slots
+            wide = replace(setup, slots=slots * len(rewordings))
+            context = undo.enter_context(closing(Context(model, options_for(model, wide, extra=TEMPLATE_ROOM))))
+            whole = Engine(context, wide.slots)
+            for i, rewording in enumerate(rewordings):
+                part = EnginePart(whole, i * slots, slots) if len(rewordings) > 1 else whole
+                guides.append(Guide(model, part, rewording, [] if i else [context, *owned]))
         undo.pop_all()
-    # The pair closes plus first; weights that both use must outlive the second context.
-    if len(guides) == 2 and guides[1].model is guides[0].model:
-        guides[0]._owned, guides[1]._owned = guides[0]._owned[:1], [*guides[1]._owned, *guides[0]._owned[1:]]
     return GuidePair(guides[0], guides[1] if len(guides) == 2 else None, spec.name, spec.spread)

@@ -10,6 +10,7 @@ import numpy as np
 from ..errors import ConfigError
 from ..llama.engine import Engine
 from ..llama.library import FloatArray
+from ..llama.part import AnyEngine
 from ..records import Float64, IntArray, Prompt
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class Shortlisted:
         return f"{self.dear.name} for {self.n} of {self.quick.name}"
 
     @property
-    def engines(self) -> list[Engine]:
+    def engines(self) -> list[AnyEngine]:
         return [*self.quick.engines, *self.dear.engines]
 
     def close(self) -> None:

@@ -22,6 +22,7 @@ from ..llama.gguf import GgufMetadata
 from ..llama.keys import KIND, QHEAD_KIND, TRAIN_LOSS
 from ..llama.library import FloatArray
 from ..llama.model import Model
+from ..llama.part import AnyEngine
 from ..records import Float64, IntArray, Prompt, Values
 from .guides import Guides, PathLike, check_weight, open_guides
 from .hidden import open_qhead
@@ -89,7 +90,7 @@ class Source(Values, Protocol):
     @property
     def name(self) -> str: ...
     @property
-    def engines(self) -> list[Engine]: ...
+    def engines(self) -> Sequence[AnyEngine]: ...
     @property
     def shares_base(self) -> bool: ...
 
@@ -126,7 +127,7 @@ class MixedValues:
         return " + ".join(f"{weight:g} {name}" for name, weight in self.weights.items())
 
     @property
-    def engines(self) -> list[Engine]:
+    def engines(self) -> list[AnyEngine]:
         return [engine for source in self.sources.values() for engine in source.engines]
 
     def set_weight(self, name: str, weight: float) -> None:
