@@ -103,7 +103,9 @@ class SiaConfig:
         show=f"{DEFAULT_CANDIDATES}, of which a value-head scores {DEFAULT_HEAD_CANDIDATES}",
     )  # fmt: skip
     gate: str = setting("entropy", f"When to steer: {', '.join(GATES)}. Several are OR-ed.", metavar="NAME", join="+")
-    threshold: float = setting(1.0, "Steer where the base's entropy, how unsure it is, has so many nats.")
+    threshold: float = setting(
+        1.0, "Steer where the base's entropy, how unsure it is, has so many nats; alone it means --gate entropy."
+    )
     entropy: str = setting(
         "topk", "Measure entropy over the candidates, or over all tokens.", metavar="|".join(ENTROPIES)
     )
@@ -119,7 +121,10 @@ class SiaConfig:
     )  # fmt: skip
     beta: float = setting(1.0, "Strength of steering; 0 is none, below 0 the opposite.")
     beta_unit: str = setting(
-        "raw", "Multiply values as they are, or in units of their usual spread.", metavar="|".join(BETA_UNITS)
+        "raw",
+        "Multiply values as they are, or in units of their usual spread.",
+        metavar="|".join(BETA_UNITS),
+        show="the profile's, else raw",
     )
     center: bool = setting(False, "Subtract the candidates' mean value.")
     clip: tuple[float, float] | None = setting(None, "Bound the values to this range.", metavar="LOW HIGH")

@@ -154,7 +154,7 @@ def test_options_win_over_the_profile(tmp_path: Path, capsys: pytest.CaptureFixt
     assert plain.sampling.temperature == 0.5
     changed = config(k=4, temperature=0.0, beta=2.0)
     assert (changed.k, changed.sampling.temperature, changed.beta, changed.threshold) == (4, 0.0, 2.0, 1.7)
-    assert changed.beta_unit == "raw"  # a beta on the command line means what it always means
+    assert changed.beta_unit == "spread"  # as /beta in a chat
     by_rate = config(rate=0.2)
     assert (by_rate.gate, by_rate.rate, by_rate.threshold) == ("rate", 0.2, pytest.approx(1.5))
     assert config(rate=0.2, threshold=0.4).threshold == 0.4

@@ -268,8 +268,8 @@ def test_save_and_load_are_inverse(session: Session, tmp_path: Path) -> None:
         ('{"turns": [{"role": "king", "content": "x"}]}', "a turn is not"),
         ('{"turns": [{"role": "user", "content": 3}]}', "a turn is not"),
         ('{"turns": [], "settings": {"gate": "wide"}}', "unknown gate 'wide'"),
-        ('{"turns": [], "settings": {"beta": "x"}}', "settings are not numbers"),
-        ('{"turns": [], "settings": 3}', "settings are not numbers"),
+        ('{"turns": [], "settings": {"beta": "x"}}', "settings are not those of a chat"),
+        ('{"turns": [], "settings": 3}', "settings are not those of a chat"),
         ('{"turns": [], "system": 3}', "system prompt is not text"),
     ],
 )
@@ -323,8 +323,24 @@ def test_a_saved_chat_is_plain_json(session: Session, tmp_path: Path) -> None:
         "system": None,
         "turns": [{"role": "user", "content": "hello"}, {"role": "assistant", "content": " the happy dog ."}],
         "steering": True,
-        "settings": {"gate": "entropy", "threshold": 1.0, "rate": 0.2, "beta": 2.0},
-    }
+        "settings": {
+            "gate": "entropy", "threshold": 1.0, "rate": 0.2, "gain_threshold": None, "beta": 2.0, "beta_unit": "raw"
+        },
+    }  # fmt: skip
+
+
+def test_a_loaded_chat_has_its_own_unit_of_beta_and_no_question_of_the_one_before(
+    session: Session, scripted: Scripted, tmp_path: Path
+) -> None:
+    session.config = replace(session.config, beta_unit="spread", gate="gain", gain_threshold=0.1)
+    read(session.ask("hello"))
+    session.save(tmp_path / "chat.json")
+    other = Session(scripted, Request("", SiaConfig(beta=9.0)))
+    with pytest.raises(ContextFullError):
+        read(other.ask("word " * 50))
+    assert other.unanswered
+    other.load(tmp_path / "chat.json")
+    assert other.config == session.config and other.unanswered is other.written is None
 
 
 def test_a_chat_without_a_model_is_not_steered_by_words() -> None:

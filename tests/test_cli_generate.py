@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 from calling import FEW, Make, generate, refused, run, start
@@ -149,6 +150,18 @@ def test_without_m_the_models_of_the_folder_are_used(
 
     (tmp_path / "demo-value.profile.toml").write_text("[steering]\nbeta = 7.5\n")
     assert (beta(), beta("--beta", 2), beta("--paper"), beta("-m", base_gguf)) == (7.5, 2.0, 1.0, 1.0)
+
+    def config(*args: object) -> dict[str, Any]:
+        whole = json.loads(run("generate", "-p", "x", *FEW, "--json", *args).stdout)["config"]
+        return {name: whole[name] for name in ("gate", "threshold", "beta", "beta_unit")}
+
+    profile = '[steering]\ngate = "gain"\nrate = 0.4\nbeta = 0.5\nbeta_unit = "spread"\n'
+    (tmp_path / "demo-value.profile.toml").write_text(profile)
+    shipped = {"gate": "gain", "threshold": 1.0, "beta": 0.5, "beta_unit": "spread"}
+    assert config("--beta", 2) == {**shipped, "beta": 2.0}
+    assert config("--beta", 2, "--beta-unit", "raw") == {**shipped, "beta": 2.0, "beta_unit": "raw"}
+    assert config("--threshold", 0.5) == {**shipped, "gate": "entropy", "threshold": 0.5}
+    assert config("--threshold", 0.5, "--rate", 0.3) == {**shipped, "gate": "rate", "threshold": 0.5}
 
 
 def test_ctrl_c_ends_a_generation_and_keeps_what_it_wrote(

@@ -114,6 +114,9 @@ def test_blocks_of_a_conversation_and_limits(claude: anthropic.Anthropic) -> Non
     first = create(model="m", max_tokens=120, messages=QUESTION, tools=USES, extra_body=grammar(CALL))
     use = first.content[1]
     assert use.input == {"where": "up"}
+    shape: Any = {"format": {"type": "json_schema", "schema": {"enum": ["ab", "cd"]}}}
+    shaped = create(model="m", max_tokens=9, messages=QUESTION, extra_body={"output_config": shape})
+    assert shaped.content[0].text in ('"ab"', '"cd"')
     result = {"type": "tool_result", "tool_use_id": use.id, "content": [{"type": "text", "text": "a star"}]}
     talk = [
         *QUESTION,
@@ -141,12 +144,20 @@ def test_what_is_refused_is_named_in_the_form_of_each(on: Running, claude: anthr
         ({"background": True}, "background"),
         ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
         ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0].type"),
+        ({"input": [{"type": "reasoning", "content": ["x"]}]}, "input[0].content"),
     ):
         assert refused("/v1/responses", **{"input": "a", **fields})["param"] == name
     image = {"type": "image", "source": {"type": "url", "url": "http://x"}}
     error = refused("/v1/messages", max_tokens=1, messages=[{"role": "user", "content": [image]}])
     assert error["type"] == "invalid_request_error" and "messages[0].content[0].type" in error["message"]
     assert "max_tokens" in refused("/v1/messages", messages=QUESTION)["message"]
+    result = {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "x", "content": ["x"]}]}
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"messages": [result]}, "messages[0].content[0] is not text"),
+        ({"messages": QUESTION, "output_config": {"format": {"type": "grammar"}}}, "output_config.format is no JSON"),
+    ]
+    for body, said in wrong:
+        assert said in refused("/v1/messages", max_tokens=1, **body)["message"]
     with pytest.raises(anthropic.BadRequestError, match="betta"):
         claude.messages.create(model="m", max_tokens=1, messages=QUESTION, extra_body={"sia": {"betta": 1}})
     with pytest.raises(openai.BadRequestError, match="context holds"):

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sia_local.errors import ConfigError
 from sia_local.llama import samplers
 from sia_local.llama.grammar import schema_grammar
 from sia_local.llama.model import Model
@@ -16,6 +17,12 @@ from sia_local.llama.model import Model
 STRING = {"type": "string"}
 NAMED = {"type": "object", "properties": {"ab": {"type": "integer"}}, "additionalProperties": STRING}
 ODD = {"type": "object", "properties": {'a"b': STRING}, "required": ['a"b'], "additionalProperties": False}
+# Two definitions of one name, in two places.
+TWICE = {
+    "$defs": {"a": {"$defs": {"c": {"const": "x"}}}, "b": {"$defs": {"c": {"const": "y"}}}},
+    "type": "array",
+    "prefixItems": [{"$ref": "#/$defs/a/$defs/c"}, {"$ref": "#/$defs/b/$defs/c"}],
+}
 
 
 def taken(model: Model, grammar: str, text: str) -> str:
@@ -51,6 +58,11 @@ def taken(model: Model, grammar: str, text: str) -> str:
         ({"const": {"k": ["a\n"]}}, '{"k": ["a\\n"]}', 14),
         (ODD, '{"a\\"b":"a"}', 12),
         (ODD, "{}", 1),
+        ({"$defs": {'a"b': {"enum": ["x"]}}, "$ref": '#/$defs/a"b'}, '"x"', 3),
+        (TWICE, '["x","y"]', 9),
+        (TWICE, '["x","x"]', 6),
+        ({"anyOf": [{"const": 1}, {"type": "array", "items": {"$ref": "#"}, "minItems": 1}]}, "[[1]]", 5),
+        ({"type": "array", "items": {"anyOf": [{"const": 3}, {"$ref": "#/items/anyOf/0"}]}}, "[3]", 3),
     ],
 )
 def test_a_string_holds_no_raw_quotes_and_control_characters(
@@ -58,3 +70,13 @@ def test_a_string_holds_no_raw_quotes_and_control_characters(
 ) -> None:
     with Model(make_gguf("base", ascii=True)) as model:
         assert taken(model, schema_grammar(schema), text) == text[:until]
+
+
+def test_a_character_beyond_16_bits_is_written_as_it_is() -> None:
+    written = schema_grammar({"type": "object", "properties": {"\U0001f600": {"enum": ["\U0001f44d", "\u00e9"]}}})
+    assert '"\\"\U0001f44d\\""' in written and "\U0001f600" in written and "\\ud83d" not in written
+
+
+def test_a_reference_to_nothing_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"a \$ref to '#/\$defs/gone', which is not in it"):
+        schema_grammar({"items": {"$ref": "#/$defs/gone"}, "type": "array"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import fields
@@ -54,6 +55,7 @@ def plain() -> Iterator[str]:
 
 def talk(*arguments: str, says: str) -> tuple[str, str]:
     done = CliRunner().invoke(main, ["chat", *arguments], input=says)
+    assert done.exception is None or isinstance(done.exception, SystemExit)
     return done.stdout, done.stderr
 
 
@@ -105,6 +107,16 @@ def test_any_openai_server_answers_unsteered(plain: str) -> None:
 def test_what_is_no_server_is_said() -> None:
     _, err = talk("--url", "http://127.0.0.1:9", says="x\n")
     assert "no server answers there" in err and "Traceback" not in err
+    _, err = talk("--url", "http://local host:8080", says="x\n")
+    assert "no server answers there" in err
+    with socket.create_server(("127.0.0.1", 0)) as other:
+
+        def greet() -> None:
+            other.accept()[0].sendall(b"SSH-2.0\r\n")
+
+        threading.Thread(target=greet, daemon=True).start()
+        _, err = talk("--url", f"http://127.0.0.1:{other.getsockname()[1]}", says="x\n")
+    assert "no server answers there (SSH-2.0" in err
     _, err = talk("--url", "http://127.0.0.1:9", "-m", "base.gguf", says="")
     assert "leave -m and -v out" in err
 
@@ -113,6 +125,28 @@ class Thinking(Plain):
     """A server that tells reasoning apart, as `sia-local serve`, vLLM and llama-server do."""
 
     says = (({"reasoning_content": "so "}, None), ({"reasoning": "ab"}, None), ({"content": "cd"}, None), ({}, "stop"))
+
+
+@pytest.mark.parametrize(
+    ("sends", "says"),
+    [
+        (b'{"choices": [{"delta": {"content": "Hello."}}]}', None),
+        (b'{"choices": [{"index": 0, "delta": null, "finish_reason": "stop"}]}', None),
+        (b'{"error": "Request failed"}', "the server ended the answer: Request failed"),
+        (b'{"choices": 3}', "the server's answer broke off"),
+        (b"[1]", "the server's answer broke off"),
+    ],
+)
+def test_what_servers_send_instead_is_no_traceback(
+    plain: str, monkeypatch: pytest.MonkeyPatch, sends: bytes, says: str | None
+) -> None:
+    def post(self: Plain) -> None:
+        self._answer(200, b"data: " + sends + b"\n\n")
+
+    monkeypatch.setattr(Plain, "do_POST", post)
+    out, err = talk("--url", plain, says="Hi\n/stats\n")
+    assert (says or "") in err and "there is no value model" in out
+    assert ("Hello." in out) == (b"Hello." in sends)
 
 
 def test_a_servers_reasoning_is_folded_and_its_template_told() -> None:

@@ -122,6 +122,12 @@ def test_echo_gives_the_log_likelihood_of_a_prompt(on: Running, make_gguf: Calla
     assert read["choices"][0]["logprobs"]["token_logprobs"][1:] == pytest.approx(given[1 : len(ids)], abs=1e-4)
     lines = on.http.post("/v1/completions", json={"prompt": ids, "max_tokens": 2, "echo": True, "stream": True}).text
     assert text in lines and lines.endswith("data: [DONE]\n\n")
+    never = on.http.post("/v1/completions", content='{"prompt": "a", "max_tokens": 1, "sia": {"threshold": 1e999}}')
+    assert never.json()["sia"]["config"]["threshold"] is None
+    none = on.http.post("/v1/completions", json={"prompt": ids, "max_tokens": 0, "echo": True, "stream": True}).text
+    shown, *_, last = [json.loads(line[6:]) for line in none.splitlines() if line.startswith("data: {")]
+    assert shown["choices"][0]["text"] == text and last["choices"][0]["finish_reason"] == "length"
+    assert none.endswith("data: [DONE]\n\n")
 
 
 def test_stop_bias_and_schema_shape_the_text(on: Running) -> None:

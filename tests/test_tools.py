@@ -157,6 +157,22 @@ def test_a_call_that_is_required_is_made(on: Running, seed: int) -> None:
     assert only["name"] == "wait" and json.loads(only["arguments"])["long"] in (True, False)
 
 
+def test_a_tool_whose_parameters_have_definitions_of_their_own_is_called(on: Running) -> None:
+    """As pydantic writes nested models; two tools may name theirs alike."""
+
+    def defined(name: str, *values: str) -> dict[str, Any]:
+        schema = {**tool(name, where={"$ref": "#/$defs/Place"})["function"]["parameters"]}
+        schema["$defs"] = {"Place": {"enum": list(values)}}
+        return {"type": "function", "function": {"name": name, "parameters": schema}}
+
+    tools = [defined("look", "up"), defined("go", "left")]
+    for seed in range(3):
+        asked = on.chat(tools=tools, max_tokens=160, seed=seed, tool_choice="required", parallel_tool_calls=False)
+        (call,) = asked["choices"][0]["message"]["tool_calls"]
+        function = call["function"]
+        assert (function["name"], json.loads(function["arguments"])["where"]) in (("look", "up"), ("go", "left"))
+
+
 def test_tools_reach_the_template_and_what_cannot_be_is_refused_by_its_name(on: Running) -> None:
     call = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": '{"where": "up"}'}}
     talk = [*CHAT, {"role": "assistant", "content": None, "tool_calls": [call]}]

@@ -124,8 +124,9 @@ class Remote:
         index = 0
         with self._open("/v1/chat/completions", body) as answer:
             for choice in _choices(answer):
-                finish = _FINISHES.get(choice["finish_reason"] or "", choice["finish_reason"])
-                delta, mark = choice["delta"], choice.get("sia")
+                ended = choice.get("finish_reason")
+                finish = _FINISHES.get(ended or "", ended)
+                delta, mark = choice.get("delta") or {}, choice.get("sia")
                 text, thought = delta.get("content") or "", next((delta[n] for n in _THOUGHTS if delta.get(n)), "")
                 if not text and not thought and mark is None and finish is None:
                     continue
@@ -201,7 +202,7 @@ class Remote:
         with self._open(path, None) as answer:
             try:
                 whole = parse_json(answer.read())
-            except ValueError:
+            except (ValueError, OSError, http.client.HTTPException):
                 whole = None
         if not isinstance(whole, dict):
             raise ConfigError(f"{self.url}{path} is not what an OpenAI-compatible server answers; check --url")
@@ -217,7 +218,7 @@ class Remote:
             return urllib.request.urlopen(request, timeout=TIMEOUT)
         except urllib.error.HTTPError as error:
             raise ConfigError(f"{self.url} answers {error.code}: {_message(error)}") from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             cause = getattr(error, "reason", error)
             raise ConfigError(f"{self.url}: no server answers there ({cause}); check --url") from None
 
@@ -231,9 +232,11 @@ def _choices(answer: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:
                 continue
             event = parse_json(data.removeprefix("data:"))
             if "error" in event:
-                raise SiaError(f"the server ended the answer: {event['error'].get('message', event['error'])}")
-            yield from event["choices"]
-    except (OSError, http.client.HTTPException, ValueError, KeyError) as error:
+                error = event["error"]
+                said = error.get("message", error) if isinstance(error, dict) else error
+                raise SiaError(f"the server ended the answer: {said}")
+            yield from (choice for choice in event["choices"] if isinstance(choice, dict))
+    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
         raise SiaError(f"the server's answer broke off ({type(error).__name__}: {error}); ask again") from None
 
 
@@ -252,5 +255,5 @@ def _candidates(told: list[dict[str, Any]]) -> Candidates:
 def _message(error: urllib.error.HTTPError) -> str:
     try:
         return str(parse_json(error.read())["error"]["message"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OSError, http.client.HTTPException):
         return str(error.reason)

@@ -22,7 +22,15 @@ from ..values.sources import Source, Specs
 Message = dict[str, str]
 # How an instruction steers until the user says otherwise: share of the tokens, and beta in nats of log-probability.
 WORDS_RATE, WORDS_BETA = 0.3, 2.0
-_SETTINGS = ("gate", "threshold", "rate", "beta")
+# Of what a saved chat keeps of its configuration, and what it may be.
+_SETTINGS: dict[str, type | tuple[type, ...]] = {
+    "gate": str,
+    "threshold": (int, float),
+    "rate": (int, float),
+    "gain_threshold": (int, float, type(None)),
+    "beta": (int, float),
+    "beta_unit": str,
+}
 
 
 @dataclass(frozen=True)
@@ -236,6 +244,7 @@ class Session:
         config = replace(self.config, **{name: settings[name] for name in _SETTINGS if name in settings})
         self.config, self.system, self.turns = config, whole.get("system") or None, whole["turns"]
         self.steering, self.steps = bool(whole.get("steering", True)), []
+        self.written = self.unanswered = None
 
 
 def _dropped_sentence(n: int) -> str:
@@ -258,9 +267,9 @@ def _read(path: Path) -> dict[str, Any]:
         raise DataError(f"{path}: the system prompt is not text; expected a chat written by /save")
     settings = whole.get("settings", {})
     if not isinstance(settings, dict) or not all(
-        isinstance(settings.get(name, 0), str if name == "gate" else int | float) for name in settings
+        isinstance(settings[name], kind) for name, kind in _SETTINGS.items() if name in settings
     ):
-        raise DataError(f"{path}: the settings are not numbers by name; expected a chat written by /save")
+        raise DataError(f"{path}: the settings are not those of a chat; expected a chat written by /save")
     for turn in whole["turns"]:
         if (
             not isinstance(turn, dict)

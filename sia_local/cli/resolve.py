@@ -45,6 +45,9 @@ def config_from(options: Mapping[str, Any], start: Mapping[str, Any] | None = No
     sampling |= asked.pop("sampling", {})
     if "gate" not in asked and (implied := [gate for gate, name in _OWN_SETTING.items() if name in asked]):
         asked["gate"] = "+".join(implied)
+    gate = str(asked.get("gate") or fields.get("gate", "entropy"))
+    if "threshold" in asked and "gate" not in asked and "entropy" not in gate.split("+"):
+        asked["gate"] = "entropy"
     return SiaConfig(**{**fields, **asked}, sampling=SamplingConfig(**sampling))
 
 
@@ -95,8 +98,6 @@ def profile_fields(options: Mapping[str, Any]) -> dict[str, Any]:
     if options.get("beta_unit") is not None and options.get("beta") is None:
         raise ConfigError("--beta-unit was given without --beta; the profile's beta has its own unit, give both")
     fields = profile.config_fields()
-    if options.get("beta") is not None:
-        fields.pop("beta_unit", None)
     if (rate := options.get("rate")) is not None and (threshold := profile.threshold_for(rate)) is not None:
         fields["threshold"] = threshold
     return fields

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import unquote
 
 from ..errors import ConfigError
 
@@ -23,8 +24,9 @@ def schema_grammar(schema: Mapping[str, Any]) -> str:
     from llama_cpp.llama_grammar import json_schema_to_gbnf
 
     held: list[str] = []
+    whole, definitions = gathered(schema or {"type": "object"}, "definition")
     try:
-        written = json_schema_to_gbnf(json.dumps(_marked(schema or {"type": "object"}, held)))
+        written = json_schema_to_gbnf(json.dumps(_marked({**whole, "$defs": definitions}, held)))
     except Exception as error:
         raise ConfigError(
             f"the JSON schema cannot be turned into a grammar ({type(error).__name__}: {error}); use types, "
@@ -34,13 +36,60 @@ def schema_grammar(schema: Mapping[str, Any]) -> str:
     return _MARKED.sub(lambda mark: held[int(mark[1])], written)
 
 
+def gathered(schema: Mapping[str, Any], name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A schema whose local references go to `#/$defs/name0`, `#/$defs/name1`, …, and these definitions; so it can be
+    part of another. The converter tells definitions apart by the last word of their paths, and knows no lists in these.
+
+    Raises ConfigError for a reference to what is not there.
+    """
+    known: dict[str, str] = {}
+    definitions: dict[str, Any] = {}
+
+    def walked(node: Any, names: bool = False) -> Any:
+        if isinstance(node, list):
+            return [walked(one) for one in node]
+        if not isinstance(node, Mapping):
+            return node
+        out = {key: x if key in _CONSTANT and not names else walked(x, key in _NAMING) for key, x in node.items()}
+        if not names and isinstance(ref := node.get("$ref"), str) and ref.startswith("#"):
+            if ref not in known:
+                known[ref] = f"{name}{len(known)}"
+                definitions[known[ref]] = walked(_pointed(schema, ref))
+            out["$ref"] = f"#/$defs/{known[ref]}"
+        return out
+
+    inner = {key: x for key, x in schema.items() if key not in ("$defs", "definitions")}
+    return walked(inner), definitions
+
+
+# Keys whose values are mappings by name, and those whose values are no schemas.
+_NAMING = ("properties", "$defs", "definitions")
+_CONSTANT = ("const", "enum", "required")
+
+
+def _pointed(schema: Any, ref: str) -> Any:
+    """What a local reference points to (RFC 6901)."""
+    found = schema
+    for part in unquote(ref.removeprefix("#")).split("/")[1:]:
+        part = part.replace("~1", "/").replace("~0", "~")
+        try:
+            found = found[int(part)] if isinstance(found, list) else found[part]
+        except (LookupError, TypeError, ValueError):
+            raise ConfigError(f"the JSON schema has a $ref to {ref!r}, which is not in it; add it") from None
+    return found
+
+
 def _marked(schema: Any, held: list[str], names: bool = False) -> Any:
-    """A schema whose constants and names of properties are marks where JSON escapes something in them: the converter
-    does not escape the escape. held: filled with what GBNF has in their places. names: keys are names of properties.
+    """A schema whose constants and names of properties are marks where the converter does not write them as JSON has
+    them: it does not escape the escape, and halves characters beyond 16 bits. held: filled with what GBNF has in their
+    places. names: keys are names of properties.
     """
 
     def mark(value: Any) -> Any:
-        if isinstance(value, str) and "\\" in (escaped := json.dumps(value, ensure_ascii=False)[1:-1]):
+        if isinstance(value, str):
+            escaped = json.dumps(value, ensure_ascii=False)[1:-1]
+            if "\\" not in escaped and max(value, default="") <= "\uffff":
+                return value
             literal = re.sub(r'[\\"]', r"\\\g<0>", escaped)
             if literal not in held:
                 held.append(literal)
@@ -55,10 +104,7 @@ def _marked(schema: Any, held: list[str], names: bool = False) -> Any:
         return schema
     if names:
         return {mark(name): _marked(x, held) for name, x in schema.items()}
-    return {
-        key: mark(x) if key in ("const", "enum", "required") else _marked(x, held, key in ("properties", "$defs"))
-        for key, x in schema.items()
-    }
+    return {key: mark(x) if key in _CONSTANT else _marked(x, held, key == "properties") for key, x in schema.items()}
 
 
 def _no_raw_characters(part: re.Match[str]) -> str:

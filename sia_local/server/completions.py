@@ -49,9 +49,7 @@ class CompletionReply(Reply):
             return
         self.take(item)
         if self.over():
-            for choice in self.choices:
-                yield from self._opening(choice)
-            yield from self._ended(self.choices)
+            yield from self.at_once()
 
     def _read_all(self) -> bool:
         readings = self.readings

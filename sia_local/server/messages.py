@@ -36,8 +36,9 @@ class CountBody(Body):
     thinking: dict[str, Any] | None = None
     chat_template_kwargs: dict[str, Any] = Field({})
 
+    output_config: dict[str, Any] = Field({})
+
     cache_control: Any = None
-    output_config: Any = None
     context_management: Any = None
 
 
@@ -58,12 +59,22 @@ def as_chat(body: CountBody) -> ChatBody:
         "tools": [_tool(i, tool) for i, tool in enumerate(body.tools)],
         "tool_choice": _choice(body.tool_choice),
         "chat_template_kwargs": _thinking(body),
+        "response_format": _format(body.output_config.get("format")),
     }
     if body.tool_choice.get("disable_parallel_tool_use"):
         chat["parallel_tool_calls"] = False
     if isinstance(body, MessagesBody):
         chat |= {"max_tokens": body.max_tokens, "stop": body.stop_sequences, "top_k": body.top_k} | body.shared()
     return ChatBody.model_validate(chat)
+
+
+def _format(given: Any) -> dict[str, Any] | None:
+    if given is None:
+        return None
+    if not isinstance(given, dict) or given.get("type") != "json_schema" or not isinstance(given.get("schema"), dict):
+        message = "output_config.format is no JSON schema; give type json_schema and a schema"
+        raise RefusedError(400, message, param="output_config.format")
+    return {"type": "json_schema", "json_schema": {"schema": given["schema"]}}
 
 
 def _thinking(body: CountBody) -> dict[str, Any]:
@@ -111,7 +122,7 @@ def _text(content: Any, place: str) -> str:
     """Text, or the text of blocks."""
     if isinstance(content, str):
         return content
-    if not isinstance(content, list) or any(block.get("type") != "text" for block in content):
+    if not isinstance(content, list) or any(not isinstance(b, dict) or b.get("type") != "text" for b in content):
         raise RefusedError(400, f"{place} is not text; only text is read", param=place)
     return "\n".join(str(block.get("text", "")) for block in content)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from .. import __version__
+from ..files import finite
 from ..llama.model import Model
 from ..records import Candidates, Completion, Step, Tally
 from ..views.trace import config_dict, token_text
@@ -132,6 +133,12 @@ class Reply:
         if item.finish is not None:
             yield from self._ended([choice])
 
+    def at_once(self) -> Iterator[dict[str, Any]]:
+        """What a stream shows of texts of which nothing is written."""
+        for choice in self.choices:
+            yield from self._opening(choice)
+        yield from self._ended(self.choices)
+
     def _ended(self, choices: list[Choice]) -> Iterator[dict[str, Any]]:
         """The last chunk of each choice; that of the last one tells of all."""
         for choice in choices:
@@ -207,7 +214,7 @@ class Reply:
             "kl_truncation": tally.kl_truncation,
             "nll": tally.nll,
             "seed": self.asked.seed,
-            "config": {name: value for name, value in config_dict(config).items() if name in _SETTINGS},
+            "config": finite({name: value for name, value in config_dict(config).items() if name in _SETTINGS}),
             **({"left_out": list(left_out)} if left_out else {}),
         }
 

@@ -73,7 +73,7 @@ def _messages(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for i, item in enumerate(items):
         kind = item.get("type", "message")
         if kind == "reasoning":
-            thought = {"reasoning_content": "".join(part.get("text", "") for part in item.get("content") or [])}
+            thought = {"reasoning_content": _thought(item.get("content") or [], f"input[{i}].content")}
         elif kind == "message":
             out.append({"role": item.get("role"), "content": item.get("content"), **thought})
             thought = {}
@@ -90,6 +90,12 @@ def _messages(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
             message = f"input[{i}].type is {kind!r}; expected message, function_call, function_call_output or reasoning"
             raise RefusedError(400, message, param=f"input[{i}].type")
     return out
+
+
+def _thought(parts: Any, place: str) -> str:
+    if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
+        raise RefusedError(400, f"{place} is no list of parts; give parts with a text", param=place)
+    return "".join(str(part.get("text", "")) for part in parts)
 
 
 def _tool(i: int, tool: dict[str, Any]) -> dict[str, Any]:

@@ -152,16 +152,23 @@ class Answer(Response):
 
     async def _stream(self, reader: Presence, scope: Scope, send: Send) -> None:
         started = False
+
+        async def show(body: bytes) -> None:
+            nonlocal started
+            if not started:
+                await reader.sent(send(_start()))
+                started = True
+            if body:
+                await reader.sent(send({"type": "http.response.body", "body": body, "more_body": True}))
+
         try:
+            if self.reply.over():
+                # Of no tokens at all the engine gives nothing.
+                await show(b"".join(map(self.reply.event, self.reply.at_once())))
             while not self.reply.over():
                 items = await self.mailbox.take()
                 chunks = [chunk for item in items for chunk in self.reply.chunks(item)]
-                body = b"".join(map(self.reply.event, chunks)) if items else b": still there\n\n"
-                if not started:
-                    await reader.sent(send(_start()))
-                    started = True
-                if body:
-                    await reader.sent(send({"type": "http.response.body", "body": body, "more_body": True}))
+                await show(b"".join(map(self.reply.event, chunks)) if items else b": still there\n\n")
         except (ReaderGoneError, OSError, asyncio.CancelledError):
             raise
         except Exception as error:

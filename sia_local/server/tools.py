@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..generation.sia import SIA
-from ..llama.grammar import schema_grammar
+from ..llama.grammar import gathered, schema_grammar
 from .calls import HERMES, LLAMA, MISTRAL, Calls, Form, find_form
 from .errors import RefusedError
 from .fields import ChatBody, NamedChoice
@@ -44,15 +44,20 @@ class Offer:
         if not self.must or self.form is None:
             return None
         named = "parameters" if self.form is LLAMA else "arguments"
-        # The name comes first, so that a stream can tell it before the arguments are written.
-        calls = [
-            {"type": "object", "properties": {"name": {"const": name}, named: schema}, "required": ["name", named]}
-            for name, schema in self.functions.items()
-        ]
-        one = calls[0] if len(calls) == 1 else {"anyOf": calls}
+        calls: list[dict[str, Any]] = []
+        definitions: dict[str, Any] = {}
+        for i, (name, schema) in enumerate(self.functions.items()):
+            parameters, own = gathered(schema, f"parameters{i}-")
+            definitions |= own
+            # The name comes first, so that a stream can tell it before the arguments are written.
+            properties = {"name": {"const": name}, named: parameters}
+            calls.append({"type": "object", "properties": properties, "required": ["name", named]})
+        one: dict[str, Any] = calls[0] if len(calls) == 1 else {"anyOf": calls}
         if self.form is MISTRAL:
             listed = {"type": "array", "items": one, "minItems": 1}
-            return _within('"[TOOL_CALLS]" call', listed if self.several else {**listed, "maxItems": 1})
+            listed = listed if self.several else {**listed, "maxItems": 1}
+            return _within('"[TOOL_CALLS]" call', {**listed, "$defs": definitions})
+        one["$defs"] = definitions
         if self.form is LLAMA:
             return _within('call ("; " call)*' if self.several else "call", one)
         marked = '"<tool_call>\\n" call "\\n</tool_call>"'
