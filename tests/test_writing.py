@@ -86,6 +86,21 @@ def test_what_is_not_read_on_blocks_nobody(base_gguf: Path) -> None:
         assert len(sia.desk.loop.free) == 1 and not sia.desk.loop.live
 
 
+def test_slots_lent_at_once_come_back_in_any_order(base_gguf: Path) -> None:
+    """As two scored prompts of a server do; a text that is dropped afterwards still frees its slot at once."""
+    with SIA.load(base_gguf, n_ctx=128, n_threads=1, slots=2) as sia:
+        first, second = sia.desk.slot(), sia.desk.slot()
+        assert {first.__enter__(), second.__enter__()} == {0, 1}
+        first.__exit__(None, None, None)
+        second.__exit__(None, None, None)
+        text = iter(sia.write(Request("a cat", max_tokens=9)))
+        next(text)
+        assert len(sia.desk.loop.free) == 1
+        del text
+        gc.collect()
+        assert len(sia.desk.loop.free) == 2
+
+
 def test_an_error_of_one_prompt_reaches_its_reader_alone(base_gguf: Path, make_gguf: Callable[..., Path]) -> None:
     wordy = make_gguf("merged", seed=1, template="{{ 'a long preamble ' * 20 }}{{ messages[-1].content }}")
     with SIA.load(base_gguf, wordy, slots=2, setup=EXACT) as sia:

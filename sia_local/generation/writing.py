@@ -165,7 +165,7 @@ class Desk:
         self.loop = loop
         self.lock = threading.RLock()
         self._tickets: list[Ticket] = []
-        self._busy = False
+        self._busy = 0
 
     def open(self, jobs: Iterable[Job], deliver: Callable[[Job, Step], None]) -> Ticket:
         ticket = Ticket(jobs, deliver)
@@ -240,11 +240,12 @@ class Desk:
     @contextmanager
     def _working(self) -> Iterator[None]:
         with self.lock:
-            before, self._busy = self._busy, True
+            # Counted: readings that are open at once need not end in the order in which they began.
+            self._busy += 1
             try:
                 yield
             finally:
-                self._busy = before
+                self._busy -= 1
 
     def _admit(self, ticket: Ticket) -> None:
         loop = self.loop
