@@ -253,8 +253,8 @@ class SIA:
         shares = bool(self.engine.branches)
         if limit is not None and config.gate != "off" and config.k > limit and not shares:
             raise ConfigError(
-                f"k is {config.k}, the value model was loaded for {limit} candidates; load with "
-                f"max_candidates={config.k}"
+                f"k is {config.k}, the value model was loaded for {limit} candidates; give at most these, or load "
+                f"with max_candidates={config.k} (`-k {config.k}` where it is loaded by a command)"
             )
 
 
