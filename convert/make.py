@@ -297,7 +297,7 @@ class Chain:
             self.echo(
                 distill_file(
                     teacher, self.base, prompts, section, self.files.junctions, machine, self.echo, executor=executor,
-                    chat=plan.rollouts,
+                    chat=plan.rollouts, anew=True,
                 )
             )  # fmt: skip
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sia_local.errors import DataError
-from sia_local.files import atomic_write, parse_json
+from sia_local.files import atomic_write, parse_json, sha256_of
 from sia_local.progress import duration
 
 from .provenance import provenance
@@ -73,12 +73,9 @@ class State:
         known = self.hashes.get(str(path))
         if known and known[:2] == [stat.st_size, stat.st_mtime_ns]:
             return str(known[2])
-        digest = hashlib.sha256()
-        with path.open("rb") as handle:
-            while block := handle.read(1 << 20):
-                digest.update(block)
-        self.hashes[str(path)] = [stat.st_size, stat.st_mtime_ns, digest.hexdigest()]
-        return digest.hexdigest()
+        found = sha256_of(path)
+        self.hashes[str(path)] = [stat.st_size, stat.st_mtime_ns, found]
+        return found
 
     def key(self, step: Step) -> str:
         parts = [step.name, json.dumps(step.settings, sort_keys=True, default=str)]

@@ -17,11 +17,14 @@ from sia_local import SIA, Guides, SiaConfig
 from sia_local.cli import main
 from sia_local.errors import ConfigError, ContextFullError, DataError
 from sia_local.learning.collect import CollectConfig, Progress, collect
+from sia_local.learning.distill import distill
+from sia_local.learning.fit import FitConfig
 from sia_local.learning.junctions import read_junctions, read_transitions
 from sia_local.learning.targets import read_targets
 from sia_local.seeds import text_seed
 from sia_local.values.guides import GuidePair, instruction
 from sia_local.values.qhead_file import QHeadFile
+from sia_local.values.sources import Specs
 
 PROMPTS = ["hello", "a dog", "the red house", "rain"]
 CONFIG = CollectConfig(k=6, threshold=0.0, texts=6, max_tokens=10, beta=1.0)
@@ -95,6 +98,46 @@ def test_an_interrupted_collection_goes_on(base_gguf: Path, value_gguf: Path, tm
         np.testing.assert_array_equal(a.values, b.values)
         with pytest.raises(ConfigError, match="was begun with k = 6, now it is 5"):
             collect(sia, PROMPTS, halves, replace(CONFIG, k=5), {})
+
+
+@pytest.mark.parametrize("kind", ["one", "several", "guides"])
+def test_a_teacher_trained_anew_is_another(make_gguf: Callable[..., Path], tmp_path: Path, kind: str) -> None:
+    """Though its file has the name and the size of the one before."""
+    base, file, folder = make_gguf("base"), tmp_path / "value.gguf", tmp_path / "j"
+    first, second = (make_gguf("base" if kind == "guides" else "merged", seed=seed).read_bytes() for seed in (3, 4))
+    assert len(first) == len(second) and first != second
+    teachers: dict[str, Specs] = {
+        "one": file, "several": [(file, 1.0), (make_gguf("head"), 2.0)], "guides": Guides(file)
+    }  # fmt: skip
+    teacher = teachers[kind]
+
+    def run(texts: int, anew: bool = False) -> int:
+        collecting = replace(CONFIG, texts=texts, max_tokens=3)
+        few = FitConfig(hidden=4, epochs=1)
+        return distill(base, teacher, PROMPTS, tmp_path / "q.gguf", folder, collecting, few, EXACT, anew=anew).junctions
+
+    for content, texts in ((first, 2), (first, 4)):  # more texts of the same teacher are added
+        file.write_bytes(content)
+        found = run(texts)
+    values = read_junctions(folder)[0].values
+    assert found == len(values) > 2
+    file.write_bytes(second)
+    with pytest.raises(ConfigError, match=r"j was begun with teacher_files = .*; give the same settings, or another"):
+        run(4)
+    run(4, anew=True)
+    assert not np.isin(read_junctions(folder)[0].values, values).any()
+
+
+def test_a_base_trained_anew_is_another(make_gguf: Callable[..., Path], tmp_path: Path) -> None:
+    base, asked = (
+        tmp_path / "base.gguf",
+        ["learn", "Be brief.", "--texts", "1", "--max-tokens", "2", "--threshold", "9"],
+    )
+    asked += ["-m", str(base), "-o", str(tmp_path / "a.gguf"), "--threads", "1"]
+    for seed, refused in ((0, False), (0, False), (1, True)):
+        base.write_bytes(make_gguf("base", seed=seed).read_bytes())
+        done = CliRunner().invoke(main, asked)
+        assert done.exit_code == 2 and ("was begun with base = " in done.stderr) == refused, done.output
 
 
 def test_a_file_from_two_sentences_steers(make_gguf: Callable[..., Path], tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ def test_shards_continue_after_an_interruption(tmp_path: Path) -> None:
             out.add(7, small())
         out.add(8, small(prompt=4))
     junctions, found = read_junctions(tmp_path)
-    assert found == {"format": "sia-junctions-1", **settings}
+    assert found == {"format": "sia-junctions-2", **settings}
     assert junctions.prompts.tolist() == [1] * 4 + [2] * 4 + [3] * 4 + [4] * 4
     assert same(junctions.take(slice(4, 8)), small(prompt=2))
     assert junctions.hidden.dtype == np.float16
@@ -67,6 +67,27 @@ def test_other_settings_are_refused(tmp_path: Path) -> None:
         JunctionWriter(tmp_path, {"k": 10, "teacher": "v", "seed": 3})
 
 
+def test_other_settings_empty_a_folder_that_may_be_made_anew(tmp_path: Path) -> None:
+    for teacher, finished in (("v", set[int]()), ("v", {7}), ("w", set[int]()), ("w", {7})):
+        with JunctionWriter(tmp_path, {"teacher": teacher}, anew=True) as out:
+            assert out.finished == finished
+            if not finished:
+                out.add(7, small(prompt=1))
+    assert read_junctions(tmp_path)[1]["teacher"] == "w"
+
+
+def test_a_folder_of_an_older_version_is_read_but_not_continued(tmp_path: Path) -> None:
+    """It names models by their size, which another training leaves as it is."""
+    base = {"name": "b.gguf", "bytes": 5}
+    with JunctionWriter(tmp_path, {"base": base}) as out:
+        out.add(7, small(prompt=1))
+    (tmp_path / "settings.json").write_text(json.dumps({"format": "sia-junctions-1", "base": base}))
+    assert same(read_junctions(tmp_path)[0], small(prompt=1))
+    with pytest.raises(ConfigError, match=r"was begun by an older version, .*; remove it, or give another folder"):
+        JunctionWriter(tmp_path, {"base": base})
+    assert not JunctionWriter(tmp_path, {"base": base}, anew=True).finished
+
+
 def test_damaged_folders(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no settings\.json"):
         read_junctions(tmp_path)
@@ -74,9 +95,9 @@ def test_damaged_folders(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="not valid JSON"):
         read_junctions(tmp_path)
     (tmp_path / "settings.json").write_text(json.dumps({"format": "other"}))
-    with pytest.raises(DataError, match="not of the format sia-junctions-1"):
+    with pytest.raises(DataError, match="not of the format sia-junctions-2"):
         read_junctions(tmp_path)
-    (tmp_path / "settings.json").write_text(json.dumps({"format": "sia-junctions-1"}))
+    (tmp_path / "settings.json").write_text(json.dumps({"format": "sia-junctions-2"}))
     (tmp_path / "shard-00000.npz").write_bytes(b"PK\x03\x04 cut short")
     with pytest.raises(DataError, match=r"shard-00000\.npz: not a readable shard"):
         read_junctions(tmp_path)

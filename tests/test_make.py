@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +16,7 @@ import pytest
 from sia_local.errors import ConfigError, DataError, SiaError
 from sia_local.evaluation.profile import Profile
 from sia_local.files import alone
+from sia_local.learning.junctions import read_settings
 from sia_local.values.qhead_file import QHeadFile
 
 pytest.importorskip("torch")
@@ -23,6 +26,7 @@ import tiny
 from click.testing import CliRunner
 from sia_convert.cli import main
 from sia_convert.data.trajectories import read_trajectories
+from sia_convert.formats.checkpoint import ValueCheckpoint
 from sia_convert.make import Chain, make
 from sia_convert.plan import read_plan
 from sia_convert.steps import State, Step, run_steps
@@ -124,6 +128,18 @@ def test_chain_ends_in_a_verified_q8_0_and_reruns_only_what_changed(plan: Path, 
     assert run(plan, change) == ["distill"]
     distillation = QHeadFile.read(plan.parent / "q.gguf").meta.distillation
     assert distillation is not None and distillation.teacher == "value-Q8_0"
+    junctions, texts = plan.parent / "work/junctions", change.read_text()
+    for setting, collected in (("threshold = 0.0", 0.1), ("lr = 2e-3", None)):
+        before = read_settings(junctions)
+        number = "0.1" if collected else "1e-3"
+        change.write_text(change.read_text().replace(setting, f"{setting.partition(' ')[0]} = {number}"))
+        assert run(plan, change)[-1] == "distill"
+        after = read_settings(junctions)
+        assert {name for name in after if after[name] != before[name]} == {
+            "threshold" if collected else "teacher_files"
+        }
+    change.write_text(texts)
+    run(plan, change)
     with change.open("a") as handle:
         handle.write(
             "[calibrate]\nby = 'gain'\nrate = 0.5\nkl_per_token = 0.05\nlimit = 3\nmax_tokens = 8\nk = 6\nslots = 2\n"
@@ -227,6 +243,25 @@ def test_a_base_that_is_only_a_gguf_is_its_own_backbone(plan: Path) -> None:
     rows = json.loads((plan.parent / "shipped/verify.json").read_text())["rows"]
     assert [(row["type"], row["failures"]) for row in rows] == [("F32", []), ("Q8_0", [])]
     assert run(plan, change) == []
+
+
+@pytest.mark.usefixtures("first_run")
+def test_a_checkpoint_trained_anew_is_another_teacher(plan: Path, tmp_path: Path) -> None:
+    """Though its export has the name and the size of the one before; more texts of the same one are added."""
+    one, other = plan.parent / "work/value", tmp_path / "other"
+    shutil.copytree(one, other)
+    trained = ValueCheckpoint.open(other)
+    dataclasses.replace(trained, head=dataclasses.replace(trained.head, bias=trained.head.bias + 1.0)).save()
+    ValueCheckpoint.open(other).store_spread(trained.spread() or 1.0, 1, {})
+    few = ["--threshold", "0", "--max-tokens", "3", "--hidden", "4", "--epochs", "1", "--threads", "1"]
+    files = ["--base", plan.parent / "base.gguf", "--prompts", plan.parent / "prompts.txt", "-o", tmp_path / "q.gguf"]
+    for folder, texts, said in (
+        (one, 2, "from "),
+        (one, 4, "from "),
+        (other, 4, "q.gguf.d was begun with teacher_files"),
+    ):
+        done = CliRunner().invoke(main, ["distill", *map(str, (folder, *files)), "--texts", str(texts), *few])
+        assert said in done.output, done.output
 
 
 @pytest.mark.usefixtures("first_run")

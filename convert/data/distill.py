@@ -27,10 +27,12 @@ def distill_file(
     slots: int = 4,
     executor: Executor | None = None,
     chat: ChatSettings | None = None,
+    mark: Any = None,
+    anew: bool = False,
 ) -> str:
     """Distils `teacher`, a value GGUF, to `config.out` (a plan's DistillSection); the summary of what it reached.
 
-    chat: how the base is spoken to.
+    chat: how the base is spoken to. mark, anew: as sia_local.learning.distill.distill() has them.
     """
     from sia_local.learning.distill import distill, summary
 
@@ -55,6 +57,8 @@ def distill_file(
         lambda p: line.show(str(p), p.texts == p.of),
         lambda e: echo(f"pass {e.epoch}: loss {e.loss:.4f}, held out {e.held_out:.4f}"),
         executor,
+        mark,
+        anew,
     )
     return summary(made)
 
@@ -75,5 +79,10 @@ def distill_checkpoint(
     from ..formats.export import ExportConfig, export_value
 
     with tempfile.TemporaryDirectory(prefix="sia-distill-") as aside:
-        teacher = export_value(ValueCheckpoint.open(checkpoint), Path(aside) / "teacher.gguf", base, ExportConfig())
-        return distill_file(teacher, base, prompts, config, folder, machine, slots=slots, executor=executor, chat=chat)
+        found = ValueCheckpoint.open(checkpoint)
+        teacher = export_value(found, Path(aside) / "teacher.gguf", base, ExportConfig())
+        # Its file names the command that exported it, so a second run for more texts has another.
+        mark = {"checkpoint": found.fingerprint(), "spread": found.spread()}
+        return distill_file(
+            teacher, base, prompts, config, folder, machine, slots=slots, executor=executor, chat=chat, mark=mark
+        )

@@ -85,10 +85,11 @@ def collect(
     config: CollectConfig,
     settings: dict[str, Any],
     progress: Callable[[Progress], None] = lambda _: None,
+    anew: bool = False,
 ) -> None:
     """gather() with a base that keeps hidden states (Setup.hidden_states) and the teacher as its value."""
     with Here().open(lambda: Collector(sia, config, owns=False)) as pool:
-        gather(pool, prompts, folder, config, settings, progress)
+        gather(pool, prompts, folder, config, settings, progress, anew)
 
 
 def gather(
@@ -98,18 +99,19 @@ def gather(
     config: CollectConfig,
     settings: dict[str, Any],
     progress: Callable[[Progress], None] = lambda _: None,
+    anew: bool = False,
 ) -> None:
     """Fills `folder` with the junctions of `config.texts` texts; a second call goes on where the first was stopped.
 
-    pool: of Collectors. settings: what else the
-    junctions depend on, such as the teacher's file. Raises ConfigError for a folder begun with other settings.
+    pool: of Collectors. settings: what else the junctions depend on, such as the teacher's file. Raises ConfigError for
+    a folder begun with other settings, unless `anew` empties it.
     """
     if not prompts:
         raise DataError("there are no prompts to write texts for; give a file with one prompt a line")
     digest = hashlib.sha256("\n".join(prompts).encode()).hexdigest()[:16]
     # More texts may be asked for later; everything else must stay.
     fixed = {name: value for name, value in vars(config).items() if name != "texts"}
-    with JunctionWriter(folder, {**settings, **fixed, "prompts": digest}) as out:
+    with JunctionWriter(folder, {**settings, **fixed, "prompts": digest}, anew=anew) as out:
         waiting = [text for text in range(config.texts) if text not in out.finished]
         found, next_text = 0, 0
         pace = Pace(config.texts, config.texts - len(waiting), pool.size)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,13 @@ import numpy as np
 
 from ..config import Setup
 from ..errors import NumericError
+from ..files import sha256_of
 from ..generation.sia import SIA
 from ..llama.embeddings import EmbeddingRows
 from ..llama.gguf import GgufMetadata
 from ..llama.keys import REWARD_NAME
 from ..values.qhead_file import Distillation, QHeadFile, QHeadMeta, write_qhead
-from ..values.sources import Specs
+from ..values.sources import Specs, parse_specs
 from ..workers import Executor
 from .baseline import predict_table
 from .collect import CollectConfig, Collector, Progress, collect, gather
@@ -53,21 +54,24 @@ def distill(
     on_text: Callable[[Progress], None] = lambda _: None,
     on_epoch: Callable[[Epoch], None] = lambda _: None,
     executor: Executor | None = None,
+    mark: Any = None,
+    anew: bool = False,
 ) -> Distilled:
     """The teacher is any source of values the runtime knows. folder: where the junctions are kept; a run that was
-    stopped goes on there. executor: where the teacher works. Raises as SIA.load and collect do, NumericError when the
-    file does not say what was learned.
+    stopped goes on there, and junctions of another base, teacher or setting are refused, or with `anew` removed.
+    executor: where the teacher works. mark: in JSON, what tells the teacher apart if its file is made for each run.
+    Raises as SIA.load and collect do, NumericError when the file does not say what was learned.
     """
     with SIA.load(base, teacher, setup, hidden_states=True, max_candidates=collecting.k) as sia:
         assert sia.value is not None
         name, reward = sia.value.name, _reward(sia.value)
-        settings = {"base": _identity(Path(base)), "teacher": name, "teacher_files": _files(teacher)}
+        settings = {"base": _identity(base), "teacher": name, "teacher_files": mark or _files(teacher)}
         settings |= setup.unusual
         if executor is None:
-            collect(sia, prompts, folder, collecting, settings, on_text)
+            collect(sia, prompts, folder, collecting, settings, on_text, anew)
     if executor is not None:
         with executor.open(partial(Collector.load, base, teacher, setup, collecting)) as pool:
-            gather(pool, prompts, folder, collecting, settings, on_text)
+            gather(pool, prompts, folder, collecting, settings, on_text, anew)
     return fit_folder(base, folder, out, fitting, name, reward, on_epoch)
 
 
@@ -128,16 +132,27 @@ def fit_junctions(
     return Distilled(out, made, compare(held, predict_table(learned, held)), len(junctions))
 
 
-def _identity(path: Path) -> dict[str, Any]:
-    return {"name": path.name, "bytes": path.stat().st_size}
+def _identity(path: str | os.PathLike[str]) -> dict[str, str]:
+    """A model by what it holds, since one that is trained anew has the name and size of the one before.
+
+    All of it is read: a head may stand anywhere in the metadata, and what was not trained anywhere in the tensors. That
+    takes seconds where collecting takes minutes.
+    """
+    with GgufMetadata(path) as meta:
+        parts = [part.path for part in meta.parts]
+    return {"name": Path(path).name, "sha256": " ".join(map(sha256_of, parts))}
 
 
-def _files(teacher: Specs) -> Any:
-    """What a rerun must share, in JSON."""
-    if isinstance(teacher, (str, os.PathLike)):
-        path = Path(teacher)
-        return _identity(path) if path.is_file() else str(path)
-    return repr(teacher)
+def _files(teacher: Specs) -> list[dict[str, Any]]:
+    """What a rerun must share, in JSON: every source with its files by what they hold."""
+    known = cache(_identity)  # an instruction and its opposite are two sources in one file
+    return [
+        {
+            name: known(str(value)) if name in ("path", "plus", "minus") and value is not None else value
+            for name, value in vars(spec).items()
+        }
+        for spec in parse_specs(teacher)
+    ]
 
 
 def _reward(source: Any) -> str:

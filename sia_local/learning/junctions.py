@@ -18,7 +18,9 @@ import numpy.typing as npt
 from ..errors import ConfigError, DataError
 from ..files import alone, atomic_write, parse_json
 
-FORMAT = "sia-junctions-1"
+FORMAT = "sia-junctions-2"
+# Its settings name model files by name and size, which those made anew share; what it holds reads the same.
+OLDER = "sia-junctions-1"
 Float32 = npt.NDArray[np.float32]
 Halves = npt.NDArray[np.float16] | Float32
 Int32 = npt.NDArray[np.int32]
@@ -142,17 +144,19 @@ _TAKEN_NAMES = tuple(TAKEN + name for name in Transitions.__dataclass_fields__)
 class JunctionWriter:
     """Writes shards of whole texts: `with JunctionWriter(folder, settings) as out: out.add(text, junctions)`.
 
-    settings: what the junctions depend on (JSON values); a folder begun with others is refused. After an
-    interruption `finished` says which texts need no second run. A shard is whole or absent, and holds what came in
-    EVERY seconds, which is what a kill may cost.
+    settings: what the junctions depend on (JSON values); a folder begun with others is refused, or with `anew`
+    emptied. After an interruption `finished` says which texts need no second run. A shard is whole or absent, and holds
+    what came in EVERY seconds, which is what a kill may cost.
     """
 
     EVERY = 20.0
 
-    def __init__(self, folder: str | os.PathLike[str], settings: Mapping[str, Any], per_shard: int = 4096):
+    def __init__(
+        self, folder: str | os.PathLike[str], settings: Mapping[str, Any], per_shard: int = 4096, anew: bool = False
+    ):
         self.folder = Path(folder)
         self.per_shard = per_shard
-        _begin(self.folder, {"format": FORMAT, **settings})
+        _begin(self.folder, {"format": FORMAT, **settings}, anew)
         self.finished: set[int] = set()
         self._next = 0
         for path in _shards(self.folder):
@@ -263,26 +267,40 @@ def read_settings(folder: str | os.PathLike[str]) -> dict[str, Any]:
         raise DataError(f"{folder}: no settings.json; expected a folder of collected junctions") from error
     except ValueError as error:
         raise DataError(f"{path}: not valid JSON ({error}); collect the junctions again") from error
-    if not isinstance(settings, dict) or settings.get("format") != FORMAT:
+    if not isinstance(settings, dict) or settings.get("format") not in (FORMAT, OLDER):
         raise DataError(f"{path}: not of the format {FORMAT}; expected a folder of collected junctions")
     return settings
 
 
-def _begin(folder: Path, settings: dict[str, Any]) -> None:
+def _begin(folder: Path, settings: dict[str, Any], anew: bool) -> None:
     wanted = json.loads(json.dumps(settings))
     if (folder / "settings.json").exists():
         found = read_settings(folder)
-        for key in sorted(wanted.keys() | found.keys()):
-            if wanted.get(key) != found.get(key):
-                raise ConfigError(
-                    f"{folder} was begun with {key} = {found.get(key)!r}, now it is {wanted.get(key)!r}; give the same "
-                    "settings, or another folder"
-                )
-        return
-    if any(_shards(folder)):
+        if found == wanted:
+            return
+        if not anew:
+            raise ConfigError(_other(folder, found, wanted))
+        with alone(folder):
+            # The settings last: a kill leaves them beside too few shards, not new ones beside old shards.
+            for path in _shards(folder):
+                path.unlink()
+    elif any(_shards(folder)):
         raise DataError(f"{folder}: has shards but no settings.json; give another folder")
     with atomic_write(folder / "settings.json") as handle:
         json.dump(wanted, handle, indent=1)
+
+
+def _other(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) -> str:
+    if found["format"] == OLDER:
+        return (
+            f"{folder} was begun by an older version, which did not note what its models held, so they may be others "
+            "by now; remove it, or give another folder"
+        )
+    key = next(key for key in sorted(wanted.keys() | found.keys()) if wanted.get(key) != found.get(key))
+    return (
+        f"{folder} was begun with {key} = {found.get(key)!r}, now it is {wanted.get(key)!r}; give the same settings, "
+        "or another folder"
+    )
 
 
 def _shards(folder: Path) -> list[Path]:
