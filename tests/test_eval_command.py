@@ -116,6 +116,8 @@ def test_one_command_leaves_samples_tables_and_pictures(
     failing = cli(*args, "--guide-plus", odd, "--no-report")
     assert failing.exit_code == 1 and "Error: the arm guide-r0.3-b1 failed:" in failing.stderr
     assert "different vocabularies" in failing.stderr and "| dense | 1 |" in failing.stdout
+    mended = cli(*args, "--guide-plus", make_gguf("base", seed=3), "--no-report")
+    assert mended.exit_code == 0 and "| guide 30 % | 1 |" in mended.stdout, mended.output
 
 
 def test_what_is_missing_is_named_before_any_work(

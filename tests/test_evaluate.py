@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -115,6 +115,77 @@ def test_a_failing_arm_loses_no_other(tmp_path: Path) -> None:
     summary = summarise(what.arms, PROMPTS, list(store.samples.values()), {}, outcome.failed)
     assert [row["key"] for row in summary["rows"]] == ["off", "dense-b1"] and summary["rows"][1]["n"] == 6
     assert summary["failed"] == outcome.failed
+
+
+class Flaky:
+    """A reward that fails at its call number `at`, and says how many texts it was given."""
+
+    name = "good"
+
+    def __init__(self, at: int):
+        self.at, self.calls, self.texts = at, 0, 0
+
+    def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+        self.calls += 1
+        if self.calls == self.at:
+            raise DataError("the reward is out")
+        self.texts += len(responses)
+        return GOOD(prompts, responses)
+
+
+def test_a_reward_that_fails_once_costs_no_text_and_changes_no_threshold(tmp_path: Path) -> None:
+    budget = Arm("kl-budget", rate=0.25, beta=4.0, kl_per_token=0.03)
+    what = plan(SPARSE, DENSE, budget, samples=5)
+    run(tmp_path / "whole", what)
+    store = SampleFile(tmp_path / "samples.jsonl", {"seed": 0})
+    first, second = Flaky(at=1), Flaky(at=0)
+    outcome = evaluate(what, lambda source: TableSIA(), store, first)
+    store.close()
+    waits = (
+        "it waits for the unsteered arm, whose tokens give its threshold and which lacks texts; run the command again"
+    )
+    assert outcome.failed == {"off": "the reward is out", SPARSE.key: waits, budget.key: waits}
+    assert not outcome.thresholds and len(store.of_arm("off")) == 16 and len(store.of_arm(DENSE.key)) == 30
+    assert {s.reward for s in store.of_arm("off")} == {None}
+    kept = SampleFile(tmp_path / "samples.jsonl", {"seed": 0})
+    outcome = evaluate(what, lambda source: TableSIA(), kept, second, judge=None)
+    kept.close()
+    assert not outcome.failed and second.texts == 90 and len(kept.samples) == 120
+    read = SampleFile(tmp_path / "samples.jsonl", {"seed": 0})
+    read.close()
+    whole = SampleFile(tmp_path / "whole" / "samples.jsonl", {"seed": 0})
+    whole.close()
+    assert {place: replace(s, seconds=0.0) for place, s in read.samples.items()} == {
+        place: replace(s, seconds=0.0) for place, s in whole.samples.items()
+    }
+    assert read.fixed == whole.fixed and read.fixed[SPARSE.key]["gate"] == "entropy"
+
+
+def test_texts_that_a_judge_failed_at_are_judged_later(tmp_path: Path) -> None:
+    store = SampleFile(tmp_path / "s.jsonl", {})
+    assert evaluate(plan(), lambda source: TableSIA(), store, GOOD, Flaky(at=1)).failed == {"off": "the reward is out"}
+    made = dict(store.samples)
+    assert len(made) == 6 and all(s.reward is not None and s.judge is None for s in made.values())
+    never = Flaky(at=0)
+    assert not evaluate(plan(), lambda source: TableSIA(), store, GOOD, never).failed
+    assert never.texts == 6 and all(s.judge == s.reward for s in store.samples.values())
+    store.close()
+
+
+def test_settings_of_an_arm_without_texts_bind_nobody(tmp_path: Path) -> None:
+    """As a folder has it in which an earlier version let an arm fail before its first text."""
+    store = SampleFile(tmp_path / "samples.jsonl", {"seed": 0})
+    store.fix(SPARSE.key, {"gate": "rate", "threshold": 1.0, "rate": 0.25, "beta": 2.0})
+    store.close()
+    store, outcome = run(tmp_path, plan(SPARSE))
+    assert not outcome.failed and store.fixed[SPARSE.key]["gate"] == "entropy"
+    _, outcome = run(tmp_path, replace(plan(SPARSE), arms=[SPARSE]))
+    assert not outcome.failed
+
+
+def test_an_unsteered_arm_that_nobody_asked_for_is_not_waited_for(tmp_path: Path) -> None:
+    store, outcome = run(tmp_path, replace(plan(SPARSE), arms=[SPARSE]))
+    assert not outcome.failed and store.fixed[SPARSE.key]["gate"] == "rate"
 
 
 def test_samples_of_two_settings_never_mix(tmp_path: Path) -> None:

@@ -66,7 +66,8 @@ def fix_files(options: dict[str, Any], arms: list[Arm], store: SampleFile) -> No
                 files.append({**fingerprint(spec.path), "weight": spec.weight})
         if options["shortlist"]:
             files.append({"shortlist": options["shortlist"]})
-        if store.fix(f"source {source}", files) != files:
+        others = {arm.key for arm in arms if not arm.uses_values or arm.source != source}
+        if store.fix(f"source {source}", files, anew=store.earlier <= others) != files:
             names = ", ".join(file["file"] for file in files if "file" in file)
             raise ConfigError(
                 f"'{store.path}' has texts steered by other files than {names}; choose another --out folder, or "

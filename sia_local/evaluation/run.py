@@ -66,8 +66,9 @@ def evaluate(
     """Fills `store` with every text the plan asks for and it does not hold yet.
 
     load: what writes with a value source (`value`, `guide`), called when the arms change to it. An arm that fails is
-    noted in the outcome and the others go on. Ctrl-C keeps what is finished and says so in the outcome. executor: where
-    texts are made; where it is named, each arm loads anew.
+    noted in the outcome and the others go on. Ctrl-C keeps what is finished and says so in the outcome. Texts whose
+    scoring failed are stored, and scored by the next run. executor: where texts are made; where it is named, each arm
+    loads anew.
     """
     outcome = Outcome()
     missing = {arm.key: _missing(plan, arm, store) for arm in plan.arms}
@@ -78,6 +79,7 @@ def evaluate(
             todo = missing[arm.key]
             try:
                 config = _fixed_config(arm, plan, store, outcome)
+                _score_the_unscored(arm, plan, store, reward, judge)
                 if not todo:
                     continue
                 read = _valued if arm.by_value else _told_apart if arm.instruction else None
@@ -150,19 +152,30 @@ def _fixed_config(arm: Arm, plan: Plan, store: SampleFile, outcome: Outcome) -> 
     """The arm's settings: those its stored texts were made with, so that no arm mixes two thresholds.
 
     A sparse arm's threshold is what its rate of the unsteered tokens exceeds: what `--gate entropy` would be given.
+    Where the plan has no unsteered arm its gate holds the rate instead; where that arm failed, SiaError.
     """
     threshold = None
-    if arm.by_entropy and arm.rate is not None and not _missing(plan, Arm("off"), store):
-        wanted = {item.id for item in plan.prompts}
-        entropies = [h for s in store.of_arm("off") if s.prompt_id in wanted for h in s.entropies or ()]
-        threshold = store.fix(f"threshold {arm.rate:g}", float(np.quantile(entropies, 1 - arm.rate)))
-        outcome.thresholds[arm.rate] = threshold
+    if arm.by_entropy and arm.rate is not None:
+        name, off = f"threshold {arm.rate:g}", Arm("off")
+        if name in store.fixed:
+            threshold = store.fixed[name]
+        elif not _missing(plan, off, store):
+            wanted = {item.id for item in plan.prompts}
+            entropies = [h for s in store.of_arm(off.key) if s.prompt_id in wanted for h in s.entropies or ()]
+            threshold = store.fix(name, float(np.quantile(entropies, 1 - arm.rate)))
+        elif off in plan.arms:
+            raise SiaError(
+                "it waits for the unsteered arm, whose tokens give its threshold and which lacks texts; "
+                "run the command again"
+            )
+        if threshold is not None:
+            outcome.thresholds[arm.rate] = threshold
     config = arm.make_config(plan.request.config, threshold)
     own = _OF_ARM if arm.kl_per_token is None else (*_OF_ARM, "kl_per_token")
     made = {name: value for name, value in config_dict(config).items() if arm.config is not None or name in own}
     if not arm.steers:
         made = {"gate": config.gate, **({"instruction": arm.instruction} if arm.instruction else {})}
-    if store.fix(arm.key, made) != json.loads(json.dumps(made)):
+    if store.fix(arm.key, made, anew=not store.of_arm(arm.key)) != json.loads(json.dumps(made)):
         raise ConfigError(
             f"the arm {arm.key} has texts made with other settings in '{store.path}'; choose another --out folder, "
             "or --fresh to start over"
@@ -260,16 +273,29 @@ def _collect(
         _score_and_store(waiting, store, reward, judge)
 
 
+def _score_the_unscored(arm: Arm, plan: Plan, store: SampleFile, reward: Reward, judge: Reward | None) -> None:
+    """What an earlier run stored while a reward failed."""
+    waiting = [
+        text
+        for text in plan.texts_of(store.of_arm(arm.key))
+        if text.reward is None or (judge is not None and text.judge is None)
+    ]
+    for at in range(0, len(waiting), SCORE_BATCH):
+        _score_and_store(waiting[at : at + SCORE_BATCH], store, reward, judge)
+
+
 def _score_and_store(samples: list[Sample], store: SampleFile, reward: Reward, judge: Reward | None) -> None:
     if not samples:
         return
     prompts, responses = [s.prompt for s in samples], [s.text for s in samples]
-    for sample, value in zip(samples, reward(prompts, responses), strict=True):
-        sample.reward = value
-    if judge is not None:
-        for sample, value in zip(samples, judge(prompts, responses), strict=True):
-            sample.judge = value
-    store.add(samples)
+    try:
+        for sample, value in zip(samples, reward(prompts, responses), strict=True):
+            sample.reward = value
+        if judge is not None:
+            for sample, value in zip(samples, judge(prompts, responses), strict=True):
+                sample.judge = value
+    finally:
+        store.add(samples)
 
 
 class _Clock:

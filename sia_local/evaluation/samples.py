@@ -98,9 +98,12 @@ class SampleFile:
         self.samples = {sample.place: sample for sample in samples}
         self.earlier = {sample.arm for sample in samples}
 
-    def fix(self, name: str, value: Any) -> Any:
-        """The value decided for `name` when the first samples that depend on it were made; else decides it now."""
-        if name not in self.fixed:
+    def fix(self, name: str, value: Any, anew: bool = False) -> Any:
+        """The value decided for `name` when the first samples that depend on it were made; else decides it now.
+
+        anew: no sample depends on it yet, so that a value of a run that made none does not count.
+        """
+        if name not in self.fixed or (anew and self.fixed[name] != json.loads(json.dumps(value))):
             self.fixed[name] = json.loads(json.dumps(value))
             self._handle.write(json.dumps({"fixed": {name: value}}) + "\n")
             self._handle.flush()
