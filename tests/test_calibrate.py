@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,24 @@ def test_a_profile_survives_its_file_and_gives_the_same_bytes(tmp_path: Path) ->
     again = calibrate(TableSIA(), Task(prompts=PROMPTS, request=Request("", config, max_tokens=12), rate=0.6), GOOD)
     again.write(tmp_path / "b.profile.toml")
     assert (tmp_path / "b.profile.toml").read_bytes() == (tmp_path / "a.profile.toml").read_bytes()
+
+
+@pytest.mark.parametrize("by", ["entropy", "gain"])
+def test_a_profile_holds_every_setting_that_it_was_measured_with(tmp_path: Path, by: str) -> None:
+    others: dict[str, Any] = {
+        "k": 5, "entropy": "full", "first_n": 7, "ratio": 1.25, "varentropy_threshold": 1.5, "center": True,
+        "clip": (-0.5, 0.5), "tail": True, "kl_per_token": 0.5, "kl_total": 9.0, "min_share": 0.01, "row_group": 2,
+        "steer": "answer",
+    }  # fmt: skip
+    calibrated = {"gate", "threshold", "rate", "gain_threshold", "beta", "beta_unit"}
+    assert {*others, *calibrated, "sampling"} == {f.name for f in fields(SiaConfig)}
+    config = SiaConfig(**others, sampling=SamplingConfig(temperature=0.9))
+    request = Request("", config, max_tokens=12)
+    calibrate(TableSIA(), Task(prompts=PROMPTS, request=request, rate=0.6, by=by)).write(tmp_path / "a.profile.toml")
+    read = Profile.read(tmp_path / "a.profile.toml")
+    used = SiaConfig(**{**read.config_fields(), "sampling": SamplingConfig(**read.sampling)})
+    assert used == replace(config, **{name: getattr(used, name) for name in calibrated})
+    assert (used.gate, used.rate, used.beta_unit) == (by, 0.6, "raw")
 
 
 def test_thresholds_between_the_measured_rates() -> None:

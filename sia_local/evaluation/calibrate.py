@@ -5,8 +5,8 @@ Everything is measured on the same prompts with the same seeds, so that a second
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from ..errors import ConfigError, NumericError
 from ..records import Step
 from ..rewards.load import Reward
 from .plan import DEFAULT_KL_PER_TOKEN, Task, text_of
-from .profile import Profile
+from .profile import OF_A_TEXT, Profile
 
 if TYPE_CHECKING:
     from ..generation.writing import Runner
@@ -154,22 +154,18 @@ class _Search:
         )
         if chosen.reward is not None:
             sentence += f" Mean {reward} went from {self.off.reward:.3f} to {chosen.reward:.3f}."
-        defaults = SiaConfig()
-        names = ("entropy", "center", "clip", "tail", "min_share", "row_group")
-        kept = {n: getattr(self.config, n) for n in names if getattr(self.config, n) != getattr(defaults, n)}
-        sampling = asdict(task.request.config.sampling)
-        usual = asdict(SamplingConfig())
+        steering = {
+            "gate": task.by,
+            **({"threshold": self.threshold} if by_entropy else {}),
+            "rate": task.rate,
+            "k": self.config.k,
+            "beta": chosen.beta,
+            "beta_unit": "raw",
+        }
         return Profile(
-            steering={
-                "gate": task.by,
-                **({"threshold": self.threshold} if by_entropy else {}),
-                "rate": task.rate,
-                "k": self.config.k,
-                "beta": chosen.beta,
-                "beta_unit": "raw",
-                **kept,
-            },
-            sampling={n: v for n, v in sampling.items() if v != usual[n] and n != "grammar"},
+            # What else was set while all this was measured.
+            steering=steering | _unusual(self.config, {*steering, "threshold", "sampling"}),
+            sampling=_unusual(self.config.sampling, OF_A_TEXT),
             chose=sentence,
             thresholds=self.thresholds,
             measured={
@@ -213,6 +209,12 @@ class _Search:
             tokens=sums.steps,
             reward=float(np.mean(rewards)) if rewards is not None else None,
         )
+
+
+def _unusual(config: SiaConfig | SamplingConfig, without: Collection[str]) -> dict[str, Any]:
+    """What differs from the defaults, by name."""
+    found = {f.name: (getattr(config, f.name), f.default) for f in fields(config) if f.name not in without}
+    return {name: value for name, (value, usual) in found.items() if value != usual}
 
 
 def _deviation(step: Step) -> list[float]:

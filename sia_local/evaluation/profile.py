@@ -23,6 +23,8 @@ MEASURED = (
     "prompts", "max_tokens", "seed", "tokens", "rate", "junctions", "spread", "beta_in_spreads", "kl_per_token",
     "kl_per_text", "reward", "reward_off",
 )  # fmt: skip
+# Of sampling: what belongs to a text, and stands in no profile.
+OF_A_TEXT = ("grammar", "logit_bias")
 _TYPES: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}
 
 
@@ -89,7 +91,7 @@ class Profile:
             if not isinstance(data.get(name, ""), str):
                 raise DataError(f"{path}: {name} is {data[name]!r}; expected text in quotes")
         steering = _checked(data.get("steering", {}), SiaConfig, ("sampling",), "steering", path)
-        sampling = _checked(data.get("sampling", {}), SamplingConfig, ("grammar",), "sampling", path)
+        sampling = _checked(data.get("sampling", {}), SamplingConfig, OF_A_TEXT, "sampling", path)
         measured = data.get("measured", {})
         _check_names(measured, MEASURED, "measured", path)
         try:
