@@ -31,9 +31,10 @@ $(VENV)/.runtime: pyproject.toml
 	$(BIN)/pip install --quiet --editable ".[rewards]"
 	@touch $@
 
-# A CPU build of torch: an unpinned one would pull gigabytes of CUDA libraries on Linux.
+# On Linux torch is 3 GB with its CUDA libraries, unless pip is told of CPU builds; docs/install.md says how.
 TORCH ?= torch==2.13.0
 $(VENV)/.test: $(VENV)/.runtime
+	@echo "Installing $(TORCH); on Linux it may bring 3 GB of CUDA libraries, which docs/install.md spares you."
 	$(BIN)/pip install --quiet $(TORCH)
 	$(BIN)/pip install --quiet --editable ".[convert,test]"
 	@$(BIN)/sia-convert fetch-converter
