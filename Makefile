@@ -31,10 +31,10 @@ $(VENV)/.runtime: pyproject.toml
 	$(BIN)/pip install --quiet --editable ".[rewards]"
 	@touch $@
 
-# On Linux torch is 3 GB with its CUDA libraries, unless pip is told of CPU builds; docs/install.md says how.
+# On Linux torch brings gigabytes of CUDA libraries, unless pip is told of CPU builds; docs/install.md says how.
 TORCH ?= torch==2.13.0
 $(VENV)/.test: $(VENV)/.runtime
-	@echo "Installing $(TORCH); on Linux it may bring 3 GB of CUDA libraries, which docs/install.md spares you."
+	@echo "Installing $(TORCH); on Linux it may bring gigabytes of CUDA libraries, which docs/install.md spares you."
 	$(BIN)/pip install --quiet $(TORCH)
 	$(BIN)/pip install --quiet --editable ".[convert,test]"
 	@$(BIN)/sia-convert fetch-converter
