@@ -137,10 +137,10 @@ class Chain:
             from .data.rollouts import load_prompts, sample
 
             if section.texts is not None:
-                take_texts(section.texts, out, self.base, section)
+                take_texts(section.texts, out, self.base, section, section.limit)
                 return
             if section.pairs:
-                take_pairs(section.prompts, out, self.base, config=section)
+                take_pairs(section.prompts, out, self.base, None, section, section.limit)
                 return
             prompts = load_prompts(section.prompts)[: section.limit]
             if section.servers.url and value is None:

@@ -46,8 +46,8 @@ class BaseSection(BaseConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutSection(RolloutConfig):
-    """Prompts and how they are answered, by `servers` where some are named; with `pairs` they are answered already, and
-    so are the prompts of `texts`, which were sampled before."""
+    """The first `limit` prompts and how they are answered, by `servers` where some are named; with `pairs` they are
+    answered already, and so are the prompts of `texts`, which were sampled before."""
 
     prompts: Path
     limit: int | None = None
@@ -201,15 +201,23 @@ class Plan:
     def check(self) -> None:
         """Everything that can be known before the first step: files, names, what fits together."""
         self._check_base()
-        for name, section in (("rollouts", self.rollouts), ("verify", self.verify.unseen)):
+        known, unseen = self.rollouts, self.verify.unseen
+        for name, section in (("rollouts", known), ("verify", unseen)):
             if not exists(section.prompts):
                 raise DataError(f"[{name}] prompts: nothing at {section.prompts}")
             check(section.prompts)
-        if (texts := self.rollouts.texts) is not None:
-            if self.rollouts.pairs:
-                raise ConfigError("[rollouts] takes pairs and texts: expected one of them, leave the other off")
-            if not exists(texts):
-                raise DataError(f"[rollouts] texts: nothing at {texts}")
+            if section.texts is None:
+                continue
+            if section.pairs:
+                raise ConfigError(f"[{name}] takes pairs and texts: expected one of them, leave the other off")
+            if not exists(section.texts):
+                raise DataError(f"[{name}] texts: nothing at {section.texts}")
+        if (
+            unseen.pairs and known.pairs and unseen.prompts == known.prompts
+        ) or unseen.texts == known.texts is not None:
+            raise ConfigError(
+                "[verify] takes what [rollouts] takes, which is not unseen: name others, or leave that off"
+            )
         if self.steered and self.rollouts.pairs:
             raise ConfigError("[steered] samples texts, but [rollouts] takes pairs: name prompts, or drop [steered]")
         self._check_reward()
@@ -333,7 +341,8 @@ def _plan(tables: dict[str, Any], at: Callable[[str], Path]) -> Plan:
 
 
 def _verify(table: dict[str, Any], rollouts: RolloutSection, at: Callable[[str], Path]) -> VerifySection:
-    """[verify] holds settings of junctions, and those of its own rollouts where they differ from [rollouts]."""
+    """[verify] holds settings of junctions, and those of its own rollouts where they differ from [rollouts]. Texts that
+    [rollouts] takes over are not taken twice: the base answers their prompts anew."""
     own = {f.name for f in dataclasses.fields(JunctionConfig)} - {"n_ctx"}
     seen = {f.name for f in dataclasses.fields(RolloutSection)} - own
     for name in table:
@@ -343,7 +352,8 @@ def _verify(table: dict[str, Any], rollouts: RolloutSection, at: Callable[[str],
     junctions = from_table(JunctionConfig, "verify", {k: v for k, v in table.items() if k in own})
     changed = {k: v for k, v in table.items() if k in seen}
     kept = {k: v for k, v in settings_of(RolloutSection, rollouts).items() if k not in changed}
-    kept |= {"texts": None, "limit": junctions.limit, **{k: 1 for k in ("samples", "seed") if k not in changed}}
+    unlike = {"pairs": False, "texts": None, "limit": junctions.limit, "samples": 1, "seed": 1}
+    kept |= {k: v for k, v in unlike.items() if k not in changed}
     unseen = from_table(RolloutSection, "verify", changed, at, **kept)
     # Room for the value model's longer rendering of the prompt.
     junctions = dataclasses.replace(junctions, n_ctx=unseen.n_ctx + 64)

@@ -14,7 +14,7 @@ import csv
 import io
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,8 @@ EXTENSIONS = (".json", ".jsonl", ".csv", ".tsv", ".txt", ".parquet")
 
 @dataclass(frozen=True)
 class PromptItem:
-    """One prompt. `id` is the set's own where it has one, else the position from 0; `meta` the other fields."""
+    """One prompt. `id` is the set's own where it has one, else the position from 0, and no other's; `meta` the other
+    fields."""
 
     id: str
     text: str
@@ -59,7 +60,17 @@ def read_prompt_items(path: str | os.PathLike[str]) -> list[PromptItem]:
         items = _read_file(source)
     if not items:
         raise DataError(f"'{source}' holds no prompts; expected at least one, in {', '.join(EXTENSIONS)}")
-    return items
+    taken: set[str] = set()
+    return [replace(item, id=distinct(item.id, at, taken)) for at, item in enumerate(items)]
+
+
+def distinct(id: str, place: int, taken: set[str]) -> str:
+    """The id, with its place in the file behind it where it was `taken` before; it is noted there. Rows of published
+    sets share ids, as the answers to one prompt do."""
+    while id in taken:
+        id = f"{id}-{place}"
+    taken.add(id)
+    return id
 
 
 def _read_file(source: Path) -> list[PromptItem]:

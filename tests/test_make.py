@@ -246,6 +246,28 @@ def test_a_base_that_is_only_a_gguf_is_its_own_backbone(plan: Path) -> None:
 
 
 @pytest.mark.usefixtures("first_run")
+def test_what_is_taken_over_has_a_limit_and_verification_writes_its_own_texts(plan: Path) -> None:
+    """limit counts prompts, of which the first are taken with all their texts."""
+    words = ("sad", "old", "sad", "bad", "old")
+    pairs = [{"prompt": f"the {word} king", "response": f"answer {i}"} for i, word in enumerate(words)]
+    plan.with_name("pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    change, work, taken = plan.with_name("taken.toml"), plan.parent / "taken", []
+    for of_rollouts in (
+        "prompts = 'pairs.jsonl'\npairs = true\n[reward]\nsource = 'data'", "texts = 'work/rollouts.jsonl'"
+    ):  # fmt: skip
+        change.write_text(f"work = 'taken'\n[base]\ngguf = 'base.gguf'\n[rollouts]\nlimit = 2\n{of_rollouts}\n")
+        found = read_plan(plan, change)
+        found.check()
+        steps = [step for step in Chain(found).steps() if step.name in ("rollouts", "unseen rollouts")]
+        run_steps(steps, State.load(work / "make.json"), lambda _: None)
+        taken.append([(t.prompt, t.response) for t in read_trajectories([work / "rollouts.jsonl"])])
+        unseen = [(t.prompt, t.response) for t in read_trajectories([work / "unseen.jsonl"])]
+        assert len(unseen) in (5, 6) and not set(unseen) & set(taken[-1])
+    assert taken[0] == [(pair["prompt"], pair["response"]) for i, pair in enumerate(pairs) if i != 3]
+    assert len(taken[1]) == 6 and len({prompt for prompt, _ in taken[1]}) == 2
+
+
+@pytest.mark.usefixtures("first_run")
 def test_a_checkpoint_trained_anew_is_another_teacher(plan: Path, tmp_path: Path) -> None:
     """Though its export has the name and the size of the one before; more texts of the same one are added."""
     one, other = plan.parent / "work/value", tmp_path / "other"
@@ -335,6 +357,9 @@ WRONG = {
     "[reward]\nsource = 'data'\n": "rewards that stand in pairs; sampled texts have none",
     "[rollouts]\npairs = true\n[steered]\n": r"\[steered\] samples texts, but \[rollouts\] takes pairs",
     "[rollouts]\npairs = true\ntexts = 'prompts.txt'\n": r"\[rollouts\] takes pairs and texts: expected one of them",
+    "[verify]\ntexts = 'none.jsonl'\n": r"\[verify\] texts: nothing at .*none.jsonl",
+    "[rollouts]\npairs = true\n[verify]\npairs = true\n": r"\[verify\] takes what \[rollouts\] takes, which",
+    "[rollouts]\ntexts = 'plan.toml'\n[verify]\ntexts = 'plan.toml'\n": r"\[verify\] takes what \[rollouts\] takes",
     "[rollouts]\ntexts = 'none.jsonl'\n": r"\[rollouts\] texts: nothing at .*none.jsonl",
     "[steered]\ngate = 'sometimes'\n": r"\[steered\] unknown gate 'sometimes'",
     "[base]\ngguf = 'none.gguf'\n": r"\[base\] gguf: nothing at .*none.gguf",

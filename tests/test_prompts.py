@@ -101,3 +101,16 @@ def test_an_instruction_keeps_its_input(tmp_path: Path) -> None:
         "Say hello.",
         "Who was he?\n\nAda met Charles.",
     ]
+
+
+def test_rows_that_share_an_id_and_files_that_share_a_name_are_told_apart(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("prompt\nc\n")
+    rows = [{"id": 7, "prompt": "p"}, {"id": 7, "prompt": "q"}, {"id": "7-1", "prompt": "r"}]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert [(i.id, i.text) for i in read_prompt_items(tmp_path / "a.jsonl")] == [
+        ("7", "p"),
+        ("7-1", "q"),
+        ("7-1-2", "r"),
+    ]
+    (tmp_path / "a.jsonl").write_text('"s"')
+    assert [(i.id, i.text) for i in read_prompt_items(tmp_path)] == [("a-0", "c"), ("a-0-1", "s")]

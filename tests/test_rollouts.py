@@ -163,6 +163,26 @@ def test_pairs_become_trajectories(tiny_base: Path, tmp_path: Path) -> None:
         take_pairs(source, tmp_path / "out.jsonl", str(tiny_base))
 
 
+def test_rows_that_share_an_id_get_one_each_that_a_second_run_finds(tiny_base: Path, tmp_path: Path) -> None:
+    source, whole = tmp_path / "pairs.jsonl", tmp_path / "whole.jsonl"
+    rows = [
+        {"id": id, "prompt": p, "response": f"r{i}"} for i, (id, p) in enumerate(zip("aabca", "ppqqp", strict=True))
+    ]
+    rows[3]["id"] = "a-2"  # which is what the second row would be called
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert take_pairs(source, whole, tiny_base) == 5
+    assert [(t.id, t.response) for t in read_trajectories([whole])] == [
+        ("a", "r0"), ("a-2", "r1"), ("b", "r2"), ("a-2-4", "r3"), ("a-5", "r4"),
+    ]  # fmt: skip
+    lines = whole.read_bytes().splitlines(keepends=True)
+    whole.write_bytes(lines[0] + lines[3])
+    assert take_pairs(source, whole, tiny_base) == 3 and take_pairs(source, whole, tiny_base) == 0
+    assert sorted(whole.read_bytes().splitlines(keepends=True)) == sorted(lines)
+    shards = [tmp_path / f"{i}.jsonl" for i in (1, 2)]
+    assert [take_pairs(source, out, tiny_base, Shard(i, 2)) for i, out in enumerate(shards, 1)] == [3, 2]
+    assert sorted(b"".join(out.read_bytes() for out in shards).splitlines(keepends=True)) == sorted(lines)
+
+
 def test_alpacas_input_is_part_of_the_prompt_and_what_is_left_out_is_said(
     tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

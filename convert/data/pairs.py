@@ -10,6 +10,7 @@ from typing import Any
 
 from sia_local.config import TemplateSettings
 from sia_local.errors import DataError
+from sia_local.prompts import distinct
 
 from ..provenance import file_mark
 from ..settings import settings_of
@@ -31,13 +32,14 @@ def take_pairs(
     base: str | os.PathLike[str],
     shard: Shard | None = None,
     config: RolloutConfig | None = None,
+    limit: int | None = None,
 ) -> int:
     """Turns a JSONL of prompt/response pairs (and rewards, if it has them) into trajectories; returns how many.
 
-    The base GGUF gives the tokenizer; config: how it is spoken to, by chat template or in raw text. Equal prompts share
-    a prompt_id. What an instruction is about (`input`) is part of the prompt; fields that are not used are counted on
-    stderr. DataError for a line without prompt and response, and for an output begun with another base, other
-    pairs or another chat template.
+    The base GGUF gives the tokenizer; config: how it is spoken to, by chat template or in raw text; limit: of prompts,
+    the first ones. Equal prompts share a prompt_id; a row whose id stood before has its line behind it. What an
+    instruction is about (`input`) is part of the prompt; fields that are not used are counted on stderr. DataError for
+    a line without prompt and response, and for an output begun with another base, other pairs or another chat template.
     """
     from sia_local.llama.model import Model
     from sia_local.llama.templates import find_template
@@ -45,6 +47,7 @@ def take_pairs(
     config, shard = config or RolloutConfig(), shard or Shard()
     spoken = {"raw": config.raw, **settings_of(TemplateSettings, config)}
     numbers: dict[str, int] = {}
+    taken: set[str] = set()
     ignored: Counter[str] = Counter()
     new = 0
     decisive = {"pairs": True, "base": file_mark(base), **spoken}
@@ -58,13 +61,15 @@ def take_pairs(
                     f"{source}, line {line}: expected a prompt ({', '.join(PROMPT_FIELDS)}) and a response "
                     f"({', '.join(RESPONSE_FIELDS)}), found {', '.join(entry) or 'nothing'}"
                 )
-            ignored.update(name for name in IGNORED_FIELDS if entry.get(name))
             p = numbers.setdefault(prompt, len(numbers))
-            if not shard.mine(p):
+            # Before rows of other shards are left out, so that none of theirs gets the same.
+            id = distinct(str(entry.get("id", f"{p}-{line}")), line, taken)
+            if not shard.mine(p) or (limit is not None and p >= limit):
                 continue
+            ignored.update(name for name in IGNORED_FIELDS if entry.get(name))
             reward = next((entry[name] for name in REWARD_FIELDS if isinstance(entry.get(name), (int, float))), None)
             pair = Trajectory(
-                id=str(entry.get("id", f"{p}-{line}")),
+                id=id,
                 prompt_id=p,
                 prompt=prompt,
                 rendered=rendering.rendered(prompt),
@@ -90,12 +95,13 @@ def take_texts(
     out: str | os.PathLike[str],
     base: str | os.PathLike[str],
     config: RolloutConfig | None = None,
+    limit: int | None = None,
 ) -> int:
     """Takes over what `sia-convert rollouts` wrote before, elsewhere; returns how many texts are new in `out`.
 
-    source: trajectories, also packed with gzip or xz. The base GGUF and config say what a prompt reads like. DataError
-    for a text that this base, so spoken to, did not write: another rendering of the prompt, or token ids beyond its
-    vocabulary.
+    source: trajectories, also packed with gzip or xz; of its prompts the first `limit`. The base GGUF and config say
+    what a prompt reads like. DataError for a text that this base, so spoken to, did not write: another rendering of the
+    prompt, or token ids beyond its vocabulary.
     """
     from sia_local.llama.model import Model
     from sia_local.llama.templates import find_template
@@ -106,7 +112,11 @@ def take_texts(
     with Appender(out, decisive) as append, Model(base, vocab_only=True) as model:
         model.template = find_template(config.chat_template) if config.chat_template is not None else None
         rendering = Rendering(model, config)
+        prompts: set[int] = set()
         for text in read_trajectories([source]):
+            if text.prompt_id not in prompts and len(prompts) == limit:
+                continue
+            prompts.add(text.prompt_id)
             if (expected := rendering.rendered(text.prompt)) != text.rendered:
                 raise DataError(
                     f"{source}, text {text.id}: the base read {text.rendered[:60]!r}; this base reads "
