@@ -120,6 +120,16 @@ def test_shards_and_interrupted_runs_are_the_whole(
         branch(PROMPTS, out, tiny_base, REWARD, dataclasses.replace(CONFIG, samples=3), MACHINE)
 
 
+def test_a_prompt_near_the_end_of_the_context_stops_nobody(tiny_base: Path, tmp_path: Path) -> None:
+    """The last token that fits is drawn, but no candidate in its place could go on."""
+    with SIA.load(tiny_base, None, n_ctx=64, n_threads=1) as sia:
+        n_ctx = len(sia.prompt(PROMPTS[0]).tokens) + 3
+    config = dataclasses.replace(CONFIG, junctions=8, n_ctx=n_ctx)
+    assert branch(PROMPTS[:1], tmp_path / "out.jsonl", tiny_base, REWARD, config, MACHINE) == 1
+    (made,) = by_id(tmp_path / "out.jsonl").values()
+    assert (len(made.tokens), [b.at for b in made.branches]) == (3, [0, 1])
+
+
 def test_the_command(tiny_base: Path, tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("the king\n")
     files = [tmp_path / "prompts.txt", tmp_path / "out.jsonl"]

@@ -147,10 +147,11 @@ class Brancher:
         for step in sia.run(jobs):
             texts[step.job].steps.append(step)
         for text in texts:
-            # Behind the last token that a text may have nothing is left to try.
+            # Behind the last token that a text may have, or that the context holds, nothing is left to try.
+            most = min(c.max_tokens, sia.n_ctx - len(text.read.tokens))
             unsure = [
                 step.index
-                for step in text.steps[: c.max_tokens - 1]
+                for step in text.steps[: most - 1]
                 if step.entropy >= c.threshold and len(text.candidates(step.index).ids) > 1
             ]
             np.random.default_rng(text_seed(c.seed, f"junctions of {text.one.id}", 0)).shuffle(unsure)
