@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from .errors import DataError
+from .errors import ConfigError, DataError
 
 OPENERS: dict[str, Callable[..., IO[Any]]] = {".gz": gzip.open, ".xz": lzma.open}
 
@@ -20,6 +20,12 @@ def unpacked(path: str | os.PathLike[str]) -> Path:
     """What a packed file holds is called: its name without the last ending."""
     source = Path(path)
     return source.with_suffix("") if source.suffix.lower() in OPENERS else source
+
+
+def check_plain(path: str | os.PathLike[str]) -> None:
+    """Raises ConfigError where what is written as it is would have the name of a packed file, as which it is read."""
+    if (plain := unpacked(path)) != Path(path):
+        raise ConfigError(f"{os.fspath(path)}: is written as plain text, not packed; name it {plain.name}")
 
 
 def read(path: str | os.PathLike[str]) -> bytes:

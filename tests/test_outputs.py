@@ -75,6 +75,23 @@ def test_an_output_is_continued_with_its_own_settings_alone(tmp_path: Path) -> N
         assert out.read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("texts.jsonl.gz", "plain text, not packed; name it texts.jsonl"),
+        ("texts.jsonl.XZ", "plain text, not packed; name it texts.jsonl"),
+        ("texts.parquet", "appended as plain JSONL; name it texts.jsonl"),
+    ],
+)
+def test_a_name_that_is_read_otherwise_is_refused_before_anything_is_written(
+    tmp_path: Path, name: str, said: str
+) -> None:
+    out = tmp_path / "new" / name
+    with pytest.raises(ConfigError, match=said), Appender(out):
+        pass
+    assert os.listdir(tmp_path) == []
+
+
 def test_no_text_weighs_double(tmp_path: Path) -> None:
     lines = [replace(TEXT, id=f"0-{i}", reward=float(i)).to_json() for i in range(2)]
     twice, once = tmp_path / "twice.jsonl", tmp_path / "once.jsonl"

@@ -8,8 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sia_local.errors import DataError
+from sia_local.errors import ConfigError, DataError
 from sia_local.files import atomic_write, hold, parse_json
+from sia_local.packed import check_plain
+from sia_local.tables import is_table
 
 from ..provenance import provenance
 from .trajectories import Trajectory, read_trajectories
@@ -29,6 +31,7 @@ class Appender:
     `out.done` holds what was there before, by id, a last line that an interruption left incomplete cut off.
     `<path>.made.json` beside it says by which command, versions and settings; the lines stay free to concatenate.
     DataError when another process writes the same file, or when the lines there were made with other settings.
+    ConfigError for the name of a packed file or a table.
     """
 
     def __init__(self, path: str | os.PathLike[str], settings: Mapping[str, Any] | None = None):
@@ -36,6 +39,9 @@ class Appender:
         self.done: dict[str, Done] = {}
 
     def __enter__(self) -> Appender:
+        check_plain(self.path)
+        if is_table(self.path):
+            raise ConfigError(f"{self.path}: lines are appended as plain JSONL; name it {self.path.stem}.jsonl")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._handle = self.path.open("ab", buffering=0)
         try:
