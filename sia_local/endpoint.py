@@ -21,6 +21,15 @@ PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 LONGEST_WAIT = 60.0  # seconds
 
 
+class _Stay(urllib.request.HTTPRedirectHandler):
+    """Follows nobody elsewhere: the key would go along, and a question would arrive without its body."""
+
+    def redirect_request(self, *_: object) -> None: ...
+
+
+open_url = urllib.request.build_opener(_Stay).open
+
+
 class EndpointError(SiaError):
     """A server that does not answer, or refuses. status: of its answer, None where there was none."""
 
@@ -64,10 +73,11 @@ class Endpoint:
         where = self.url.rstrip("/") + path
         try:
             request = urllib.request.Request(where, None if body is None else json.dumps(body).encode(), headers)
-            with urllib.request.urlopen(request, timeout=self.timeout) as answer:
+            with open_url(request, timeout=self.timeout) as answer:
                 data = answer.read()
         except urllib.error.HTTPError as error:
-            sentence = f"{where} answers {error.code}: {_message(error)}"
+            elsewhere = f", and sends to {error.headers.get('Location')}" if 300 <= error.code < 400 else ""
+            sentence = f"{where} answers {error.code}: {_message(error)}{elsewhere}"
             if error.code in PASSING:
                 raise _PassingError(sentence, error.code, _seconds(error.headers.get("Retry-After"))) from None
             raise EndpointError(sentence, error.code) from None

@@ -150,9 +150,10 @@ def put(made: Path, target: Path) -> None:
 
 def _to_disk(path: Path) -> None:
     try:
-        fd = os.open(path, os.O_RDONLY)
+        # Windows writes out only what is open for writing, and opens no folders.
+        fd = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     except OSError:
-        return  # Windows opens no folders
+        return
     try:
         os.fsync(fd)
     except OSError as error:
@@ -176,8 +177,13 @@ def aside(path: str | os.PathLike[str]) -> Iterator[Path]:
     sweep(target)
     fd, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
     temporary = Path(name)
+    if os.name == "nt":
+        # No lock is held there, and an open file can be neither moved nor removed.
+        os.close(fd)
+        fd = -1
     try:
-        hold(fd)
+        if fd >= 0:
+            hold(fd)
         yield temporary
         umask = os.umask(0)
         os.umask(umask)
@@ -188,7 +194,8 @@ def aside(path: str | os.PathLike[str]) -> Iterator[Path]:
         _if_full(error, target)
         raise
     finally:
-        os.close(fd)
+        if fd >= 0:
+            os.close(fd)
 
 
 @contextmanager

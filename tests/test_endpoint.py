@@ -32,6 +32,7 @@ def test_what_may_pass_is_asked_again_after_a_growing_while() -> None:
         ((400, {"error": {"message": "no model m"}}), 400, 1, "/x answers 400: no model m"),
         ((422, {"detail": [{"loc": ["top_k"]}]}), 422, 1, "answers 422: .*top_k"),
         ((401, "who?"), 401, 1, "answers 401: who?"),
+        ((302, {}, {"Location": "http://other/x"}), 302, 1, "/x answers 302: .*, and sends to http://other/x"),
         ((0, None), None, 3, "/x does not answer"),
     ],
 )

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from sia_local.steering.entropy import entropy, log_partition, top_candidates, varentropy
-from sia_local.steering.tilt import beta_for_kl, draw, kl, shape_values, softmax, tilt, truncation_kl
+from sia_local.steering.tilt import beta_for_kl, draw, kl, log_softmax, shape_values, softmax, tilt, truncation_kl
 
 Z = np.array([2.0, 1.0, 0.5, 0.0, -1.0, -3.0])
 V = np.array([0.3, -0.2, 1.1, 0.7])
@@ -85,6 +85,15 @@ def test_beta_zero_is_the_base_and_a_constant_value_changes_nothing(
 ) -> None:
     np.testing.assert_array_equal(tilt(z, v, 0.0, temperature), softmax(z, temperature))
     np.testing.assert_allclose(tilt(z, np.full(8, 3.5), 2.0, temperature), softmax(z, temperature), atol=1e-12)
+
+
+def test_a_low_temperature_leaves_the_kl_finite() -> None:
+    """softmax(z / 0.01) is 0 for a float where z is 8 behind the best; its logarithm is -800."""
+    z, v = np.array([10.0, 2.0, 0.0, -1.0]), np.array([0.0, 10.0, 0.0, 0.0])
+    assert log_softmax(z, 0.01)[1] == pytest.approx(-800) and softmax(z, 0.01)[1] == 0
+    np.testing.assert_allclose(log_softmax(z, 0.7), np.log(softmax(z, 0.7)), atol=1e-12)
+    assert kl(tilt(z, v, 2.0, 0.01), log_softmax(z, 0.01)) == pytest.approx(800)
+    assert 0 < beta_for_kl(z, v, 2.0, 0.01, 5.0) < 0.81
 
 
 @settings(max_examples=50)

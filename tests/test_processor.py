@@ -67,6 +67,15 @@ def test_a_greedy_text_is_sias_own(llm: Llama, make_gguf: Make, source: str) -> 
     assert processor.stats.tokens == 20
 
 
+def test_a_guide_that_rewords_a_prompt_reads_it(llm: Llama, base_gguf: Path) -> None:
+    guides = Guides(base_gguf, base_gguf, plus_prompt="happy {prompt}", minus_prompt="sad {prompt}")
+    with SiaLogitsProcessor(llm, guides, SiaConfig(gate="dense", sampling=GREEDY), **LOAD) as processor:
+        written(llm, processor, llm.tokenize(b"a dog"), n=2)
+        value: Any = processor.value
+        read = value.plus.engine.slots[0].tokens
+        assert b"".join(map(processor.model.piece, read)).startswith(b"happy a dog")
+
+
 def test_a_chat_completion_is_steered(llm: Llama, base_gguf: Path, value_gguf: Path) -> None:
     config = SiaConfig(gate="dense", beta=3.0, sampling=GREEDY)
     messages: list[ChatCompletionRequestMessage] = [{"role": "user", "content": "hello"}]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +14,9 @@ from sia_local import SIA, SiaConfig
 from sia_local.errors import DataError
 from sia_local.evaluation.quiz import Arm, Question, answer, read_questions, run_quiz
 from sia_local.shipped import find_file
+from sia_local.steering.choice import Choice
 
-STEERED = SiaConfig(k=4, gate="dense", beta=2.0, tail=True)
+STEERED = SiaConfig(k=4, gate="dense", beta=2.0, tail=True, center=True)
 
 
 @pytest.fixture
@@ -32,6 +35,28 @@ def test_what_was_written_is_as_likely_as_the_writing_says(sia: SIA, config: Sia
             assert logp == pytest.approx(float(np.log(step.candidates.p_steered[at[0]])), abs=1e-6)
         if not step.steered:
             assert logp == pytest.approx(step.logprob, abs=1e-6)
+
+
+def test_a_level_of_the_values_makes_nothing_likelier(sia: SIA, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompt, tokens = sia.prompt("ab", raw=True), sia.model.tokenize("hello there")
+    value: Any = sia.value
+    for config in (STEERED, replace(STEERED, min_share=0.5, center=False)):
+        plain, score = sia.log_likelihoods(prompt, tokens, config), value.score
+        with monkeypatch.context() as patch:
+            patch.setattr(value, "score", lambda *a, score=score: [one + 7.0 for one in score(*a)])
+            np.testing.assert_allclose(sia.log_likelihoods(prompt, tokens, config), plain, atol=1e-5)
+
+
+def test_candidates_that_nobody_scored_are_average_ones_beside_a_kept_tail() -> None:
+    class Two:
+        spread: float | None = None
+        max_candidates = 2
+
+    choice = Choice(SiaConfig(k=3, gate="dense", tail=True), 0, Two())
+    look = choice.look(np.array([3.0, 2.0, 1.0, 0.0]))
+    assert look.asked.tolist() == [0, 1] and len(look.ids) == 4
+    scores = choice.weigh(look, np.array([3.0, 5.0])).scores
+    assert scores.tolist() == [6.0, 7.0, 5.0, 0.0]
 
 
 def test_every_token_has_a_probability(sia: SIA) -> None:

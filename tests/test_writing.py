@@ -6,6 +6,7 @@ import gc
 import math
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 
@@ -44,6 +45,29 @@ def test_one_stop_string_counts_as_one(base_gguf: Path) -> None:
         stopped = sia.generate("hello", max_tokens=30, seed=1, stop=pair)
         assert "".join(s.text for s in stopped) == whole[: whole.find(pair)] == stopped.text
         assert stopped.finish == "stop"
+        # The last token that there is room for ends it, too.
+        last = sia.generate("hello", max_tokens=stopped.stats.steps, seed=1, stop=pair)
+        assert ("".join(s.text for s in last), last.finish) == (stopped.text, "stop")
+
+
+def test_what_is_closed_says_so(base_gguf: Path, value_gguf: Path) -> None:
+    with SIA.load(base_gguf, value_gguf, setup=EXACT) as sia:
+        begun = sia.generate("hello", SiaConfig(gate="dense"), max_tokens=9)
+        next(begun)
+    for later in (lambda: next(begun), lambda: sia.generate("hello"), lambda: sia.prompt("hello")):
+        with pytest.raises(SiaError, match="is closed: load it again"):
+            later()
+    sia.close()
+
+
+def test_an_endless_window_of_penalties_costs_no_memory(base_gguf: Path) -> None:
+    window = SamplingConfig(repeat_penalty=1.5, penalty_last_n=1 << 40)
+    with SIA.load(base_gguf, setup=EXACT) as sia:
+        texts = [
+            "".join(step.text for step in sia.generate("hello", SiaConfig(sampling=sampling), max_tokens=9, seed=1))
+            for sampling in (window, replace(window, penalty_last_n=200))
+        ]
+    assert texts[0] == texts[1]
 
 
 @pytest.mark.parametrize("slots", [1, 2])

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..config import SamplingConfig, SiaConfig
+from ..endpoint import open_url
 from ..errors import ConfigError, SiaError
 from ..files import parse_json
 from ..generation.writing import Generation
@@ -215,9 +216,12 @@ class Remote:
         data = None if body is None else json.dumps(body).encode()
         try:
             request = urllib.request.Request(self.url + path, data, headers)
-            return urllib.request.urlopen(request, timeout=TIMEOUT)
+            return open_url(request, timeout=TIMEOUT)
         except urllib.error.HTTPError as error:
-            raise ConfigError(f"{self.url} answers {error.code}: {_message(error)}") from None
+            elsewhere = (
+                f", and sends to {error.headers.get('Location')}; give that as --url" if error.code // 100 == 3 else ""
+            )
+            raise ConfigError(f"{self.url} answers {error.code}: {_message(error)}{elsewhere}") from None
         except (OSError, ValueError, http.client.HTTPException) as error:
             cause = getattr(error, "reason", error)
             raise ConfigError(f"{self.url}: no server answers there ({cause}); check --url") from None

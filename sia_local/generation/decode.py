@@ -197,7 +197,8 @@ class _Live:
             self.finish = "context"
         self._part = job.sink.part
         self._shown = job.sink.push(self.token, self.finish is not None)
-        if self._shown.stopped and self.finish is None:
+        # Also with the last token that there was room for: the text is whole.
+        if self._shown.stopped and self.finish != "eog":
             self.finish = "stop"
         if self.finish is None:
             self.base.accept(self.slot, self.token)

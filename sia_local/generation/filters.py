@@ -26,6 +26,8 @@ from ..steering.entropy import top_candidates
 # Tokens looked at first when a grammar is active; while none survives, so many times more are.
 _GRAMMAR_POOL = 64
 _GROWTH = 8
+# Tokens that penalties may look at: llama.cpp sets the whole window aside, and ends the process where it cannot.
+_LONGEST_WINDOW = 1 << 20
 # A token so many nats below the best survivor (times a temperature above 1) is drawn once in nine million times. Where
 # a grammar leaves few tokens, such are not looked for: a fixed text would send the whole vocabulary through it.
 _NEGLIGIBLE = 16.0
@@ -47,10 +49,11 @@ class LogitFilter:
         self._grammar: SamplerChain | None = None
         if config.logit_bias:
             self._biases = SamplerChain([samplers.logit_bias(model, config.logit_bias)])
+        window = min(config.penalty_last_n, _LONGEST_WINDOW)
         if config.penalizes:
             sampler = samplers.penalties(
                 model,
-                config.penalty_last_n,
+                window,
                 config.repeat_penalty,
                 config.frequency_penalty,
                 config.presence_penalty,
@@ -65,9 +68,9 @@ class LogitFilter:
             after.append(samplers.min_p(config.min_p))
         self._after = SamplerChain(after) if after else None
         self._reach = _NEGLIGIBLE * max(1.0, config.temperature)
-        self._recent: deque[int] = deque(maxlen=config.penalty_last_n)
+        self._recent: deque[int] = deque(maxlen=window)
         # The prompt counts as text that came before, but the grammar is that of the answer alone.
-        for token in prompt[-config.penalty_last_n :]:
+        for token in prompt[-window:] if window else ():
             self._count(token)
 
     def accept(self, token: int) -> None:

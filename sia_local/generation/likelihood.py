@@ -26,10 +26,11 @@ def log_likelihoods(
 
     float64[len(tokens) - known], nats. What config says of candidates, gate and beta decides where and how far
     steering moves them. The tail is kept and the temperature is 1, so that every token has a probability: with the gate
-    `off` they are the base's own. A gate's memory begins at the first counted token. The slot's content is replaced.
-    Raises ConfigError for filters (penalties, top_p, a grammar), which would forbid tokens.
+    `off` they are the base's own. Values are known up to a constant, which would lift or sink all candidates against
+    the tail, so their mean is subtracted. A gate's memory begins at the first counted token. The slot's content is
+    replaced. Raises ConfigError for filters (penalties, top_p, a grammar), which would forbid tokens.
     """
-    config = replace(config.with_sampling(temperature=1.0), tail=True)
+    config = replace(config.with_sampling(temperature=1.0), tail=True, center=True)
     choice = Choice(config, 0, value, None)
     source = value if choice.uses_value else None
     out = np.empty(len(tokens) - known)

@@ -205,7 +205,7 @@ class NudgedGeneration(Generation):
                 finish = "length"
             written.append(turn.data)
             shown = stream.push(len(written) - 1, finish is not None)
-            if shown.stopped and finish is None:
+            if shown.stopped and finish != "eog":
                 finish = "stop"
             step = make_step(
                 turn.verdict,

@@ -152,8 +152,10 @@ class SiaLogitsProcessor:
         self._forget()
         self._choice = Choice(self.config, self.seed, self.value)
         self.stats.prompt_tokens = len(ids)
-        prompt = Prompt(tuple(ids.tolist()), self._messages)
         if self._choice.uses_value:
+            # A guide that rewords the prompt needs it as text.
+            text = b"".join(map(self.model.piece, ids.tolist())).decode("utf-8", "replace")
+            prompt = Prompt(tuple(ids.tolist()), self._messages, text)
             self.value.begin(0, prompt)
 
     def _accept(self, token: int) -> None:

@@ -15,7 +15,7 @@ from ..config import FLASH_ATTENTION, KV_FORMATS, Setup
 from ..errors import ConfigError, IncompatibleError, SiaError
 from .batch import Batch
 from .ggml import ggml_base
-from .library import MAX_SEQUENCES, C, FloatArray, default_threads, quietly, reason
+from .library import MAX_SEQUENCES, C, FloatArray, Handle, default_threads, quietly, reason
 from .model import LoraAdapter, Model
 
 KV_TYPES = dict(zip(KV_FORMATS, (0, 1, 8, 7, 6, 3, 2), strict=True))  # enum ggml_type
@@ -142,6 +142,8 @@ class Context:
     no logits beside them.
     """
 
+    _ptr, _memory = Handle(), Handle()
+
     def __init__(
         self,
         model: Model,
@@ -175,12 +177,13 @@ class Context:
         if self._final_norm is not None:
             params.cb_eval = self._final_norm.callback
         with quietly(model.path):
-            self._ptr = C.llama_init_from_model(model._ptr, params)
-        if not self._ptr:
+            pointer = C.llama_init_from_model(model._ptr, params)
+        if not pointer:
             raise SiaError(
                 f"llama.cpp could not make a context of {options.n_ctx} tokens for {model.path.name}; lower the "
                 f"context length or check the KV cache types{reason()}"
             )
+        self._ptr = pointer
         self.model = model
         self.adapter = adapter
         self.options = replace(options, n_threads=params.n_threads)
@@ -209,10 +212,11 @@ class Context:
         self.close()
 
     def close(self) -> None:
-        if self._ptr:
+        pointer = self.__dict__.get("_ptr")
+        self._ptr = self._memory = None
+        if pointer:
             with quietly():
-                C.llama_free(self._ptr)
-            self._ptr = None
+                C.llama_free(pointer)
 
     def set_embeddings(self, on: bool) -> None:
         """Whether the following decodes give hidden states, beside logits (hidden_only: either way)."""

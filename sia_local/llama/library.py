@@ -29,6 +29,22 @@ PINNED = "0.3.36"
 _PACKAGE = "llama_cpp"
 
 
+class Handle:
+    """A pointer into llama.cpp as an attribute, until its owner is closed. SiaError for whoever asks for it later:
+    given none, llama.cpp would end the process."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, owner: Any, _: type | None = None) -> Any:
+        if not (pointer := owner.__dict__.get(self._name)):
+            raise SiaError("the model is closed: load it again, and read a text to its end before close()")
+        return pointer
+
+    def __set__(self, owner: Any, pointer: Any) -> None:
+        owner.__dict__[self._name] = pointer
+
+
 def check_pinned(origin: str | None) -> None:
     """Raises SiaError unless the package that begins in this file (None: there is none) is of the pinned release. The
     file says so itself; asking importlib.metadata takes ten times as long."""

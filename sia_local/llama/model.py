@@ -10,13 +10,15 @@ from ..errors import ConfigError, IncompatibleError, ModelFileError
 from .devices import local_gpus, remote
 from .embeddings import tables_of
 from .gguf import GgufMetadata, check_gguf
-from .library import AMX, C, gpu_layers, quietly, reason
+from .library import AMX, C, Handle, gpu_layers, quietly, reason
 from .sound import check_sound
 from .vocabulary import Vocabulary
 
 
 class Model:
     """Weights and vocabulary of one GGUF file. Close it after every context made from it."""
+
+    _ptr, _vocab = Handle(), Handle()
 
     def __init__(
         self,
@@ -47,7 +49,6 @@ class Model:
         params.vocab_only = vocab_only
         params.use_extra_bufts = not AMX
         self.n_gpu_layers = n_gpu_layers
-        self._ptr = None
         with GgufMetadata(self.path) as meta:
             # A part that is not the first, or one that is missing, says so.
             meta.parts  # noqa: B018
@@ -55,12 +56,13 @@ class Model:
             check_sound(meta, self.vocabulary.texts if self.vocabulary else None)
             self.tables = tables_of(meta)
         with quietly(self.path):
-            self._ptr = C.llama_model_load_from_file(os.fsencode(self.path), params)
-        if not self._ptr:
+            pointer = C.llama_model_load_from_file(os.fsencode(self.path), params)
+        if not pointer:
             raise ModelFileError(
                 f"{self.path}: llama.cpp cannot load this file; it may be truncated, damaged, or of an "
                 f"architecture this release does not know{reason()}"
             )
+        self._ptr = pointer
         self._vocab = C.llama_model_get_vocab(self._ptr)
         self.n_vocab = int(C.llama_vocab_n_tokens(self._vocab))
         self.n_embd = int(C.llama_model_n_embd(self._ptr))
@@ -74,10 +76,11 @@ class Model:
         self.close()
 
     def close(self) -> None:
-        if self._ptr:
+        pointer = self.__dict__.get("_ptr")
+        self._ptr = self._vocab = None
+        if pointer:
             with quietly():
-                C.llama_model_free(self._ptr)
-            self._ptr = None
+                C.llama_model_free(pointer)
 
     @property
     def size_bytes(self) -> int:

@@ -18,7 +18,7 @@ from ..reasoning import ANSWER
 from ..records import Candidates, Float64, Floats, IntArray
 from .entropy import entropy, log_partition, top_candidates, varentropy
 from .gates import Moment, make_gate
-from .tilt import beta_for_kl, gain, is_sane, kl, shape_values, softmax, truncation_kl
+from .tilt import beta_for_kl, gain, is_sane, kl, log_softmax, shape_values, softmax, truncation_kl
 
 # What a gate draws is apart from what the sampling draws with the same seed.
 GATE_SEED = 0x5EED
@@ -44,7 +44,7 @@ class Look:
     index: position of the token. ids, logits, base_logprobs: the candidates C, best first, int32[n] and float64[n];
     base_logprobs and log_z are over the whole row. entropy, varentropy in nats, nats². asked: the ids whose values are
     wanted, none where the gate stays shut. place: how many tokens of the steered part there are with this one; 0 where
-    it is of another part.
+    it is of another part. kept: how many of the ids are candidates; a kept tail comes behind them.
     """
 
     index: int
@@ -56,6 +56,7 @@ class Look:
     moment: Moment
     asked: IntArray
     place: int
+    kept: int
 
     @property
     def asks(self) -> bool:
@@ -167,6 +168,7 @@ class Choice:
         opens = inside and (self._judges_values or self._gate.opens(moment))
         asks = opens and self.uses_value and len(ids) > 1
         asked = ids[: self._worth_scoring(logits)] if asks else ids[:0]
+        kept = len(ids)
         if config.tail:
             order, rest = ids, np.ones(len(row), bool)
             rest[order] = False
@@ -176,7 +178,7 @@ class Choice:
         filtered = self._filter is not None and not config.tail
         base_logprobs = (row[ids].astype(np.float64) if filtered else logits) - log_z
         place = self._inside if inside else 0
-        return Look(self.index, ids, logits, base_logprobs, log_z, surprise, moment, asked, place)
+        return Look(self.index, ids, logits, base_logprobs, log_z, surprise, moment, asked, place, kept)
 
     def weigh(self, look: Look, values: Floats | None) -> Verdict:
         """Probabilities of the candidates, tilted by the values of the asked ones (None: not steered).
@@ -194,7 +196,8 @@ class Choice:
                 )
             shaped = shape_values(values, config.center, config.clip)
             # Candidates nobody scored are treated as average ones; a kept tail stays at its base logits.
-            effective = np.full(len(look.ids), 0.0 if config.tail else shaped.mean())
+            effective = np.zeros(len(look.ids))
+            effective[: look.kept] = shaped.mean()
             effective[: len(values)] = shaped
             wanted = config.beta / self._spread.after(values)
             steered = not self._judges_values or self._gate.opens(
@@ -204,7 +207,7 @@ class Choice:
                 beta = self._affordable(look, wanted, effective)
                 scores = look.logits + beta * effective
                 probabilities = softmax(scores, temperature)
-                changed = self._changed(look, probabilities, plain)
+                changed = self._changed(look, probabilities)
                 self.spent += changed
         elif self._judges_values and look.place:
             self._gate.opens(look.moment)
@@ -230,13 +233,13 @@ class Choice:
         n = math.ceil(n / config.row_group) * config.row_group
         return min(n, len(logits), self._most)
 
-    def _changed(self, look: Look, tilted: Float64, plain: Float64) -> float:
+    def _changed(self, look: Look, tilted: Float64) -> float:
         """KL of the tilted from the plain probabilities, nats. At temperature 0 that of two points is infinite; T · KL
         has a limit, the favourite's logit less that of the token taken, which takes its place."""
-        if self.config.sampling.temperature == 0:
-            return float(look.logits[int(np.argmax(plain))] - look.logits[int(np.argmax(tilted))])
-        with np.errstate(divide="ignore"):
-            return max(0.0, kl(tilted, np.log(plain)))
+        temperature = self.config.sampling.temperature
+        if temperature == 0:
+            return float(look.logits.max() - look.logits[int(np.argmax(tilted))])
+        return max(0.0, kl(tilted, log_softmax(look.logits, temperature)))
 
     def _affordable(self, look: Look, beta: float, values: Float64) -> float:
         """beta, lowered so that what steering spent so far plus this step stays within the KL budgets."""

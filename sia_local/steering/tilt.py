@@ -25,6 +25,17 @@ def softmax(scores: Floats, temperature: float = 1.0) -> Float64:
     return weights / weights.sum()
 
 
+def log_softmax(scores: Floats, temperature: float = 1.0) -> Float64:
+    """log softmax(scores / temperature), finite where the softmax itself is too small for a float; at temperature 0 0
+    and minus infinity."""
+    if temperature == 0:
+        with np.errstate(divide="ignore"):
+            return np.log(softmax(scores, 0))
+    scores = scores.astype(np.float64)
+    shifted = (scores - scores.max()) / temperature
+    return shifted - np.log(np.exp(shifted).sum())
+
+
 def shape_values(values: Floats, center: bool = False, clip: tuple[float, float] | None = None) -> Float64:
     """Values as the tilt uses them: bounded to `clip` first, then with their mean over the candidates removed."""
     shaped = values.astype(np.float64)
@@ -69,9 +80,7 @@ def beta_for_kl(
     KL(tilted || untilted) grows monotonically with |beta|, so bisection finds it. At temperature 0 both sides
     are points: any change of the best candidate is infinitely far, and the answer is 0 or beta.
     """
-    base = softmax(logits, temperature)
-    with np.errstate(divide="ignore"):
-        base_log = np.log(base)
+    base_log = log_softmax(logits, temperature)
 
     def spent(share: float) -> float:
         return kl(tilt(logits, values, beta * share, temperature), base_log)
