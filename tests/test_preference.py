@@ -13,8 +13,10 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from sia_convert.cli import main
+from sia_convert.data.hf_reward import load_hf, render
 from sia_convert.data.preferences import Pair, read_pairs
-from sia_convert.train.preference import fit, loss, split
+from sia_convert.train.preference import fit, last_states, loss, split, train_reward_model
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from sia_local.errors import DataError
 from sia_local.rewards.load import load_reward
@@ -113,3 +115,27 @@ def test_what_is_trained_is_read_back_as_a_reward(make_hf: Callable[..., Path], 
     assert "96 training pairs" in done.output and "held out 24, 100.0% right" in done.output
     good, bad = load_reward(f"hf:{out}")(["cat 3", "cat 3"], ["river sun good", "river sun bad"])
     assert good > bad
+
+
+def test_a_long_dialogue_is_trained_on_as_it_is_read_later(
+    make_hf: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By its end, where the answer is: of two that begin alike, one is better."""
+    pairs = [
+        Pair((("user", f"{word} river " * 40),), "good", "bad") for word in ("cat", "bird", "tree", "sun", "moon")
+    ] * 8
+    found = train_reward_model(make_hf(), pairs, tmp_path / "reward", max_length=24)
+    assert found["accuracy"] == found["accuracy_train"] == 1.0
+    assert (
+        "reward-model: 80 of 80 texts are longer than 24 tokens; what is cut is their beginning"
+        in capsys.readouterr().err
+    )
+    reward = load_hf(str(tmp_path / "reward"), max_length=24)
+    good, bad = reward([pairs[0].messages[0][1]] * 2, ["good", "bad"])
+    whole, other = load_hf(str(tmp_path / "reward"))(["cat river " * 40] * 2, ["good", "bad"])
+    assert good > bad and (good, bad) != (whole, other)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "reward")
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "reward")
+    rows = [tokenizer(render(tokenizer, chat)).input_ids for chat in pairs[0].chats()]
+    states = last_states(model, [[row[0], *row[-23:]] for row in rows] + [[5]], 2)
+    np.testing.assert_allclose(states[:2] @ model.score.weight[0].detach().numpy(), [good, bad], rtol=1e-4)

@@ -15,7 +15,7 @@ import click
 @click.option("--turns", type=click.IntRange(min=1), default=1, help="Answers a dialogue has at most.")
 @click.option("--limit", type=click.IntRange(min=1), help="Use only the first so many pairs.")
 @click.option("--held-out", default=0.2, help="Share of the dialogues that is held out.")
-@click.option("--max-length", default=512, help="Tokens of a dialogue that are read.")
+@click.option("--max-length", default=512, help="Tokens of a dialogue that are read: the first, and its end.")
 @click.option("--batch", default=16, help="Dialogues a forward pass.")
 @click.option("--seed", default=0)
 @click.option("--threads", type=int, help="CPU threads.")

@@ -36,15 +36,11 @@ def load_hf(name: str, batch: int = 8, max_length: int = 4096) -> FunctionReward
             f"{name} has {model.config.num_labels} outputs, a reward model has 1: name one trained as a reward"
         )
     model.to(device).eval()
-    room = min(max_length, _longest(model, tokenizer))
+    room = min(max_length, longest(model, tokenizer))
 
     def score(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
         texts = [render(tokenizer, chat(p, r)) for p, r in zip(prompts, responses, strict=True)]
-        rows = [tokenizer(text, verbose=False).input_ids or [tokenizer.eos_token_id or 0] for text in texts]
-        if cut := sum(len(ids) > room for ids in rows):
-            said = f"{cut} of {len(rows)} texts are longer than {room} tokens; what is cut is their beginning"
-            print(f"hf:{name}: {said}", file=sys.stderr)
-        rows = [ids if len(ids) <= room else [ids[0], *ids[len(ids) - room + 1 :]] for ids in rows]
+        rows = token_rows(tokenizer, texts, room, f"hf:{name}")
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         out: list[float] = [0.0] * len(rows)
         for at in range(0, len(order), batch):
@@ -56,7 +52,17 @@ def load_hf(name: str, batch: int = 8, max_length: int = 4096) -> FunctionReward
     return FunctionReward(f"hf:{name}", score)
 
 
-def _longest(model: Any, tokenizer: Any) -> int:
+def token_rows(tokenizer: Any, texts: Sequence[str], room: int, reader: str) -> list[list[int]]:
+    """Token ids of texts, at least one each. Of more than `room` the first and the end are kept, where the score is
+    read; how many texts were cut is said on stderr, in the name of who reads them."""
+    rows = [tokenizer(text, verbose=False).input_ids or [tokenizer.eos_token_id or 0] for text in texts]
+    if cut := sum(len(ids) > room for ids in rows):
+        said = f"{cut} of {len(rows)} texts are longer than {room} tokens; what is cut is their beginning"
+        print(f"{reader}: {said}", file=sys.stderr)
+    return [ids if len(ids) <= room else [ids[0], *ids[len(ids) - room + 1 :]] for ids in rows]
+
+
+def longest(model: Any, tokenizer: Any) -> int:
     """Tokens that the model has positions for, as far as it and its tokenizer say."""
     config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
     said = (getattr(config, "max_position_embeddings", None), getattr(tokenizer, "model_max_length", None))

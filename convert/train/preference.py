@@ -17,7 +17,7 @@ import torch
 from sia_local.errors import ConfigError, DataError
 from sia_local.progress import Progress
 
-from ..data.hf_reward import render
+from ..data.hf_reward import longest, render, token_rows
 from ..data.preferences import Pair
 
 
@@ -33,7 +33,8 @@ def train_reward_model(
     """Writes the reward model to the folder `out`; returns the figures of the fit.
 
     The held-out pairs share no dialogue with the training ones, and a quarter of the latter choose the strength of
-    the ridge. Errors: ConfigError for a backbone that cannot be loaded, DataError for too few pairs.
+    the ridge. Of more than `max_length` tokens the first and the end are read, as `hf:` reads the model. Errors:
+    ConfigError for a backbone that cannot be loaded, DataError for too few pairs.
     """
     import transformers
 
@@ -54,7 +55,8 @@ def train_reward_model(
 
     which = split([pair.messages for pair in pairs], held_out, seed)
     texts = [render(tokenizer, chat) for pair in pairs for chat in pair.chats()]
-    states = last_states(model, tokenizer, texts, max_length, batch)
+    room = min(max_length, longest(model, tokenizer))
+    states = last_states(model, token_rows(tokenizer, texts, room, "reward-model"), batch)
     differences = states[0::2] - states[1::2]
     scale = differences[which > 0].std(0) + 1e-6
     rows = differences / scale
@@ -92,26 +94,22 @@ def split(dialogues: Sequence[object], held_out: float, seed: int) -> np.ndarray
 
 
 @torch.no_grad()
-def last_states(model: Any, tokenizer: Any, texts: Sequence[str], max_length: int, batch: int) -> np.ndarray:
-    """The final normed hidden state of each text's last token, float64 [n, n_embd]."""
+def last_states(model: Any, rows: Sequence[Sequence[int]], batch: int) -> np.ndarray:
+    """The final normed hidden state of the last token of each row of ids, float64 [n, n_embd]."""
     backbone = model.get_decoder() if hasattr(model, "get_decoder") else model.model
     backbone.eval()
-    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-    out = np.zeros((len(texts), model.config.hidden_size))
-    progress = Progress("hidden states", len(texts))
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    out = np.zeros((len(rows), model.config.hidden_size))
+    progress = Progress("hidden states", len(rows))
     for at in range(0, len(order), batch):
-        part = order[at : at + batch]
-        read = tokenizer(
-            [texts[i] for i in part],
-            return_tensors="pt",
-            padding=True,
-            padding_side="right",
-            truncation=True,
-            max_length=max_length,
-        )
-        states = backbone(input_ids=read.input_ids, use_cache=False).last_hidden_state
-        last = read.attention_mask.sum(1) - 1
-        out[part] = states[torch.arange(len(part)), last].double().numpy()
+        part = [rows[i] for i in order[at : at + batch]]
+        # Padding stands behind what is read, and attention is causal: any token will do.
+        ids = torch.zeros((len(part), max(map(len, part))), dtype=torch.long)
+        for i, row in enumerate(part):
+            ids[i, : len(row)] = torch.tensor(row)
+        states = backbone(input_ids=ids, use_cache=False).last_hidden_state
+        last = torch.tensor([len(row) - 1 for row in part])
+        out[order[at : at + batch]] = states[torch.arange(len(part)), last].double().numpy()
         progress.update(len(part))
     return out
 
