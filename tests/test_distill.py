@@ -190,7 +190,8 @@ def test_branches_are_targets_without_a_teacher(make_gguf: Callable[..., Path], 
         lines.append({"prompt_id": p, "prompt": prompt, "tokens": [5, 6, 7], "branches": branches})
     lines[2] |= {"rendered": "Say: the king"}  # by another template than the base's own
     lines.append({"prompt_id": 0, "prompt": "hello", "tokens": [5], "reward": 0.1})
-    targets.write_text("\n".join(map(json.dumps, lines)))
+    lines[3]["response"] = "one\u2028line"
+    targets.write_text("\n".join(json.dumps(line, ensure_ascii=False) for line in lines))
     with SIA.load(base, None, setup=EXACT, hidden_states=True) as sia:
         found = read_targets(sia, targets)
         assert found.ids.tolist()[:2] == [[3, 9, 40], [5, 9, 0]] and found.prompts.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]

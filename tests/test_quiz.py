@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sia_convert.data.topics import seed_tasks
+from sia_convert.demo.judge import read_stories
 
 from sia_local import SIA, SiaConfig
 from sia_local.errors import DataError
@@ -85,6 +87,19 @@ def test_quiz_counts_and_pairs(sia: SIA) -> None:
     expected = [float(np.argmax(answer(sia, q, [arms[0].config])[0]) == 0) for q in questions]
     assert off["right"]["mean"] == pytest.approx(np.mean(expected))
     assert off["topics"] == {"x": np.mean(expected[:2]), "y": expected[2]}
+
+
+@pytest.mark.parametrize("sign", "\u2028\u2029\x85")
+def test_a_line_of_data_ends_at_a_line_feed_alone(tmp_path: Path, sign: str) -> None:
+    """JSON may hold these as they are, though they end lines of Unicode text."""
+    asked = {"question": f"a{sign}b", "choices": [f"c{sign}", "d"]}
+    task = {"instruction": f"a{sign}b", "instances": [{"input": ""}]}
+    path, tasks, stories = (tmp_path / name for name in ("questions.jsonl", "tasks.jsonl", "stories.jsonl"))
+    for file, row in ((path, asked), (tasks, task), (stories, {"text": f"A dog{sign} ran."})):
+        file.write_text((json.dumps(row, ensure_ascii=False) + "\n") * 10)
+    assert read_questions(path) == [Question(f"a{sign}b", "", (f"c{sign}", "d"))] * 10
+    assert [len(list(seed_tasks(tasks, held_out))) for held_out in (False, True)] == [9, 1]
+    assert len(read_stories([stories])) == 10
 
 
 def test_questions_come_with_the_program_and_others_are_refused(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ import random
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from sia_local.files import atomic_write, parse_json, read_text
+from sia_local.files import atomic_write, parse_json
+from sia_local.packed import lines
 
 # Each field: things one can ask about, and what is asked of them; "{}" stands for the thing.
 FIELDS: dict[str, tuple[str, str]] = {
@@ -114,10 +115,10 @@ def questions(held_out: bool) -> Iterator[str]:
 
 def seed_tasks(path: Path, held_out: bool) -> Iterator[str]:
     """Instructions with their input in one line; every tenth task is held out, those with a long input are left out."""
-    for number, line in enumerate(read_text(path, "seed tasks, JSONL").splitlines()):
+    for number, line in lines(path, "seed tasks, JSONL"):
         task = parse_json(line)
         text = " ".join(f"{task['instruction']} {task['instances'][0]['input']}".split())
-        if (number % 10 == 9) == held_out and len(text) <= LONGEST_INPUT:
+        if (number % 10 == 0) == held_out and len(text) <= LONGEST_INPUT:
             yield text
 
 

@@ -72,7 +72,7 @@ def read_stories(paths: Iterable[Path]) -> list[str]:
         except (OSError, lzma.LZMAError, UnicodeDecodeError) as error:
             raise DataError(f"the stories '{path}' cannot be read ({error}); give .txt or .jsonl, also .xz") from error
         if ".jsonl" in path.name:
-            stories += [parse_json(line)["text"] for line in text.splitlines() if line.strip()]
+            stories += [parse_json(line)["text"] for line in text.split("\n") if line.strip()]
         else:
             text = text[:STORY_CHARACTERS]
             stories += [part for part in text.split("\n\n") if part.strip()]

@@ -15,8 +15,9 @@ import numpy as np
 
 from ..config import SiaConfig
 from ..errors import DataError
-from ..files import parse_json, read_text
+from ..files import parse_json
 from ..generation.sia import SIA
+from ..packed import lines
 from ..records import Float64
 from .metrics import bootstrap_mean, paired_difference
 
@@ -48,9 +49,7 @@ class Arm:
 def read_questions(path: str | os.PathLike[str]) -> list[Question]:
     """JSONL: `question`, `choices` with the right one first, and, if any, `stem` and `topic`. Raises DataError."""
     questions = []
-    for number, line in enumerate(read_text(path, "questions, JSONL").splitlines(), 1):
-        if not line.strip():
-            continue
+    for number, line in lines(path, "questions, JSONL"):
         try:
             row = parse_json(line)
             choices = tuple(str(choice) for choice in row["choices"])

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import ContextFullError, DataError
-from ..files import parse_json, read_text
+from ..files import parse_json
 from ..generation.sia import SIA
+from ..packed import lines
 from ..progress import Pace
 from ..tables import is_table, rows
 from .collect import Progress, hidden_states
@@ -29,19 +30,19 @@ def read_targets(
     branches, or is none of `sia-convert branch`, and ContextFullError, which names the line, for a text that the
     context does not hold.
     """
-    lines = list(_lines(Path(path)))
+    entries = list(_entries(Path(path)))
     k = 0
-    for number, entry in lines:
+    for number, entry in entries:
         with _expected(path, number):
             k = max([k, *(len(b["ids"]) for b in entry["branches"])])
     found: list[Junctions] = []
-    pace = Pace(len(lines))
-    for number, entry in lines:
+    pace = Pace(len(entries))
+    for number, entry in entries:
         if entry["branches"]:
             with _expected(path, number):
                 found.append(_junctions(sia, entry, k))
         pace.item()
-        progress(Progress(pace.done, len(lines), sum(map(len, found)), pace.left()))
+        progress(Progress(pace.done, len(entries), sum(map(len, found)), pace.left()))
     if not found:
         raise DataError(f"{path}: no text in it has branches; make some with `sia-convert branch`")
     return concatenate(found)
@@ -78,17 +79,13 @@ def _junctions(sia: SIA, entry: dict[str, Any], k: int) -> Junctions:
     )
 
 
-def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _entries(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     if is_table(path):
         yield from (
             (number, {**row, "branches": row.get("branches") or []}) for number, row in enumerate(rows(path), 1)
         )
         return
-    if not path.is_file():
-        raise DataError(f"no file at {path}: expected the JSONL of `sia-convert branch`")
-    for number, line in enumerate(read_text(path, "the JSONL of `sia-convert branch`").splitlines(), 1):
-        if not line.strip():
-            continue
+    for number, line in lines(path, "the JSONL of `sia-convert branch`"):
         try:
             entry = parse_json(line)
         except ValueError as error:
