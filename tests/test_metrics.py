@@ -85,6 +85,15 @@ def test_share_of_lift_at_equal_kl() -> None:
     assert lift_share(sparse, frontier((0, 0.5), (4, 0.4)), 2.0) is None
 
 
+@pytest.mark.parametrize(("gains", "known"), [((3.0, -1.0), False), ((-1.0, 9.0, 9.0, 9.0), True)])
+def test_there_is_no_share_of_a_lift_that_may_be_none(gains: tuple[float, ...], known: bool) -> None:
+    """The first loses in the resamples that hold the second prompt alone, a quarter; the second in one of 256."""
+    n = len(gains)
+    kl, dense = np.array([[0.0] * n, [4.0] * n]), np.array([[0.0] * n, gains])
+    share = lift_share(Frontier(kl, dense / 2), Frontier(kl, dense), 4.0)
+    assert share == (Interval(0.5, 0.5, 0.5, n) if known else None)
+
+
 def test_share_carries_the_noise_of_prompts() -> None:
     rng = np.random.default_rng(0)
     kl = np.array([np.zeros(200), rng.gamma(4, 1, 200)])

@@ -112,7 +112,9 @@ def lift_share(arm: Frontier, reference: Frontier, kl: float, seed: int = 0) -> 
     """(reward of arm − off) / (reward of reference − off) at equal mean KL, with a bootstrap interval.
 
     Prompts are resampled together in both arms, their KL with them. None where either frontier does not reach
-    `kl`; a resample that falls just short of it takes its strongest point.
+    `kl`; a resample that falls just short of it takes its strongest point. None, too, where the reference gains nothing
+    in more resamples than a tail of the interval holds: a share of that is no number, and without them the interval
+    would be too narrow.
     """
     if arm.reward_at(kl) is None or reference.reward_at(kl) is None:
         return None
@@ -124,9 +126,10 @@ def lift_share(arm: Frontier, reference: Frontier, kl: float, seed: int = 0) -> 
         off = arm.reward[0, draw].mean()
         lifts = [_interpolate(f.kl[:, draw].mean(1), f.reward[:, draw].mean(1), kl) - off for f in (arm, reference)]
         shares.append(lifts[0] / lifts[1] if lifts[1] > 0 else math.nan)
-    if not math.isfinite(shares[0]):
+    draws = np.array(shares[1:])
+    if not math.isfinite(shares[0]) or np.isnan(draws).mean() > (1 - LEVEL) / 2:
         return None
-    return _interval(shares[0], np.array(shares[1:]), n, LEVEL)
+    return _interval(shares[0], draws, n, LEVEL)
 
 
 def _interpolate(kl: Array, reward: Array, at: float) -> float:
