@@ -86,7 +86,7 @@ def hold(handle: int | IO[Any]) -> bool:
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:
-    """Of the whole content, in hex digits: a second for one or two gigabytes."""
+    """Of the whole content, in hex digits: some two seconds a gigabyte."""
     digest = hashlib.sha256()
     with Path(path).open("rb") as handle:
         while block := handle.read(1 << 20):
