@@ -67,6 +67,38 @@ def test_an_example_is_prompt_response_and_the_stop_token(make_hf: Callable[...,
     assert reader.example(dataclasses.replace(trajectory, finish="length")).ids == (*prompt, 40, 41)
 
 
+def turns(end: str) -> str:
+    return "{% for m in messages %}<|user|>{{ m.content }}" + end + "{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "end"),
+    [
+        (turns("<end_of_turn>\n"), "<end_of_turn>"),  # Gemma 3
+        (turns("{{ '<|return|>' if loop.last else '<|end|>' }}"), "<|return|>"),  # gpt-oss
+        (turns("<|end|>\n") + "{% if not add_generation_prompt %}{{ eos_token }}{% endif %}", "<|end|>"),  # Phi 3.5
+        (turns("<|stop|><eos>"), "<eos>"),  # Command R7B
+        (turns("\n<|stop|>\n"), "<|stop|>"),  # Nemotron Nano v2
+        (turns(" {{ eos_token }}"), "<eos>"),  # Mistral
+        (turns("{{ '<eos>' if m.role == 'user' else '<|end|>' }}"), "<|end|>"),
+        (turns(""), "<eos>"),  # GLM: the next turn ends it
+        ("<|user|>{{ messages[0].content }}<|end|>", "<|end|>"),
+        ("{{ none + 1 }}<|end|><eos>", "<eos>"),
+        ("raw", "<eos>"),
+    ],
+)
+def test_a_response_ends_as_the_template_ends_an_answer(template: str, end: str) -> None:
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    marks = ["<|user|>", "<|end|>", "<|return|>", "<end_of_turn>", "<|stop|>"]
+    whole = Tokenizer(models.WordLevel({"x": 0}, unk_token="x"))
+    whole.add_special_tokens([*marks, "<eos>"])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=whole, eos_token="<eos>")
+    assert tokenizer.convert_ids_to_tokens(Reader(tokenizer, template).stop_token) == end
+    assert tokenizer.convert_ids_to_tokens(Reader(tokenizer, template, "<|user|>").stop_token) == "<|user|>"
+
+
 def test_no_prompt_is_on_both_sides_and_training_rewards_set_the_scale(
     make_hf: Callable[..., Path], data: Path
 ) -> None:

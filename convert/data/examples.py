@@ -15,7 +15,9 @@ from sia_local.errors import ConfigError, DataError
 from ..formats.checkpoint import RAW_TEMPLATE
 from .trajectories import Branch, Trajectory, check_rewards, in_order
 
-END_TOKENS = ("<|im_end|>", "<|eot_id|>", "<|end|>")
+# What ends an answer where a template names it, but cannot be asked.
+END_TOKENS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>")
+ANSWER = "An answer of 4711."
 
 
 @dataclass(frozen=True)
@@ -54,11 +56,38 @@ class Reader:
 
     def _find_stop(self, wanted: str | None) -> int:
         vocab = self.tokenizer.get_vocab()
-        names = [wanted] if wanted else [t for t in END_TOKENS if t in self.template] + [self.eos]
+        if wanted:
+            names = [wanted]
+        elif found := self._behind_an_answer():
+            names = [found]
+        else:
+            names = [t for t in (self.eos, *END_TOKENS) if t and t in self.template] + [self.eos]
         for name in names:
             if name in vocab:
                 return int(vocab[name])
         raise ConfigError(f"the tokenizer has no stop token {wanted or self.eos!r}: name one with --stop-token")
+
+    def _behind_an_answer(self) -> str | None:
+        """The token that the template ends an answer with, or None where it does not say.
+
+        Of several in a row the tokenizer's end; but Phi's template, for one, ends a chat with that only after an
+        answer's own end and a line break.
+        """
+        from sia_local.llama.chat import render_chat
+
+        chat = [{"role": "user", "content": "A question."}, {"role": "assistant", "content": ANSWER}]
+        try:
+            rendered = render_chat(self.template, chat, self.bos, self.eos, {"add_generation_prompt": False})
+        except ConfigError:
+            return None
+        _, answered, tail = rendered.rpartition(ANSWER)
+        if not answered or not tail.strip():
+            return None
+        end = tail.split()[0]
+        if self.eos and self.eos in end:
+            return self.eos
+        known = sorted(self.tokenizer.get_added_vocab(), key=len, reverse=True)
+        return next((token for token in known if end.startswith(token)), None)
 
     def prompt_ids(self, trajectory: Trajectory) -> tuple[int, ...]:
         """Token ids of the rendered prompt, begin-of-sequence once where the tokenizer adds one."""

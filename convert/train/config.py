@@ -100,7 +100,11 @@ class TrainSettings:
     patience: int = setting(2, "Epochs without a better held-out loss before stopping.")
     max_length: int = setting(1024, "Longest prompt and response together, in tokens.")
     template: str = setting("chat", "chat (the tokenizer's), raw (the plain prompt), or a jinja file.")
-    stop_token: str | None = setting(None, "Token appended to finished responses.", show="the template's")
+    stop_token: str | None = setting(
+        None,
+        "Token appended to finished responses that do not tell theirs.",
+        show="what the template ends an answer with, else the tokenizer's end",
+    )
     bf16: bool | None = setting(None, "Compute in bfloat16.", show="on a GPU")
     checkpointing: bool = setting(False, "Gradient checkpointing: less memory, more time.")
     seed: int = setting(0, "Decides the split, the order and the dropout.")
