@@ -32,6 +32,8 @@ from sia_convert.formats.gguf_io import read_gguf, stored_tensors
 from sia_convert.formats.gguf_to_hf import gguf_to_hf
 from sia_convert.formats.llamacpp import Job
 from sia_convert.formats.vocab import CONTROL
+from sia_convert.train.config import LoraSettings
+from sia_convert.train.model import build
 from test_export import BASES, IDS, load, peft_values
 from tiny import prove
 
@@ -155,6 +157,16 @@ def test_a_coarser_adapter_is_written_as_such(kept: None, tmp_path: Path) -> Non
         export_value(away, tmp_path / "x.gguf", base, ExportConfig("adapter"))
     with pytest.raises(ConfigError, match="a granitemoehybrid is converted whole; only llama, qwen2, qwen3 can be"):
         tiny.tiny_checkpoint(tmp_path / "short", folder, layers=1)
+
+
+@pytest.mark.parametrize("kind", ["GPTNeoXConfig", "MambaConfig"])
+def test_what_could_not_be_exported_is_not_trained(kind: str, tmp_path: Path) -> None:
+    shape = {name: hybrids.SHAPE[name] for name in ("vocab_size", "hidden_size", "num_hidden_layers")}
+    config = getattr(transformers, kind)(**shape, num_attention_heads=4, intermediate_size=96)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "hf")
+    said = "hf has no embed_tokens.weight: expected a language model's checkpoint whose embeddings have that name"
+    with pytest.raises(IncompatibleError, match=said):
+        build(tmp_path / "hf", "lora", LoraSettings(targets=("all-linear",)))
 
 
 GEMMA3_OTHERWISE = {

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,11 +29,12 @@ from sia_convert.data.trajectories import Trajectory
 from sia_convert.formats.checkpoint import ValueCheckpoint
 from sia_convert.formats.export import export_value
 from sia_convert.formats.hf import load_tokenizer
+from sia_convert.train import loop
 from sia_convert.train.config import LoraSettings, TrainConfig
 from sia_convert.train.launch import launch
 from sia_convert.train.launch import main as main_of_launch
 from sia_convert.train.loop import Trainer, _line, train
-from sia_convert.train.model import load
+from sia_convert.train.model import build, load
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +111,19 @@ def test_no_prompt_is_on_both_sides_and_training_rewards_set_the_scale(
     rewards = np.array([e.reward for e in split.train])
     assert (split.mean, split.std) == (rewards.mean(), rewards.std())
     assert load_split([data], reader, 400, held_out=0.3, max_length=512, seed=2).held_out != split.held_out
+
+
+def test_a_backbone_without_positions_sets_no_longest_text(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without(*told: Any) -> Any:
+        model = build(*told)
+        model.backbone.config = SimpleNamespace(hidden_size=model.backbone.config.hidden_size)
+        return model
+
+    monkeypatch.setattr(loop, "build", without)
+    kept = Trainer(replace(config, tune="none")).split
+    assert kept.dropped == 0 and kept.train and kept.held_out
 
 
 def test_two_processes_train_the_model_that_one_does(

@@ -59,12 +59,16 @@ class Backbone:
         check_layers(root, sizes, layers)
         found = cls(root, config, sizes, TensorFolder.open(root), lora, tuned, layers)
         if "embed_tokens.weight" not in found.tensors:
-            raise IncompatibleError(f"{root.name} has no embed_tokens.weight: expected a language model's checkpoint")
+            raise IncompatibleError(
+                f"{root.name} has no embed_tokens.weight: expected a language model's checkpoint whose embeddings "
+                "have that name"
+            )
         width = found.tensors.shape("embed_tokens.weight")
         if width[1] != sizes.n_embd:
             raise IncompatibleError(f"{root}: embeddings are {width[1]} wide, config.json says {sizes.n_embd}")
-        shapes = {name: found.tensors.shape(name) for name in found.tensors if name.endswith(".weight")}
-        check_lora(lora, shapes, root.name)
+        if lora is not None:
+            shapes = {name: found.tensors.shape(name) for name in found.tensors if name.endswith(".weight")}
+            check_lora(lora, shapes, root.name)
         return found
 
     @classmethod

@@ -26,9 +26,6 @@ ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MIXERS = {
     "granitemoehybrid": (*ATTENTION, "in_proj", "out_proj"),
     "lfm2": ("q_proj", "k_proj", "v_proj", "out_proj", "in_proj"),
-    "mamba": ("in_proj", "out_proj"),
-    "mamba2": ("in_proj", "out_proj"),
-    "nemotron_h": (*ATTENTION, "in_proj", "out_proj"),
     "qwen3_5_text": (*ATTENTION, "in_proj_qkv", "in_proj_z", "out_proj"),
 }
 # The linear layers of a block, whatever the architecture; a target may be spelled with what stands before the name.

@@ -79,7 +79,10 @@ class Trainer:
             config.checkpointing,
         )
         n_vocab = int(self.model.backbone.get_input_embeddings().num_embeddings)
-        longest = min(config.max_length, int(self.model.backbone.config.max_position_embeddings))
+        # A model without positions names no longest text.
+        longest = min(
+            config.max_length, getattr(self.model.backbone.config, "max_position_embeddings", config.max_length)
+        )
         self.split: Split = load_split(
             config.data, self.reader, n_vocab, config.held_out, longest, config.seed, config.limit
         )

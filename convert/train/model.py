@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from sia_local.errors import ConfigError, DataError, IncompatibleError
 
-from ..formats.arch import Hparams, Sizes, is_native
+from ..formats.arch import is_native
 from ..formats.checkpoint import Head, ValueCheckpoint
-from ..formats.hf import check_layers
+from ..formats.hf import Backbone
 from ..formats.llamacpp import check_known
 from ..formats.tensors import read_json
 from .config import LOSSES, MOVING, LoraSettings
@@ -118,10 +118,9 @@ def load_backbone(folder: str | Path, layers: int | None, dtype: torch.dtype) ->
 
 def _check_exportable(folder: Path, config: dict[str, Any], layers: int | None) -> None:
     """Refuses now what could not be exported later."""
-    sizes = Hparams.from_hf(config) if is_native(config) else Sizes.from_hf(config)
-    if isinstance(sizes, Sizes):
+    if not is_native(config):
         check_known(config, folder.name)
-    check_layers(folder, sizes, layers)
+    Backbone.open(folder, layers=layers)
 
 
 def build(
