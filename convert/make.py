@@ -208,7 +208,8 @@ class Chain:
             if plan.value.accelerate is not None or (plan.value.processes or 1) > 1:
                 from .train.launch import launch
 
-                launch(config, self.files.job(at), plan.value.processes, plan.value.accelerate)
+                several = (plan.value.processes, plan.value.accelerate)
+                launch(config, self.files.job(at), *several, threads=plan.machine.threads)
                 return
             import torch
 

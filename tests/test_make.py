@@ -246,6 +246,15 @@ def test_a_base_that_is_only_a_gguf_is_its_own_backbone(plan: Path) -> None:
 
 
 @pytest.mark.usefixtures("first_run")
+def test_the_threads_of_a_plan_are_those_of_each_process(plan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[dict[str, Any]] = []
+    monkeypatch.setattr("sia_convert.train.launch.launch", lambda *_, **more: told.append(more))
+    more = plan.with_name("several.toml")
+    more.write_text("threads = 3\n[value]\nprocesses = 2\n")
+    next(step for step in Chain(read_plan(plan, more)).steps() if step.name == "train").run()
+    assert told == [{"threads": 3}]
+
+
 def test_what_is_taken_over_has_a_limit_and_verification_writes_its_own_texts(plan: Path) -> None:
     """limit counts prompts, of which the first are taken with all their texts."""
     words = ("sad", "old", "sad", "bad", "old")

@@ -152,7 +152,8 @@ def test_accelerates_own_configuration_passes_through(
 ) -> None:
     asked: list[list[str]] = []
 
-    def run(words: list[str], check: bool) -> object:
+    def run(words: list[str], check: bool, env: dict[str, str]) -> object:
+        assert env == dict(os.environ)
         asked.append(words)
         return type("Done", (), {"returncode": 1})
 
@@ -166,6 +167,23 @@ def test_accelerates_own_configuration_passes_through(
     words = ["-m", "accelerate.commands.launch", "--config_file", str(own), "--num_processes", "8", "--module"]
     assert asked[0][1:] == [*words, "sia_convert.train.launch", str(tmp_path / "job.json"), "--restart"]
     assert main_of_launch(str(tmp_path / "job.json")) == 2  # eight were asked for, here is one
+
+
+def test_threads_are_those_of_each_process(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def run(words: list[str], check: bool, env: dict[str, str]) -> object:
+        asked.append(env["OMP_NUM_THREADS"])
+        return type("Done", (), {"returncode": 0})
+
+    monkeypatch.setattr("sia_convert.train.launch.subprocess.run", run)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    words = ["train", config.backbone, config.data[0], "--out", str(tmp_path / "value"), "--processes", "2"]
+    for more in ([], ["--threads", "3"]):
+        assert CliRunner().invoke(main, [*words, *more]).exit_code == 0
+    assert asked == ["1", "3"]
 
 
 class Interrupted(KeyboardInterrupt):

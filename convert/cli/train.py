@@ -19,7 +19,11 @@ from ..train.config import TrainConfig, read_template
 @click.argument("data", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the value model.")
 @options_for(TrainConfig)
-@click.option("--threads", type=int, help="CPU threads.  [default: all]")
+@click.option(
+    "--threads",
+    type=click.IntRange(min=0),
+    help="CPU threads of a process.  [default: all of one process, one of several]",
+)
 @click.option("--processes", type=click.IntRange(min=1), help="Train in so many processes.  [default: 1]")
 @click.option(
     "--accelerate",
@@ -51,7 +55,7 @@ def train(
     config = build(TrainConfig, options, backbone=backbone, data=tuple(map(pinned, data)), out=str(out))
     config = dataclasses.replace(config, template=read_template(config.template))
     if accelerate is not None or (processes or 1) > 1:
-        launch(config, out.with_name(f"{out.name}-train.json"), processes, accelerate, restart)
+        launch(config, out.with_name(f"{out.name}-train.json"), processes, accelerate, restart, threads)
         return
     import torch
 

@@ -17,14 +17,20 @@ from .config import LoraSettings, TrainConfig
 
 
 def launch(
-    config: TrainConfig, job: Path, processes: int | None = None, accelerate: Path | None = None, restart: bool = False
+    config: TrainConfig,
+    job: Path,
+    processes: int | None = None,
+    accelerate: Path | None = None,
+    restart: bool = False,
+    threads: int | None = None,
 ) -> None:
     """Trains `config` in several processes.
 
     They are started by `accelerate launch` as a configuration file says: the one at `accelerate`, else the one that
     `accelerate config` has left on this machine. It may name several machines, each of which is given the same command.
-    Where there is neither, `processes` of this machine. job: a file for what they read. Raises ConfigError for a file
-    that is not there, SiaError when training fails, and when other than `processes` were started.
+    Where there is neither, `processes` of this machine. job: a file for what they read. threads: CPU threads of each
+    process; without, they have one, or as many as OMP_NUM_THREADS says. Raises ConfigError for a file that is not
+    there, SiaError when training fails, and when other than `processes` were started.
     """
     if accelerate is not None and not accelerate.is_file():
         raise ConfigError(f"no file at {accelerate}: expected what `accelerate config` writes")
@@ -32,7 +38,8 @@ def launch(
         json.dump({"config": dataclasses.asdict(config), "processes": processes}, handle, indent=1)
     words = [sys.executable, *_starter(processes, accelerate)]
     words += [f"{__package__}.launch", str(job), *(["--restart"] if restart else [])]
-    done = subprocess.run(words, check=False)
+    more = {"OMP_NUM_THREADS": str(threads)} if threads else {}
+    done = subprocess.run(words, check=False, env={**os.environ, **more})
     if done.returncode:
         raise SiaError(
             f"training in several processes ended with code {done.returncode}: its message is above; the same command "
