@@ -93,9 +93,7 @@ class Chain:
         hf, steps = section.hf, []
         if (maker := section.maker) is not None:
             outputs = (hf / "config.json", hf / "tokenizer.json")
-            steps.append(
-                Step(maker.name, lambda: maker.run(maker.config), maker.settings, (), outputs, estimate=maker.estimate)
-            )
+            steps.append(Step(maker.name, maker.run, maker.settings, maker.inputs, outputs, estimate=maker.estimate))
 
         def convert() -> None:
             from .formats.export import export_base

@@ -25,7 +25,16 @@ class Maker:
 
     name: str
     config: Any
-    run: Callable[[Any], object]
+    make: Callable[..., object]
+
+    def run(self) -> None:
+        """Goes on where a run of the same settings and inputs was stopped, and begins anew beside what others left."""
+        self.make(self.config, anew=True)
+
+    @property
+    def inputs(self) -> tuple[Path, ...]:
+        """Files whose content decides what is made."""
+        return tuple(self.config.inputs)
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -26,6 +26,7 @@ import tiny
 from click.testing import CliRunner
 from sia_convert.cli import main
 from sia_convert.data.trajectories import read_trajectories
+from sia_convert.demo.corpus import COLLECTIONS
 from sia_convert.formats.checkpoint import ValueCheckpoint
 from sia_convert.make import Chain, make
 from sia_convert.plan import read_plan
@@ -381,10 +382,11 @@ def test_rounds_are_a_list_and_a_step_of_another_room_is_found_by_name(plan: Pat
     change.write_text(f"work = 'three'\n{base}[[steered]]\n[[steered]]\nbeta = 1.0\n")
     with pytest.raises(DataError, match=r"no tinystories_sample\.txt\.xz in"):
         preview(plan, change)
-    for name in ("tinystories_sample.txt.xz", "fables.jsonl.xz", "classics.txt.xz"):
+    for name in COLLECTIONS:
         (tmp_path / name).touch()
     told = [line.split(":")[0] for line in preview(plan, change)[:-1]]
     assert preview(plan, change)[0] == "pretrain: to do, about 2 min 00 s by its settings"
+    assert {path.name for path in Chain(read_plan(plan, change)).steps()[0].inputs} == set(COLLECTIONS)
     assert told == [
         "pretrain", "base to GGUF", "base to Q8_0", "rollouts", "score", "first round", "unseen rollouts",
         "first spread", "first export", "steered rollouts", "score steered", "second round", "second spread",

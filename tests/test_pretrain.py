@@ -4,6 +4,7 @@ import json
 import lzma
 import random
 import re
+import shutil
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -19,9 +20,11 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from sia_convert.demo.corpus import Sources, Story, document, epoch, load_sources, mood_of, with_article
-from sia_convert.demo.pretrain import PretrainConfig, Progress, learning_rate, pack, pretrain, train_tokenizer
+from sia_convert.demo.pretrain import Progress, learning_rate, pack, pretrain, train_tokenizer
 from sia_convert.demo.prompts import make_prompts
+from sia_convert.demo.recipe import PretrainConfig
 from sia_convert.demo.textclean import clean_fable, cut, recase
+from sia_convert.registry import Maker
 
 NAMES = ("lily", "tom", "ben", "mia", "sam", "anna")
 THINGS = ("needle", "ball", "boat", "kite", "apple", "drum", "box", "lamp")
@@ -150,16 +153,19 @@ def test_schedule_warms_up_holds_and_ends_at_zero() -> None:
     assert learning_rate(config, Progress(tokens=500, seconds=600.0)) == 0.0
 
 
+TINY: dict[str, Any] = {
+    "minutes": 1e6, "tokens": 10**9, "vocab_size": 300, "hidden_size": 64, "heads": 2, "kv_heads": 1, "layers": 1,
+    "intermediate_size": 64, "context": 32, "batch": 2, "held_out": 4, "threads": 1, "compiled": False, "bf16": False,
+    "eval_steps": 1000, "warmup_tokens": 100,
+}  # fmt: skip
+
+
 def test_resumed_training_equals_training_in_one_go(data: Path, tmp_path: Path) -> None:
     import torch
     from safetensors.torch import load_file
 
     def config(name: str, steps: int) -> PretrainConfig:
-        return PretrainConfig(
-            data=data, work=tmp_path / name, out=tmp_path / f"{name}-hf", minutes=1e6, tokens=10**9, vocab_size=300,
-            hidden_size=64, heads=2, kv_heads=1, layers=1, intermediate_size=64, context=32, batch=2, held_out=4,
-            threads=1, compiled=False, bf16=False, max_steps=steps, eval_steps=1000, warmup_tokens=100,
-        )  # fmt: skip
+        return PretrainConfig(data=data, work=tmp_path / name, out=tmp_path / f"{name}-hf", max_steps=steps, **TINY)
 
     pretrain(config("once", 4))
     pretrain(config("twice", 2))
@@ -171,6 +177,42 @@ def test_resumed_training_equals_training_in_one_go(data: Path, tmp_path: Path) 
     last = json.loads((tmp_path / "twice" / "log.jsonl").read_text().splitlines()[-1])
     assert last["finished"] and last["step"] == 4
     assert not list(tmp_path.glob("**/*.tmp"))
+
+
+def test_a_run_of_other_settings_or_data_is_not_taken_up(data: Path, tmp_path: Path) -> None:
+    def config(name: str, **changes: Any) -> PretrainConfig:
+        where = {"data": data, "work": tmp_path / name, "out": tmp_path / f"{name}-hf"}
+        return PretrainConfig(**{**TINY, **where, "max_steps": 1, **changes})
+
+    def weights(name: str) -> bytes:
+        return (tmp_path / f"{name}-hf" / "model.safetensors").read_bytes()
+
+    other = tmp_path / "data"
+    shutil.copytree(data, other)
+    with lzma.open(other / "classics.txt.xz", "at", encoding="utf-8") as handle:
+        handle.write("more\n")
+    pretrain(config("one"))
+    first = weights("one")
+    for said, changes in (
+        (r"\(lr 0.002, not 0.0002; seed 1, not 7\)", {"lr": 2e-4, "seed": 7}),
+        (r"\(layers 1, not 2\)", {"layers": 2}),
+        (r"\(classics.txt.xz\)", {"data": other}),
+    ):
+        with pytest.raises(ConfigError, match=rf"one holds a run with other settings or data {said}: give the same"):
+            pretrain(config("one", **changes))
+    assert pretrain(config("one", minutes=9, threads=2)).step == 1 and weights("one") == first
+    # As a step of `make` it begins anew.
+    maker = Maker("pretrain", config("one", seed=7), pretrain)
+    assert maker.inputs == tuple(sorted(data.iterdir(), key=maker.inputs.index))
+    maker.run()
+    pretrain(config("fresh", seed=7))
+    assert weights("one") == weights("fresh") != first
+    for name in ("tokenizer/tokenizer.json", "run.json"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "fresh" / name).read_bytes()
+    assert len((tmp_path / "one/log.jsonl").read_text().splitlines()) == 1
+    (tmp_path / "one/run.json").unlink()
+    with pytest.raises(ConfigError, match=r"\(of another version\): give the same ones, name another --work"):
+        pretrain(config("one", seed=7))
 
 
 def test_prompts_are_distinct_and_disjoint() -> None:

@@ -9,7 +9,7 @@ import click
 
 from sia_local.cli.from_dataclass import build, options_for
 
-from ..demo.pretrain import PretrainConfig
+from ..demo.recipe import PretrainConfig
 
 
 @click.command()

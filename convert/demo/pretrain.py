@@ -14,75 +14,20 @@ import random
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sia_local.config import setting
-from sia_local.errors import ConfigError, DataError
+from sia_local.errors import DataError
 from sia_local.files import atomic_write, put, scratch
 
-from .corpus import END_OF_TEXT, IM_END, IM_START, Sources, check_sources, epoch, load_sources
+from .corpus import END_OF_TEXT, IM_END, IM_START, Sources, epoch, load_sources
+from .recipe import PretrainConfig, begin
 
-DATA, WORK, OUT = Path("../shared/data"), Path("build/base"), Path("build/base-hf")
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] "
     "+ '<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
-
-
-@dataclass(frozen=True)
-class PretrainConfig:
-    """Everything a run depends on. Widths are multiples of 256 because K-quant blocks are that long."""
-
-    data: Path = field(default=DATA, metadata={"help": "Folder with the story collections."})
-    work: Path = field(
-        default=WORK,
-        metadata={"help": "Checkpoints, tokenizer and log.jsonl; an interrupted run continues from here."},
-    )
-    out: Path = field(default=OUT, metadata={"help": "Hugging Face folder written at the end."})
-    minutes: float = setting(55.0, "Training time, resumed time included.")
-    tokens: int = setting(60_000_000, "Stop after this many tokens.")
-    layers: int = setting(6, "Blocks.")
-    hidden_size: int = setting(256, "Width.")
-    intermediate_size: int = setting(768, "Width of the feed-forward layers.")
-    batch: int = setting(8, "Rows of 512 tokens a step.")
-    lr: float = setting(2e-3, "Peak learning rate.")
-    threads: int = setting(2, "CPU threads.")
-    seed: int = setting(1, "Decides the split, the requests and the weights to begin with.")
-    bf16: bool = setting(True, "bfloat16 autocast.", option="--bf16/--fp32")
-    compiled: bool = setting(
-        True, "torch.compile; needs g++ and is skipped without it.", option="--compile/--no-compile"
-    )
-    vocab_size: int = setting(4096, cli=False)
-    heads: int = setting(4, cli=False)
-    kv_heads: int = setting(2, cli=False)
-    context: int = setting(512, cli=False)
-    warmup_tokens: int = setting(400_000, cli=False)
-    decay: float = setting(0.3, cli=False)
-    weight_decay: float = setting(0.1, cli=False)
-    classics: float = setting(0.12, cli=False)
-    late_classics: float = setting(0.04, cli=False)
-    save_minutes: float = setting(3.0, cli=False)
-    eval_steps: int = setting(100, cli=False)
-    held_out: int = setting(120, cli=False)
-    story_limit: int | None = setting(None, cli=False)
-    max_steps: int | None = setting(None, cli=False)
-
-    def __post_init__(self) -> None:
-        if self.minutes <= 0 or self.tokens <= 0:
-            raise ConfigError(f"--minutes {self.minutes} and --tokens {self.tokens} must both be above 0")
-        if self.hidden_size % self.heads or self.heads % self.kv_heads:
-            raise ConfigError(
-                f"hidden size {self.hidden_size}, {self.heads} heads and {self.kv_heads} KV heads do not divide: "
-                "choose heads that divide the hidden size and KV heads that divide the heads"
-            )
-        if not 0 <= self.decay <= 1:
-            raise ConfigError(f"decay {self.decay} is a share of the run: give a number from 0 to 1")
-
-    def check(self) -> None:
-        """DataError when the data are not there."""
-        check_sources(self.data)
 
 
 @dataclass
@@ -240,20 +185,24 @@ def _tokenizer(config: PretrainConfig, sources: Sources) -> Any:
     tokenizer = train_tokenizer(epoch(sources, config.classics, config.seed), config.vocab_size)
     if len(tokenizer) != config.vocab_size:
         raise DataError(f"the corpus gives {len(tokenizer)} tokens, {config.vocab_size} were wanted: lower vocab_size")
-    tokenizer.save_pretrained(folder)
+    with scratch(folder) as room:
+        tokenizer.save_pretrained(room / "new")
+        put(room / "new", folder)
     return tokenizer
 
 
-def pretrain(config: PretrainConfig) -> Progress:
+def pretrain(config: PretrainConfig, anew: bool = False) -> Progress:
     """Runs (or continues) training and writes the Hugging Face folder; returns where it ended.
 
-    Raises DataError for missing data. Checkpoints in `config.work` are replaced atomically.
+    Raises DataError for missing data, and ConfigError when `config.work` holds a run with other settings or data, which
+    `anew` removes. Checkpoints in `config.work` are replaced atomically.
     """
     import torch
 
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
-    config.work.mkdir(parents=True, exist_ok=True)
+    config.check()
+    begin(config, anew)
     sources, kept = split_sources(load_sources(config.data, config.story_limit), config.held_out, config.seed)
     tokenizer = _tokenizer(config, sources)
     width = config.context + 1
