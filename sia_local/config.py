@@ -30,6 +30,10 @@ def _require(ok: bool, sentence: str) -> None:
         raise ConfigError(sentence)
 
 
+# Below it a logit's difference over the temperature is no float any more.
+LEAST_TEMPERATURE = 1e-9
+
+
 @dataclass(frozen=True)
 class SamplingConfig:
     """What shapes the base distribution before candidates are taken, and the temperature after steering.
@@ -52,8 +56,8 @@ class SamplingConfig:
 
     def __post_init__(self) -> None:
         _require(
-            math.isfinite(self.temperature) and self.temperature >= 0,
-            f"temperature is {self.temperature}; expected 0 (greedy) or more",
+            self.temperature == 0 or LEAST_TEMPERATURE <= self.temperature < math.inf,
+            f"temperature is {self.temperature}; expected 0 (greedy), or {LEAST_TEMPERATURE:g} and more",
         )
         _require(0 < self.top_p <= 1, f"top_p is {self.top_p}; expected above 0 and at most 1 (1 = off)")
         _require(0 <= self.min_p < 1, f"min_p is {self.min_p}; expected 0 (off) to below 1")

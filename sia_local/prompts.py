@@ -153,7 +153,7 @@ def _from_records(records: list[Any], source: Path) -> list[PromptItem]:
         if not prompt or (dialogue and prompt in seen):
             continue
         seen.add(prompt)
-        if by_name.get(CONTEXT):
+        if isinstance(by_name.get(CONTEXT), str) and by_name[CONTEXT].strip():
             prompt = f"{by_name[CONTEXT].strip()}\n\n---\n\n{prompt}"  # as HarmBench joins them
         given = next((by_name[name] for name in INPUTS if isinstance(by_name.get(name), str)), "").strip()
         if column == "instruction" and given:

@@ -10,6 +10,14 @@ from .errors import ConfigError
 from .reasoning import ANSWER, Splitter
 
 
+def utf8(text: str, what: str) -> bytes:
+    """Raises ConfigError for bytes of an input that were no UTF-8 (surrogates); what: whose they are."""
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"{what} has bytes that are not UTF-8 at character {error.start}; give it as UTF-8") from None
+
+
 class Shown(NamedTuple):
     """What becomes visible with a token: text of the answer, and of the reasoning. stopped: a stop string ends it."""
 

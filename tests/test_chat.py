@@ -14,7 +14,7 @@ from scripted import WORDS, Scripted, commands, read
 from sia_local import Setup, SiaConfig
 from sia_local.chat.commands import Commands
 from sia_local.chat.session import Session
-from sia_local.errors import ConfigError, ContextFullError, DataError, NumericError
+from sia_local.errors import ConfigError, ContextFullError, DataError, NumericError, SiaError
 from sia_local.records import Request
 from sia_local.text import Written
 from sia_local.views import why
@@ -323,6 +323,7 @@ def test_a_saved_chat_is_plain_json(session: Session, tmp_path: Path) -> None:
         "system": None,
         "turns": [{"role": "user", "content": "hello"}, {"role": "assistant", "content": " the happy dog ."}],
         "steering": True,
+        "value": "table",
         "settings": {
             "gate": "entropy", "threshold": 1.0, "rate": 0.2, "gain_threshold": None, "beta": 2.0, "beta_unit": "raw"
         },
@@ -341,6 +342,33 @@ def test_a_loaded_chat_has_its_own_unit_of_beta_and_no_question_of_the_one_befor
     assert other.unanswered
     other.load(tmp_path / "chat.json")
     assert other.config == session.config and other.unanswered is other.written is None
+
+
+def test_settings_stay_with_what_they_were_for(session: Session, scripted: Scripted, tmp_path: Path) -> None:
+    session.config = replace(session.config, beta=2.0)
+    session.words = "In few words."
+    session.save(tmp_path / "chat.json")
+    other = Session(scripted, Request("", SiaConfig(beta=9.0)))
+    other.load(tmp_path / "chat.json")
+    assert other.config.beta == 9.0
+
+
+def test_undo_takes_back_a_question_that_nothing_answers(session: Session) -> None:
+    read(session.ask("hello"))
+    with pytest.raises(ContextFullError):
+        read(session.ask("word " * 50))
+    assert session.undo() == "word " * 50 and len(session.turns) == 2
+    assert session.undo() == "hello" and session.undo() is None
+
+
+def test_a_system_prompt_that_is_no_text_is_refused(session: Session, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="the system prompt has bytes that are not UTF-8"):
+        commands(session).run("/system \udcff")
+    with pytest.raises(ConfigError, match="the system prompt has bytes that are not UTF-8"):
+        Session(Scripted(), system="\udcff")
+    session.turns = [{"role": "user", "content": "\udcff"}]
+    with pytest.raises(SiaError, match="is not UTF-8 text"):
+        commands(session).run(f"/save {tmp_path / 'chat.json'}")
 
 
 def test_a_chat_without_a_model_is_not_steered_by_words() -> None:

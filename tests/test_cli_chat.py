@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from calling import FEW, run, start
 
+from sia_local.chat.commands import Commands
+
 pytestmark = pytest.mark.usefixtures("no_models")
 
 
@@ -28,6 +30,15 @@ def test_a_piped_chat_answers_line_by_line(base_gguf: Path, value_gguf: Path, tm
     assert said == ["hello", "one\ntwo", "three \nfour"]
     again = run("chat", "-m", base_gguf, *FEW, "--load", tmp_path / "c.json", input="/undo\n")
     assert again.stdout == "forgotten: three \nfour\n"
+
+
+def test_ctrl_c_in_a_command_ends_the_command(base_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(self: Commands, rest: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Commands, "_load", slow)
+    result = run("chat", "-m", base_gguf, *FEW, input="/load chat.json\n/system be brief\n")
+    assert result.exit_code == 0 and "[stopped]" in result.stderr and result.stdout == "system prompt: be brief\n"
 
 
 @pytest.mark.parametrize("colour", [True, False])

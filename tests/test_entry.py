@@ -21,7 +21,7 @@ from sia_local.cli.entry import Entry, complete, parse
     ("text", "expected"),
     [
         ("hello", Entry("hello")),
-        ("one\\\ntwo\\\nthree", Entry("one\ntwo\nthree")),
+        ("curl \\\n  -d x \\\n  y", Entry("curl \\\n  -d x \\\n  y")),
         ('"""\n/etc/hosts is a file\n"""', Entry("/etc/hosts is a file")),
         ('"""one\ntwo"""', Entry("one\ntwo")),
         ("/why 3", Entry("/why 3", command=True)),

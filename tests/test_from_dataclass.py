@@ -10,7 +10,8 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from sia_local.cli.from_dataclass import build, given, options_for
+from sia_local.cli.from_dataclass import FieldOption, build, given, options_for
+from sia_local.config import Setup
 from sia_local.errors import ConfigError
 
 
@@ -99,3 +100,14 @@ def test_a_wrong_value_is_the_dataclass_own_sentence() -> None:
         call("--count", "0")
     with pytest.raises(click.BadParameter, match="'z' is not one of 'x', 'y'"):
         call("--mode", "z")
+
+
+def test_what_may_be_given_several_times_stands_in_lines_of_the_environment() -> None:
+    @click.command(context_settings={"auto_envvar_prefix": "SIA"})
+    @click.option("-v", "--value", cls=FieldOption, multiple=True)
+    @options_for(Setup)
+    def shown(value: tuple[str, ...], **options: Any) -> None:
+        click.echo(repr((value, options["template_arg"])))
+
+    env = {"SIA_VALUE": "/a b.gguf\n c.gguf:0.5\n", "SIA_TEMPLATE_ARG": 'x="two words"'}
+    assert CliRunner().invoke(shown, env=env).output == repr((("/a b.gguf", "c.gguf:0.5"), ('x="two words"',))) + "\n"

@@ -116,7 +116,7 @@ def test_a_chat_ends_what_it_began_or_lets_it_go_on(
         out = said.learner.out
         assert said.close() == (
             "learning stopped, what it has is kept; this goes on with it: "
-            f"sia-local learn Kindly. --model 'a b' --out {out}"
+            f"sia-local learn --model 'a b' --out {out} -- Kindly."
         )
         assert not said.learner.running and not out.exists()
         said.run("/learn")
@@ -128,7 +128,7 @@ def test_a_chat_ends_what_it_began_or_lets_it_go_on(
         )
         monkeypatch.setattr(commands_module, "Learner", lambda w, out, on: Learner(w, out, on, ("/no/such/program",)))
         said.run("/steer sadly")
-        with pytest.raises(SiaError, match=r"cannot be started .*; in another terminal: sia-local learn Sadly\."):
+        with pytest.raises(SiaError, match=r"cannot be started .*; in another terminal: sia-local learn .* -- Sadly\."):
             said.run("/learn")
 
 

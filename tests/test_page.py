@@ -97,3 +97,22 @@ def test_the_share_is_said_where_it_is_in_force(make_gguf: Callable[..., Path], 
             wait_until(lambda: browser.find_elements("css selector", "#dials:not([hidden])"))
             assert said in browser.find_element("css selector", "#rate-is").text
             assert len(browser.find_elements("css selector", "#rate.idle")) == idle
+
+
+def test_a_full_context_forgets_the_oldest_turns_and_a_failed_one_is_not_said_again(
+    make_gguf: Callable[..., Path], browser: Any
+) -> None:
+    with running(make_gguf("base", ascii=True), None, slots=1, n_ctx=128) as server:
+        browser.get(server.url)
+        wait_until(lambda: "no value model" in browser.find_element("css selector", "#models").text)
+
+        def ask(text: str, n: int) -> list[str]:
+            browser.find_element("css selector", "#box").send_keys(text + webdriver.Keys.ENTER)
+            ended = lambda: browser.find_elements("css selector", ".answer:not(.running) .closing span:last-child")  # noqa: E731
+            wait_until(lambda: len(ended()) == n)
+            return [closing.text for closing in browser.find_elements("css selector", ".closing")]
+
+        assert "context holds" in ask("x" * 200, 1)[-1]
+        for n in range(2, 6):
+            said = ask("A dog", n)
+        assert "the oldest turns are forgotten" in said[-1] and "context holds" not in "".join(said[1:])

@@ -11,6 +11,7 @@ from typing import Any
 from ..config import SiaConfig
 from ..errors import ConfigError, SiaError
 from ..files import at_home
+from ..text import utf8
 from ..views import trace, why
 from .learner import TEXTS, Learner, place_for
 from .session import Session
@@ -213,15 +214,16 @@ class Commands:
         if t.answers:
             if s.written is not None:
                 lines.append(f"last answer: {trace.closing_line(s.written, s.answered)}")
-            lines.append(
-                f"session: {t.answers} answer{'s' if t.answers > 1 else ''}, {t.steps} tokens, "
-                f"{100 * t.junction_rate:.1f} % junctions ({t.junctions}, {t.flips} turned), "
-                f"KL {t.kl:.2f} nats (steering {t.kl_steering:.2f}, truncation {t.kl_truncation:.2f})"
-            )
+            told = f"session: {t.answers} answer{'s' if t.answers > 1 else ''}, {t.steps} tokens"
+            if not math.isnan(t.kl):
+                told += f", {100 * t.junction_rate:.1f} % junctions ({t.junctions}, {t.flips} turned), "
+                told += f"KL {t.kl:.2f} nats (steering {t.kl_steering:.2f}, truncation {t.kl_truncation:.2f})"
+            lines.append(told)
         return Reply("\n".join(lines))
 
     def _system(self, rest: str) -> Reply:
         if rest:
+            utf8(rest, "the system prompt")
             self.session.system = None if rest == "off" else rest
         now = self.session.system
         return Reply(f"system prompt: {now}" if now else "no system prompt")
@@ -294,6 +296,8 @@ def _write(path: Path, write: Callable[[], None]) -> None:
         write()
     except OSError as error:
         raise SiaError(f"{path}: {error.strerror}; give a path that can be written") from None
+    except UnicodeEncodeError:
+        raise SiaError(f"{path}: what is to be written is not UTF-8 text; /undo that and write again") from None
 
 
 def _number(text: str, name: str) -> float:

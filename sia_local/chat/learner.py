@@ -36,7 +36,7 @@ class Learner:
     def __init__(self, words: str, out: Path, loading: Sequence[str], program: Sequence[str] = PROGRAM):
         self.words, self.out, self.log = words, out, Path(f"{out}.log")
         self.kept = False
-        self._options = ["learn", words, *loading, "--out", str(out)]
+        self._options = [*loading, "--out", str(out)]
         self._program = list(program)
         self._process: subprocess.Popen[bytes] | None = None
         self._told = ""
@@ -44,7 +44,11 @@ class Learner:
     @property
     def command(self) -> str:
         """What goes on with it in a terminal."""
-        return shlex.join(["sia-local", *self._options])
+        return shlex.join(["sia-local", *self._command()])
+
+    def _command(self, given: Sequence[str] = ()) -> list[str]:
+        # Words may begin with a dash.
+        return ["learn", *self._options, *given, "--", self.words]
 
     @property
     def running(self) -> bool:
@@ -62,7 +66,7 @@ class Learner:
             self.out.parent.mkdir(parents=True, exist_ok=True)
             with self.log.open("wb") as log:
                 # Of the chat's own session, in which its low priority counts.
-                command = [*self._program, *self._options, *given]
+                command = [*self._program, *self._command(given)]
                 self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log)
         except OSError as error:
             raise SiaError(f"learning cannot be started ({error}); in another terminal: {self.command}") from None

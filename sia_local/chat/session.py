@@ -15,7 +15,7 @@ from ..files import atomic_write, parse_json
 from ..generation.sia import SIA
 from ..generation.writing import Generation, Writer
 from ..records import Prompt, Request, Step, Tally
-from ..text import Written
+from ..text import Written, utf8
 from ..values.guides import Guides, instruction
 from ..values.sources import Source, Specs
 
@@ -75,6 +75,9 @@ class Session:
     _drawn: int = 0
     _before: tuple[SiaConfig, bool, Source | None] | None = None
 
+    def __post_init__(self) -> None:
+        utf8(self.system or "", "the system prompt")
+
     @property
     def config(self) -> SiaConfig:
         """How answers are steered while steering is on."""
@@ -113,7 +116,11 @@ class Session:
         yield from self._answer(self.turns[:-1] if answered else list(self.turns))
 
     def undo(self) -> str | None:
-        """Forgets the last exchange; returns what the user had said, None without one."""
+        """Forgets the last exchange, or a question that nothing answers; returns what the user had said, None without
+        one."""
+        if self.unanswered is not None:
+            said, self.unanswered = self.unanswered, None
+            return said
         if self.turns and self.turns[-1]["role"] == "assistant":
             self.turns.pop()
         self.steps = []
@@ -174,6 +181,9 @@ class Session:
         live = self.words
         self._steer(value)
         self.words = None
+        if live is not None and learned is None and self._before is not None:
+            # Nats of log-probability are no measure of another file's values.
+            self.config = self._before[0]
         if learned is not None and learned != live:
             self._as_words_do()
         elif self.config.gate == "off":
@@ -191,7 +201,7 @@ class Session:
         self.steering = True
 
     def _as_words_do(self) -> None:
-        gate = {"gate": "rate", "rate": WORDS_RATE, "beta": WORDS_BETA, "beta_unit": "raw"}
+        gate = {"gate": "rate", "rate": WORDS_RATE, "beta": WORDS_BETA, "beta_unit": "raw", "clip": None}
         self.config = replace(self.config, **gate)  # type: ignore[arg-type]
 
     def steer_as_before(self) -> None:
@@ -205,6 +215,10 @@ class Session:
         """Ends the answer that is being written, after the token in hand."""
         if self.written is not None:
             self.written.stop()
+
+    @property
+    def _steered_by(self) -> str | None:
+        return self.words or (self.sia.value.name if self.sia.value is not None else None)
 
     def _fitting_prompt(self) -> tuple[Prompt, int]:
         """The prompt, and how many of the oldest turns had to go so that an answer fits behind it."""
@@ -225,12 +239,13 @@ class Session:
             dropped += count
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the chat as JSON: system prompt, turns, settings."""
+        """Writes the chat as JSON: system prompt, turns, settings, and what these were for."""
         whole = {
             "version": 1,
             "system": self.system,
             "turns": self.turns,
             "steering": self.steering,
+            "value": self._steered_by,
             "settings": {name: getattr(self.config, name) for name in _SETTINGS},
         }
         with atomic_write(path) as out:
@@ -238,9 +253,10 @@ class Session:
             out.write("\n")
 
     def load(self, path: str | os.PathLike[str]) -> None:
-        """Takes over a saved chat; on an error (DataError, ConfigError) the session stays as it was."""
+        """Takes over a saved chat, and its settings where the same steers as did there; on an error (DataError,
+        ConfigError) the session stays as it was."""
         whole = _read(Path(path))
-        settings = whole.get("settings", {})
+        settings = whole.get("settings", {}) if whole.get("value", self._steered_by) == self._steered_by else {}
         config = replace(self.config, **{name: settings[name] for name in _SETTINGS if name in settings})
         self.config, self.system, self.turns = config, whole.get("system") or None, whole["turns"]
         self.steering, self.steps = bool(whole.get("steering", True)), []

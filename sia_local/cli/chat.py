@@ -223,5 +223,7 @@ def _talk(session: Session, commands: Commands, terminal: Terminal) -> None:
                     terminal.answer(session.retry())
         except SiaError as error:
             notice(f"Error: {error}")
+        except KeyboardInterrupt:
+            notice("[stopped]")
         if news := commands.news():
             notice(f"[{news}]")

@@ -49,38 +49,49 @@ def entries(commands: Sequence[str]) -> Iterator[Entry]:
 
 
 def parse(text: str) -> Entry:
-    """One entry from its lines: joined where a line ends in a backslash, or a block between two lines of three quotes.
+    """One entry from its lines, or a block between two lines of three quotes.
 
     A block is a message whatever it begins with, and so is a line that begins with two slashes, less one of them.
     """
     start = text.lstrip()
     if start.startswith(QUOTES):
         return Entry(start[3:].rstrip().removesuffix(QUOTES).strip("\n"))
-    joined = "\n".join(line.removesuffix("\\") for line in text.split("\n"))
-    if joined.startswith("//"):
-        return Entry(joined[1:])
-    return Entry(joined, joined.startswith("/"))
+    if text.startswith("//"):
+        return Entry(text[1:])
+    return Entry(text, text.startswith("/"))
 
 
 def complete(text: str) -> bool:
-    """Whether an entry ends behind these lines."""
+    """Whether an entry ends behind these lines: a backslash at the end of a line asks for another one."""
     start = text.lstrip()
-    if start.startswith(QUOTES):
+    if in_block(text):
         return len(start.rstrip()) >= 2 * len(QUOTES) and start.rstrip().endswith(QUOTES)
     return not text.endswith("\\")
 
 
+def in_block(text: str) -> bool:
+    """Whether an entry is a block between three quotes, in which a backslash is one."""
+    return text.lstrip().startswith(QUOTES)
+
+
+def continued(text: str) -> str:
+    """An incomplete entry, with what comes next on a line of its own: a backslash that asked for it is gone."""
+    return (text if in_block(text) else text.removesuffix("\\")) + "\n"
+
+
 def _piped() -> str:
     """Lines of standard input until an entry is complete, or the input over; EOFError where there are none."""
-    lines: list[str] = []
-    while not lines or not complete("\n".join(lines)):
+    text = ""
+    while True:
         line = sys.stdin.readline()
         if not line:
-            if not lines:
+            if not text:
                 raise EOFError
-            break
-        lines.append(line.rstrip("\r\n"))
-    return "\n".join(lines)
+            return text.removesuffix("\n")
+        text += line.rstrip("\r\n")
+        if complete(text):
+            return text
+        text = continued(text)
 
 
 def _typed(commands: Sequence[str]) -> Callable[[], str]:
@@ -114,7 +125,8 @@ def _keys() -> KeyBindings:
         if complete(buffer.text):
             buffer.validate_and_handle()
         else:
-            buffer.insert_text("\n")
+            buffer.text = continued(buffer.text)
+            buffer.cursor_position = len(buffer.text)
 
     @keys.add("escape", "enter")
     def go_on(event: KeyPressEvent) -> None:

@@ -164,7 +164,7 @@ def _declarations(name: str, annotation: Any, default: Any, meta: Mapping[str, A
 
 def _settings(annotation: Any, default: Any, meta: Mapping[str, Any]) -> dict[str, Any]:
     inner, _ = _optional(annotation)
-    out: dict[str, Any] = {"cls": _FieldOption, "default": None, "metavar": meta.get("metavar")}
+    out: dict[str, Any] = {"cls": FieldOption, "default": None, "metavar": meta.get("metavar")}
     unsaid = default is None or default is False or default is dataclasses.MISSING or default in ((), "")
     shown = "" if unsaid else _text(default)
     shown = str(meta.get("show", shown))
@@ -202,8 +202,9 @@ def _text(default: Any) -> str:
     return f"{default:g}" if isinstance(default, float) else str(default)
 
 
-class _FieldOption(click.Option):
-    """Where a command reads the environment, the option's own name is read as well as its field's."""
+class FieldOption(click.Option):
+    """Where a command reads the environment, the option's own name is read as well as its field's, and what may be
+    given several times stands there in lines: a path may hold spaces."""
 
     def resolve_envvar_value(self, ctx: click.Context) -> str | None:
         value = super().resolve_envvar_value(ctx)
@@ -211,6 +212,12 @@ class _FieldOption(click.Option):
             name = max(self.opts, key=len).lstrip("-").replace("-", "_").upper()
             value = os.environ.get(f"{ctx.auto_envvar_prefix}_{name}") or None
         return value
+
+    def value_from_envvar(self, ctx: click.Context) -> Any:
+        if not self.multiple:
+            return super().value_from_envvar(ctx)
+        value = self.resolve_envvar_value(ctx)
+        return None if value is None else [line.strip() for line in value.splitlines() if line.strip()]
 
 
 def _read(value: Any, meta: Mapping[str, Any]) -> Any:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import click
 
 from ..config import PRESETS, Setup
-from .from_dataclass import options_for
+from .from_dataclass import FieldOption, options_for
 from .resolve import DEFAULT_CONTEXT
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -50,6 +50,7 @@ def model_options(
         click.option(
             "-v",
             "--value",
+            cls=FieldOption,
             multiple=True,
             metavar="FILE[:WEIGHT]",
             help="Value model: a GGUF, a name, hf:…, or `none`; several are weighed.  "

@@ -106,7 +106,12 @@ def spread_notice(writer: Writer, config: SiaConfig) -> str | None:
 
 def _nudged(options: Mapping[str, Any]) -> Nudged:
     # It asks no value model and has a gate of its own.
-    apart = {"guide_plus": "--guide-plus", "guide_minus": "--guide-minus", "best_of": "--best-of"}
+    apart = {
+        "guide_plus": "--guide-plus",
+        "guide_minus": "--guide-minus",
+        "best_of": "--best-of",
+        "best_of_by": "--best-of-by",
+    }
     apart |= {name: option_name(SiaConfig, name) for name in STEERING}
     given = [option for name, option in apart.items() if options.get(name) not in (None, ())]
     if any(value != "none" for value in options.get("value") or ()):

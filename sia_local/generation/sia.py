@@ -116,10 +116,12 @@ class SIA:
         if any(file is not None and file.kind == "value-qhead" for file in files):
             self.engine.keep_hidden()
         opened = open_sources(specs, files, self.model, self.engine, self.setup)
-        self._borrowed.close()
+        # In this order, so that what steers is never closed, whenever Ctrl-C comes.
+        earlier = self._borrowed.pop_all()
         if opened is not None:
             self._borrowed.callback(opened.close)
         self.put(opened)
+        earlier.close()
 
     def put(self, source: Source | None) -> None:
         """Steers by a source that is loaded already, or not at all."""

@@ -6,7 +6,8 @@ import ctypes
 import os
 from collections.abc import Sequence
 
-from ..errors import ConfigError, IncompatibleError, ModelFileError
+from ..errors import IncompatibleError, ModelFileError
+from ..text import utf8
 from .devices import local_gpus, remote
 from .embeddings import tables_of
 from .gguf import GgufMetadata, check_gguf
@@ -136,12 +137,7 @@ class Model:
         """Token ids of a text. add_special: as the beginning of a sequence, its token once, whoever spells it, and
         without the one that ends a sequence. parse_special: control tokens in the text count as such. Raises
         IncompatibleError for a model without a tokenizer."""
-        try:
-            data = text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise ConfigError(
-                f"the text has bytes that are not UTF-8 at character {error.start}; give it as UTF-8"
-            ) from None
+        data = utf8(text, "the text")
         if C.llama_vocab_type(self._vocab) == C.LLAMA_VOCAB_TYPE_NONE:  # llama.cpp would end the process
             raise IncompatibleError(
                 f"{self.path} names no tokenizer (tokenizer.ggml.model), so it reads no text; it may be a lean value "

@@ -255,7 +255,8 @@ class Server:
 
     def _rendered(self, body: TemplateBody) -> str:
         model = self.sia.model
-        extra = {**body.chat_template_kwargs, "add_generation_prompt": body.add_generation_prompt}
+        told = {**self.sia.setup.template_args, **body.chat_template_kwargs}
+        extra = {**told, "add_generation_prompt": body.add_generation_prompt}
         if body.tools:
             extra["tools"] = body.tools
         bos = model.token_text(model.bos) if model.bos >= 0 else ""
