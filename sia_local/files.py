@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from .errors import ConfigError, ModelFileError
+from .packed import check_plain
 
 # A full disk, a quota, a limit of the process on a file's size.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -229,7 +230,11 @@ def _if_full(error: BaseException, target: Path) -> None:
 
 @contextmanager
 def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[Any]]:
-    """An open temporary file beside `path`, moved into place when the block ends without an error: see aside()."""
+    """An open temporary file beside `path`, moved into place when the block ends without an error: see aside().
+
+    ConfigError for text under the name of a packed file."""
+    if "b" not in mode:
+        check_plain(path)
     with aside(path) as temporary, temporary.open(mode, encoding=None if "b" in mode else "utf-8") as handle:
         yield handle
 
