@@ -5,6 +5,7 @@ import errno
 import json
 import math
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ pytest.importorskip("transformers")
 
 import tiny
 import torch
+from safetensors.torch import load_file, save_file
 from sia_convert.cli import main
 from sia_convert.data.examples import Reader, load_split
 from sia_convert.data.trajectories import Trajectory
@@ -124,6 +126,17 @@ def test_a_backbone_without_positions_sets_no_longest_text(
     monkeypatch.setattr(loop, "build", without)
     kept = Trainer(replace(config, tune="none")).split
     assert kept.dropped == 0 and kept.train and kept.held_out
+
+
+def test_a_lora_over_what_the_checkpoint_lacks_is_refused(make_hf: Callable[..., Path], tmp_path: Path) -> None:
+    folder = tmp_path / "hf"
+    shutil.copytree(make_hf(), folder)
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.layers.1.self_attn.v_proj.weight"]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    said = r"hf has no layers\.1\.self_attn\.v_proj\.weight, which a LoRA was to change"
+    with pytest.raises(IncompatibleError, match=said):
+        build(folder, "lora", LoraSettings())
 
 
 def test_two_processes_train_the_model_that_one_does(

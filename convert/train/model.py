@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from sia_local.errors import ConfigError, DataError, IncompatibleError
 
-from ..formats.arch import is_native
+from ..formats.arch import canonical, is_native
 from ..formats.checkpoint import Head, ValueCheckpoint
 from ..formats.hf import Backbone
 from ..formats.llamacpp import check_known
-from ..formats.tensors import read_json
+from ..formats.tensors import TensorFolder, read_json
 from .config import LOSSES, MOVING, LoraSettings
 
 
@@ -152,6 +152,7 @@ def build(
             backbone = get_peft_model(backbone, config)
         except ValueError as error:
             raise ConfigError(f"LoRA targets {', '.join(lora.targets)}: {error}") from error
+        _check_stored(backbone, Path(folder))
     return ValueModel(backbone, head)
 
 
@@ -162,6 +163,17 @@ def _check_targets(backbone: nn.Module, targets: str | list[str]) -> None:
         if not any(f".{name}".endswith(f".{target}") for name in linear):
             ends = sorted({name.rpartition(".")[2] for name in linear})
             raise ConfigError(f"LoRA target {target!r}: the backbone has no such layer; expected {', '.join(ends)}")
+
+
+def _check_stored(backbone: nn.Module, folder: Path) -> None:
+    """IncompatibleError for a LoRA over a layer that the checkpoint has under no such name: no export would find it."""
+    stored = TensorFolder.open(folder)
+    for name, module in backbone.named_modules():
+        if hasattr(module, "lora_A") and f"{canonical(name)}.weight" not in stored:
+            raise IncompatibleError(
+                f"{folder.name} has no {canonical(name)}.weight, which a LoRA was to change: its files are incomplete, "
+                "or it names its layers otherwise; choose other LoRA targets, or another model"
+            )
 
 
 def save_changes(model: ValueModel, weights: dict[str, Tensor], folder: Path, tune: str) -> None:
