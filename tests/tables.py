@@ -55,6 +55,7 @@ class Values:
     spread: float | None = None
     max_candidates = 5
     shares_base = False
+    absolute = rates_texts = True
 
     def __init__(self, values: np.ndarray):
         self.values = values

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 from loading import EXACT, source
 
-from sia_local import SIA, Guides, SiaConfig
+from sia_local import SIA, BestOf, Guides, SiaConfig
 from sia_local.cli import main
 from sia_local.errors import ConfigError, ContextFullError, DataError
 from sia_local.learning.collect import CollectConfig, Progress, collect
@@ -151,7 +151,12 @@ def test_a_file_from_two_sentences_steers(make_gguf: Callable[..., Path], tmp_pa
     assert "differences within a junction explained" in done.stdout
     file = QHeadFile.read(out)
     assert file.meta.distillation is not None and file.meta.distillation.teacher == "words"
+    # What a token adds to a log ratio is not what a text is worth.
+    assert file.qhead.level_weight is None
     with SIA.load(base, out, setup=EXACT) as sia:
+        assert BestOf(sia, 2).by == "likelihood"
+        with pytest.raises(ConfigError, match="words knows differences among candidates, not what a text is worth"):
+            BestOf(sia, 2, "value")
         made = sia.generate("hello", SiaConfig(gate="dense", beta_unit="spread"), max_tokens=5)
         assert len(list(made)) == 5 and made.stats.junctions == 5
     both = CliRunner().invoke(main, ["learn", *map(str, asked), "-v", str(out)])

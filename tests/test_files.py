@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 import gguf
 import numpy as np
@@ -151,6 +152,22 @@ def test_memory_is_what_llama_cpp_saves_of_a_sequence(make_gguf: Make, arch: str
     assert 0 <= sizes[1] - sizes[0] - 100 * everywhere <= 100 * 32
     seen = 20 * everywhere + WINDOW * cost.window_bytes
     assert 0 <= sizes[0] - seen - cost.state_bytes <= 20 * 32 + 512
+
+
+def test_layers_that_do_both_or_share_what_others_keep_are_counted() -> None:
+    def cost(arch: str, **fields: Any) -> Any:
+        usual = {"block_count": 4, "embedding_length": 64, "attention.head_count": 4, "attention.head_count_kv": 2}
+        header = {f"{arch}.{name}": value for name, value in {**usual, **fields}.items()}
+        return memory_cost(cast(GgufMetadata, {"general.architecture": arch, **header}))
+
+    width = 2 * 2 * 16 * 2  # keys and values of two heads of 16, in f16
+    ssm = {"ssm.inner_size": 8, "ssm.state_size": 4, "ssm.conv_kernel": 4, "ssm.group_count": 1}
+    both = cost("falcon-h1", **ssm)
+    assert (both.kv_bytes, both.state_bytes) == (4 * width, 4 * 4 * (3 * (8 + 2 * 4) + 8 * 4))
+    windows = {"attention.sliding_window": 8, "attention.sliding_window_pattern": [True, False, True, False]}
+    shared = cost("gemma4", **windows, **{"attention.shared_kv_layers": 1, "attention.key_length_swa": 8})
+    assert (shared.kv_bytes, shared.window_bytes) == (width + 2 * (width * 3 // 4), 2 * (width * 3 // 4))
+    assert cost("gemma3n", block_count=30).kv_bytes == 20 * width
 
 
 def test_inspect_says_what_a_branch_costs(make_gguf: Make) -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sia_local.errors import ConfigError
+from sia_local.errors import ConfigError, SiaError
 from sia_local.evaluation.metrics import (
     Frontier,
     Interval,
@@ -17,6 +17,7 @@ from sia_local.evaluation.metrics import (
     paired_difference,
     perplexity,
     repetition,
+    threshold_of,
 )
 from sia_local.steering.tilt import bon_kl_bound
 
@@ -103,3 +104,9 @@ def test_share_carries_the_noise_of_prompts() -> None:
     assert share is not None
     assert 0.02 < share.half < 0.3
     assert share.low < share.mean < share.high
+
+
+def test_a_threshold_needs_tokens() -> None:
+    assert threshold_of([1.0, 2.0, 3.0], 0.5, "all") == 2.0
+    with pytest.raises(SiaError, match=r"none of the unsteered tokens is of the part to steer \(answer\)"):
+        threshold_of([], 0.2, "answer")

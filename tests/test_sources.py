@@ -27,6 +27,8 @@ Cached = Callable[..., SIA]
 class Table:
     """V of a candidate is its id times `scale`; records what it was asked."""
 
+    absolute = rates_texts = True
+
     def __init__(self, name: str, scale: float, spread: float | None, limit: int = 10, shares_base: bool = False):
         self.name, self.scale, self.spread, self.max_candidates = name, scale, spread, limit
         self.shares_base = shares_base

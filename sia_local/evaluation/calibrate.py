@@ -15,6 +15,7 @@ from ..config import SamplingConfig, SiaConfig
 from ..errors import ConfigError, NumericError
 from ..records import Step
 from ..rewards.load import Reward
+from .metrics import threshold_of
 from .plan import DEFAULT_KL_PER_TOKEN, Task, text_of
 from .profile import OF_A_TEXT, Profile
 
@@ -69,8 +70,8 @@ class _Search:
         self.off = self._measure(
             unsteered, lambda step: entropies.append(step.entropy) if unsteered.acts_on(step.part) else None
         )
-        self.thresholds = {rate: _short(float(np.quantile(entropies, 1 - rate))) for rate in RATES}
-        self.threshold = _short(float(np.quantile(entropies, 1 - task.rate)))
+        self.thresholds = {rate: _short(threshold_of(entropies, rate, unsteered.steer)) for rate in RATES}
+        self.threshold = _short(threshold_of(entropies, task.rate, unsteered.steer))
         say(f"{len(entropies)} unsteered tokens: {100 * task.rate:g} % have {self.threshold:g} nats or more")
         config = replace(
             task.request.config, gate="entropy", threshold=self.threshold, rate=task.rate, beta=0.0, beta_unit="raw"

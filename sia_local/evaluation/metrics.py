@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ConfigError
+from ..errors import ConfigError, SiaError
 
 Array = npt.NDArray[np.float64]
 RESAMPLES = 2000
@@ -145,3 +145,13 @@ def _interval(mean: float, draws: Any, n: int, level: float) -> Interval:
 
 def _ngrams(text: Sequence[Hashable], n: int) -> list[tuple[Hashable, ...]]:
     return [tuple(text[i : i + n]) for i in range(len(text) - n + 1)]
+
+
+def threshold_of(entropies: Sequence[float], rate: float, part: str) -> float:
+    """Nats that this share of the unsteered tokens has or exceeds. Raises SiaError where no token is of the part."""
+    if not entropies:
+        raise SiaError(
+            f"none of the unsteered tokens is of the part to steer ({part}); allow more tokens (-n), or steer the "
+            "other part (--steer)"
+        )
+    return float(np.quantile(entropies, 1 - rate))

@@ -9,8 +9,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from ..config import SiaConfig
 from ..errors import ConfigError, SiaError
 from ..progress import Pace
@@ -20,6 +18,7 @@ from ..rewards.load import Reward
 from ..views.trace import config_dict
 from ..workers import Executor, Here, silent
 from .arms import Arm
+from .metrics import threshold_of
 from .plan import Plan, text_of
 from .samples import Sample, SampleFile
 
@@ -162,7 +161,7 @@ def _fixed_config(arm: Arm, plan: Plan, store: SampleFile, outcome: Outcome) -> 
         elif not _missing(plan, off, store):
             wanted = {item.id for item in plan.prompts}
             entropies = [h for s in store.of_arm(off.key) if s.prompt_id in wanted for h in s.entropies or ()]
-            threshold = store.fix(name, float(np.quantile(entropies, 1 - arm.rate)))
+            threshold = store.fix(name, threshold_of(entropies, arm.rate, plan.request.config.steer))
         elif off in plan.arms:
             raise SiaError(
                 "it waits for the unsteered arm, whose tokens give its threshold and which lacks texts; "
@@ -224,7 +223,11 @@ def _run_and_read(
     tick: Callable[[], None],
     read: Callable[[Runner, Plan, Sample], None],
 ) -> Iterator[Sample]:
-    """As `_run`, each text read once more."""
+    """As `_run`, each text read once more. Raises ConfigError, before any is written, where no value can be read."""
+    if arm.by_value:
+        from ..generation.best_of import check_criterion
+
+        check_criterion(sia.value, arm.best_of, "value", None)
     for at in range(0, len(todo), READ_BATCH):
         for text in list(_run(sia, plan, arm, todo[at : at + READ_BATCH], config, tick)):
             started = time.perf_counter()

@@ -204,13 +204,19 @@ def check_criterion(value: Source | None, n: int, by: str | None, reward: Reward
     """The criterion that holds, by default `value` or `likelihood`. Raises ConfigError with a sentence."""
     if n < 1:
         raise ConfigError(f"best of {n} texts was asked for; expected at least 1")
-    by = by or ("reward" if reward is not None else "likelihood" if value is None else "value")
+    rates = value is not None and value.rates_texts
+    by = by or ("reward" if reward is not None else "value" if rates else "likelihood")
     if by not in CRITERIA:
         raise ConfigError(f"the best text cannot be chosen by {by!r}; expected one of {', '.join(CRITERIA)}")
     if by == "value" and value is None:
         raise ConfigError(
             "the best text was to be chosen by value, but no value model is loaded; give one (-v value.gguf) or "
             "choose by likelihood"
+        )
+    if by == "value" and value is not None and not rates:
+        raise ConfigError(
+            f"{value.name} knows differences among candidates, not what a text is worth; choose texts by likelihood or "
+            "by a reward, or give a value model"
         )
     if by == "reward" and reward is None:
         raise ConfigError("the best text was to be chosen by reward, but no reward is named; name one, such as vader")

@@ -189,7 +189,7 @@ def _transitions(sia: SIA, hidden: Float32, prompt: Prompt, steps: Sequence[Step
     gains = np.full(len(tokens), np.nan)
     if (before := sia.value.levels(hidden)) is not None:
         gains[:-1] = np.diff(before)
-    else:
+    elif sia.value.rates_texts:
         with sia.desk.slot() as slot:
             gains[1:] = np.diff(sia.value.trajectory(slot, prompt, tokens.tolist()))
     known = np.isfinite(gains) & [not step.values_asked for step in steps]

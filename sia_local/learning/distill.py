@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,7 @@ def distill(
     with SIA.load(base, teacher, setup, hidden_states=True, max_candidates=collecting.k) as sia:
         assert sia.value is not None
         name, reward = sia.value.name, _reward(sia.value)
+        fitting = replace(fitting, level=fitting.level and sia.value.absolute)
         settings = {"base": _identity(base), "teacher": name, "teacher_files": mark or _files(teacher)}
         settings |= setup.unusual
         if executor is None:

@@ -41,16 +41,21 @@ def memory_cost(meta: GgufMetadata, type_k: int = _F16, type_v: int = _F16) -> M
     kv = _a_layer(key("attention.head_count_kv", heads), layers)
     head_width = width // max(1, int(heads.max()))
     recurrent = _recurrent_layers(arch, key, layers, kv)
-    attends = ~recurrent & (kv > 0)
-    k, v = (int(key(f"attention.{name}_length", head_width)) for name in ("key", "value"))
-    rows = np.array([row_bytes(type_k, int(n) * k) + row_bytes(type_v, int(n) * v) for n in kv], np.int64)
+    # falcon-h1 does both in every layer. Later layers may use what earlier ones keep.
+    attends = (kv > 0) & (~recurrent | (arch == "falcon-h1"))
+    attends &= np.arange(layers) < (20 if arch == "gemma3n" else layers - int(key("attention.shared_kv_layers")))
+    narrow = _windowed_layers(arch, key, layers)
+    k, v = (_widths(key, f"attention.{name}_length", head_width, narrow) for name in ("key", "value"))
+    rows = np.array(
+        [row_bytes(type_k, int(n)) + row_bytes(type_v, int(m)) for n, m in zip(kv * k, kv * v, strict=True)], np.int64
+    )
     if conv := int(key("shortconv.l_cache")):
         state = width * (conv - 1)
     else:
         inner, size = int(key("ssm.inner_size")), int(key("ssm.state_size"))
         state = max(0, int(key("ssm.conv_kernel")) - 1) * (inner + 2 * int(key("ssm.group_count")) * size)
         state += inner * size
-    windowed = attends & _windowed_layers(arch, key, layers)
+    windowed = attends & narrow
     state_bytes = row_bytes(_F32, state) * int(recurrent.sum())
     return MemoryCost(int(rows[attends].sum()), state_bytes, int(rows[windowed].sum()))
 
@@ -63,6 +68,12 @@ def is_recurrent(meta: GgufMetadata) -> bool:
 
 def _a_layer(value: Any, layers: int) -> Any:
     return np.broadcast_to(np.asarray(value, np.int64), layers) if np.ndim(value) == 0 else np.asarray(value, np.int64)
+
+
+def _widths(key: Any, name: str, usual: int, windowed: Any) -> Any:
+    """int[layers]: the width of a head, which layers with a window may have of their own."""
+    width = int(key(name, usual))
+    return np.where(windowed, int(key(f"{name}_swa", width)), width)
 
 
 def _windowed_layers(arch: str, key: Any, layers: int) -> Any:
@@ -81,6 +92,8 @@ def _recurrent_layers(arch: str, key: Any, layers: int, kv: Any) -> Any:
         return kv == 0
     if not key("ssm.inner_size"):
         return np.zeros(layers, bool)
+    if arch == "falcon-h1":
+        return np.ones(layers, bool)
     if (listed := key("attention.recurrent_layers", None)) is not None:
         return np.broadcast_to(np.asarray(listed, bool), layers)
     if arch.startswith(("qwen35", "qwen3next")):

@@ -131,6 +131,9 @@ class GuidePair:
 
     max_candidates = 255
     shares_base = False
+    # What a token adds to the log ratio of the text, not that ratio.
+    absolute = False
+    rates_texts = True
 
     def __init__(self, plus: Guide, minus: Guide | None = None, name: str = "guides", spread: float = 1.0):
         self.plus = plus

@@ -23,6 +23,7 @@ class HiddenValues:
     base's engine gave last, and so must be asked before that slot goes on."""
 
     shares_base = True
+    absolute = False
     max_candidates = 255
 
     def __init__(self, file: QHeadFile, engine: Engine, rows: EmbeddingRows):
@@ -30,6 +31,10 @@ class HiddenValues:
         self.name = file.path.stem
         self.spread = file.qhead.spread
         self._tokens = _Tokens(file.qhead, rows)
+
+    @property
+    def rates_texts(self) -> bool:
+        return self.file.qhead.level_weight is not None
 
     @property
     def engines(self) -> list[Engine]:
@@ -58,7 +63,7 @@ class HiddenValues:
 
     def trajectory(self, slot: int, prompt: Prompt, tokens: Sequence[int]) -> Float64:
         """V after every token of a finished text, float64 [n], if the file holds a level; the slot is overwritten."""
-        if self.file.qhead.level_weight is None:
+        if not self.rates_texts:
             raise ConfigError(
                 f"{self.file.path.name} knows differences among candidates, not what a text is worth; choose texts by "
                 "likelihood or by a reward, or give a value model"

@@ -166,6 +166,8 @@ class ValueFile:
 class ValueModel:
     """A value file at work. Protocol of `records.Values`; close() frees what it loaded."""
 
+    absolute = rates_texts = True
+
     def __init__(
         self,
         file: ValueFile,

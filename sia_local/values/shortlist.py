@@ -33,7 +33,8 @@ class Shortlisted:
             raise ConfigError(f"a shortlist of {n}; expected 1 to {dear.max_candidates} candidates for {dear.name}")
         self.quick, self.dear, self.n, self._base = quick, dear, n, base
         self.spread, self.max_candidates = dear.spread, quick.max_candidates
-        self.shares_base = dear.shares_base
+        self.shares_base, self.rates_texts = dear.shares_base, dear.rates_texts
+        self.absolute = False
 
     @property
     def name(self) -> str:

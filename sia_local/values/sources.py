@@ -85,7 +85,11 @@ def _parse_path(text: str) -> ValuePath:
 
 
 class Source(Values, Protocol):
-    """`records.Values` with what lies around the loop."""
+    """`records.Values` with what lies around the loop.
+
+    absolute: values compare between prefixes, too, not only among the candidates of one. rates_texts: trajectory() can
+    tell what a text is worth.
+    """
 
     @property
     def name(self) -> str: ...
@@ -93,6 +97,10 @@ class Source(Values, Protocol):
     def engines(self) -> Sequence[AnyEngine]: ...
     @property
     def shares_base(self) -> bool: ...
+    @property
+    def absolute(self) -> bool: ...
+    @property
+    def rates_texts(self) -> bool: ...
 
     def levels(self, hidden: FloatArray) -> Float64 | None:
         """V of prefixes by the base's hidden states behind them, float32 [n, n_embd] -> float64 [n]; None from a source
@@ -129,6 +137,14 @@ class MixedValues:
     @property
     def engines(self) -> list[AnyEngine]:
         return [engine for source in self.sources.values() for engine in source.engines]
+
+    @property
+    def absolute(self) -> bool:
+        return all(source.absolute for source, _ in self.parts())
+
+    @property
+    def rates_texts(self) -> bool:
+        return all(source.rates_texts for source, _ in self.parts())
 
     def set_weight(self, name: str, weight: float) -> None:
         """Raises ConfigError for an unknown name or a weight that is not finite."""
