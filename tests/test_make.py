@@ -141,13 +141,17 @@ def test_chain_ends_in_a_verified_q8_0_and_reruns_only_what_changed(plan: Path, 
         }
     change.write_text(texts)
     run(plan, change)
+    prompts = (plan.parent / "prompts.txt").read_text().splitlines()[:3]
+    plan.with_name("long.txt").write_text("\n".join([*prompts, "the sad king " * 60]))  # the last one is left out
     with change.open("a") as handle:
         handle.write(
-            "[calibrate]\nby = 'gain'\nrate = 0.5\nkl_per_token = 0.05\nlimit = 3\nmax_tokens = 8\nk = 6\nslots = 2\n"
+            "[calibrate]\nprompts = 'long.txt'\nby = 'gain'\nrate = 0.5\nkl_per_token = 0.05\nlimit = 4\n"
+            "max_tokens = 8\nk = 6\nslots = 2\n"
         )
     assert run(plan, change) == ["calibrate"]
     profile = Profile.read(plan.parent / "q.profile.toml")
     assert (profile.value, profile.steering["gate"], profile.steering["rate"]) == ("q.gguf", "gain", 0.5)
+    assert profile.measured["prompts"] == 3
     assert profile.measured["kl_per_token"] == pytest.approx(0.05, rel=0.5) and "reward_off" in profile.measured
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from sia_local import SIA
 from sia_local.config import ChatSettings, SiaConfig
+from sia_local.errors import ContextFullError
 from sia_local.evaluation.calibrate import calibrate
 from sia_local.evaluation.plan import Goal, Task
-from sia_local.prompts import read_prompt_items
+from sia_local.prompts import PromptItem, read_prompt_items
 from sia_local.records import Request
 from sia_local.rewards.load import load_reward
 
@@ -31,11 +34,11 @@ def calibrate_file(
     """Writes the profile of `config` (a plan's CalibrateSection) to `out`; what it chose, as a sentence.
 
     sampled: how the base was spoken to for the texts that were trained on.
-    Raises ConfigError for a goal that cannot be reached and NumericError for values that do not differ.
+    Prompts that do not fit its context are left out, as they were there, and counted on stderr. Raises ConfigError for
+    a goal that cannot be reached, NumericError for values that do not differ and ContextFullError when no prompt fits.
     """
     request = Request("", SiaConfig(k=config.k), max_tokens=config.max_tokens, seed=config.seed)
     items = read_prompt_items(prompts)[: config.limit]
-    task = Task(prompts=items, request=request, **settings_of(Goal, config))
     with SIA.load(
         base,
         value,
@@ -46,7 +49,23 @@ def calibrate_file(
         max_candidates=config.k,
         **settings_of(ChatSettings, sampled),
     ) as sia:
+        task = Task(prompts=_fitting(sia, items), request=request, **settings_of(Goal, config))
         profile = calibrate(sia, task, load_reward(reward) if reward is not None else None)
     profile = dataclasses.replace(profile, model=base.name, value=value.name)
     profile.write(out)
     return str(profile.chose)
+
+
+def _fitting(sia: SIA, items: Sequence[PromptItem]) -> list[PromptItem]:
+    kept, too_long = [], []
+    for item in items:
+        try:
+            sia.prompt(item.text)
+            kept.append(item)
+        except ContextFullError as error:
+            too_long.append(error)
+    if not kept:
+        raise too_long[0]
+    if too_long:
+        print(f"left out {len(too_long)} prompts: they do not fit {sia.n_ctx} tokens", file=sys.stderr)
+    return kept
