@@ -11,6 +11,8 @@ from pathlib import Path
 
 from sia_local.errors import ModelFileError
 
+# What decides how a Hugging Face folder behaves; anything else in it may change freely.
+MODEL_FILES = (".json", ".safetensors", ".bin", ".model", ".jinja", ".txt")
 VERSIONED = ("sia-local", "torch", "transformers", "peft", "gguf", "llama-cpp-python", "numpy")
 
 
@@ -42,3 +44,16 @@ def file_mark(path: str | os.PathLike[str]) -> str:
         handle.seek(max(0, size - part))
         digest.update(handle.read(part))
     return f"{size}-{digest.hexdigest()[:12]}"
+
+
+def model_files(folder: str | os.PathLike[str]) -> list[Path]:
+    """Of a Hugging Face folder, by name."""
+    return sorted(file for file in Path(folder).iterdir() if file.suffix in MODEL_FILES)
+
+
+def path_mark(path: str | os.PathLike[str]) -> str:
+    """file_mark of a file, or of the files of a model folder and their names; empty where there is neither."""
+    if not Path(path).is_dir():
+        return file_mark(path) if Path(path).is_file() else ""
+    parts = [f"{file.name} {file_mark(file)}" for file in model_files(path)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()

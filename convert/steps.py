@@ -14,10 +14,7 @@ from sia_local.errors import DataError
 from sia_local.files import atomic_write, parse_json, sha256_of
 from sia_local.progress import duration
 
-from .provenance import provenance
-
-# What decides how a Hugging Face folder behaves; anything else in it may change freely.
-MODEL_FILES = (".json", ".safetensors", ".bin", ".model", ".jinja", ".txt")
+from .provenance import model_files, provenance
 
 
 @dataclass(frozen=True)
@@ -64,8 +61,7 @@ class State:
     def content(self, path: Path) -> str:
         """sha256 of a file, or of the files of a model folder and their names."""
         if path.is_dir():
-            files = sorted(file for file in path.iterdir() if file.suffix in MODEL_FILES)
-            parts = [f"{file.name} {self.content(file)}" for file in files]
+            parts = [f"{file.name} {self.content(file)}" for file in model_files(path)]
             return hashlib.sha256("\n".join(parts).encode()).hexdigest()
         if not path.is_file():
             raise DataError(f"nothing at {path}: it is an input of the chain")

@@ -282,6 +282,10 @@ def test_a_reward_model_reads_its_chat_template(sampled: Path, tmp_path: Path) -
         with torch.no_grad():
             wanted.append(float(model(torch.tensor([tokenizer(text).input_ids])).logits[0, 0]))
     assert rewards(tmp_path / "out.jsonl") == pytest.approx(wanted, abs=1e-5)
+    # Another one under the same name does not go on with what this one has scored.
+    (folder / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    with pytest.raises(DataError, match="made with reward_files"):
+        score_files([sampled], tmp_path / "out.jsonl", f"hf:{folder}")
 
 
 def test_a_reward_model_is_read_at_the_last_token_in_any_batch(

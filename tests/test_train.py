@@ -139,6 +139,20 @@ def test_a_lora_over_what_the_checkpoint_lacks_is_refused(make_hf: Callable[...,
         build(folder, "lora", LoraSettings())
 
 
+def test_a_run_over_another_backbone_under_the_same_path_is_not_continued(
+    config: TrainConfig, make_hf: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "hf"
+    shutil.copytree(make_hf(), folder)
+    config = replace(config, backbone=str(folder), epochs=1, tune="none")
+    train(config)
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"] *= 2
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ConfigError, match="holds a run with other settings or data"):
+        train(config)
+
+
 def test_two_processes_train_the_model_that_one_does(
     config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

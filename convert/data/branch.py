@@ -25,6 +25,7 @@ from sia_local.workers import Executor, silent
 from ..provenance import file_mark
 from ..settings import Machine, settings_of
 from .rollouts import Rendering, RolloutConfig, SampleConfig, Wanted, collect
+from .score import reward_settings
 from .trajectories import Branch, Shard, Trajectory
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def branch(
     """
     check_reward_name(reward)
     kept = {name: value for name, value in settings_of(BranchConfig, config).items() if name not in ("texts", "slots")}
-    decisive = {**kept, "base": file_mark(base), "reward": reward}
+    decisive = {**kept, "base": file_mark(base), **reward_settings(reward)}
     make = partial(Brancher, base, reward, config, machine or Machine())
     return collect(prompts, out, decisive, config.rollouts, make, shard, executor)
 

@@ -15,6 +15,7 @@ from sia_local.progress import Progress
 from sia_local.rewards.load import Reward, load_reward
 from sia_local.workers import Executor, Here, silent
 
+from ..provenance import path_mark
 from .outputs import Appender
 from .trajectories import Shard, Trajectory, check_rewards, read_trajectories
 
@@ -51,7 +52,7 @@ def score_files(
     if len(by_id) < len(everything):
         twice = next(t.id for t in everything if by_id[t.id] is not t)
         raise DataError(f"the id {twice} stands in several of the files: score them into an output each")
-    with Appender(out, {"reward": spec}) as append:
+    with Appender(out, reward_settings(spec)) as append:
         waiting = [t for t in everything if not append.check_same(t)]
         progress = Progress("score", len(everything), len(everything) - len(waiting))
         if waiting:
@@ -61,6 +62,12 @@ def score_files(
                     progress.update()
     check_rewards(read_trajectories([out]))
     return len(waiting)
+
+
+def reward_settings(spec: str) -> dict[str, str]:
+    """What an output with rewards depends on: the reward's name, and the mark of the file or folder in it."""
+    mark = path_mark(spec.partition(":")[2])
+    return {"reward": spec, **({"reward_files": mark} if mark else {})}
 
 
 class Scorer:

@@ -21,7 +21,7 @@ from ..data.examples import Reader
 from ..data.trajectories import Trajectory, in_order
 from ..formats.checkpoint import ValueCheckpoint
 from ..formats.hf import load_tokenizer
-from ..provenance import file_mark
+from ..provenance import file_mark, path_mark
 from ..settings import Machine
 from .junctions import Case, JunctionConfig, find_cases, torch_values
 
@@ -116,9 +116,7 @@ def _values(checkpoint: ValueCheckpoint, cases: Sequence[Case]) -> list[np.ndarr
 def _key(
     checkpoint: ValueCheckpoint, base: str | os.PathLike[str], trajectories: list[Trajectory], config: JunctionConfig
 ) -> str:
-    backbone = Path(checkpoint.meta.backbone)
-    weights = sorted([*backbone.glob("*.safetensors"), *backbone.glob("*.bin"), *backbone.glob("*.json")])
-    parts = [checkpoint.fingerprint(), file_mark(base), *map(file_mark, weights)]
+    parts = [checkpoint.fingerprint(), file_mark(base), path_mark(checkpoint.meta.backbone)]
     parts += [json.dumps(dataclasses.asdict(config), sort_keys=True), *(t.to_json() for t in trajectories)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 

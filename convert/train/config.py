@@ -13,6 +13,7 @@ from sia_local.errors import ConfigError, DataError
 from sia_local.files import read_text
 from sia_local.tables import is_hub, pinned
 
+from ..provenance import path_mark
 from ..settings import check_choice
 
 LOSSES = ("trajectory-mean", "per-token", "td-lambda", "branched")
@@ -138,11 +139,13 @@ class TrainConfig(TrainSettings):
     base_name: str = setting("", "Stored in the model.")
 
     def fingerprint(self) -> str:
-        """Hash of everything that decides the result: files by content, sets of the Hub by their commit."""
+        """Hash of everything that decides the result: files by content, sets of the Hub by their commit, the backbone
+        by its path and path_mark()."""
         settings = dataclasses.asdict(self)
         for name in ("out", "data", "epochs", "save_every", "patience"):
             settings.pop(name)
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+        digest.update(path_mark(self.backbone).encode())
         for path in self.data:
             if is_hub(path):
                 digest.update(pinned(path).encode())
