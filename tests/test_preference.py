@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,13 +13,16 @@ from click.testing import CliRunner
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+import torch
+from safetensors.torch import load_file, save_file
 from sia_convert.cli import main
 from sia_convert.data.hf_reward import load_hf, render
 from sia_convert.data.preferences import Pair, read_pairs
+from sia_convert.train.model import load_backbone
 from sia_convert.train.preference import fit, last_states, loss, split, train_reward_model
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from sia_local.errors import DataError
+from sia_local.errors import DataError, IncompatibleError
 from sia_local.rewards.load import load_reward
 
 
@@ -139,3 +143,21 @@ def test_a_long_dialogue_is_trained_on_as_it_is_read_later(
     rows = [tokenizer(render(tokenizer, chat)).input_ids for chat in pairs[0].chats()]
     states = last_states(model, [[row[0], *row[-23:]] for row in rows] + [[5]], 2)
     np.testing.assert_allclose(states[:2] @ model.score.weight[0].detach().numpy(), [good, bad], rtol=1e-4)
+
+
+def test_a_checkpoint_that_lacks_weights_is_no_reward_and_no_backbone(
+    make_hf: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(make_hf(), folder)
+    weights = load_file(folder / "model.safetensors")
+    name = next(key for key in weights if key.endswith("q_proj.weight"))
+    save_file({key: x for key, x in weights.items() if key != name}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(IncompatibleError, match=r"lacks 1 weights of its model, such as .*q_proj.weight"):
+        load_backbone(folder, None, torch.float32)
+    # A language model has no score: that, too, would be random.
+    shutil.copy(make_hf() / "model.safetensors", folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_labels": 1}))
+    with pytest.raises(IncompatibleError, match=r"such as score.weight, which would be random numbers"):
+        load_hf(str(folder))

@@ -36,7 +36,7 @@ from sia_convert.train.config import LoraSettings, TrainConfig
 from sia_convert.train.launch import launch
 from sia_convert.train.launch import main as main_of_launch
 from sia_convert.train.loop import Trainer, _line, train
-from sia_convert.train.model import build, load
+from sia_convert.train.model import _check_stored, build, load
 
 
 @pytest.fixture(scope="module")
@@ -134,9 +134,13 @@ def test_a_lora_over_what_the_checkpoint_lacks_is_refused(make_hf: Callable[...,
     weights = load_file(folder / "model.safetensors")
     del weights["model.layers.1.self_attn.v_proj.weight"]
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    said = r"hf has no layers\.1\.self_attn\.v_proj\.weight, which a LoRA was to change"
-    with pytest.raises(IncompatibleError, match=said):
+    with pytest.raises(IncompatibleError, match=r"hf lacks 1 weights of its model, such as .*v_proj\.weight"):
         build(folder, "lora", LoraSettings())
+    shutil.copy(make_hf() / "model.safetensors", folder)
+    model = build(folder, "lora", LoraSettings()).backbone
+    save_file({f"other.{name}": x for name, x in weights.items()}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(IncompatibleError, match=r"hf has no layers\.0\..*\.weight, which a LoRA was to change"):
+        _check_stored(model, folder)
 
 
 def test_a_run_over_another_backbone_under_the_same_path_is_not_continued(

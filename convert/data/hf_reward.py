@@ -9,6 +9,8 @@ from typing import Any
 from sia_local.errors import ConfigError, IncompatibleError
 from sia_local.rewards.load import FunctionReward
 
+from ..formats.hf import load_whole
+
 
 def load_hf(name: str, batch: int = 8, max_length: int = 4096) -> FunctionReward:
     """A reward model from a folder or the hub: its one logit for the chat of prompt and response.
@@ -26,9 +28,7 @@ def load_hf(name: str, batch: int = 8, max_length: int = 4096) -> FunctionReward
     transformers.utils.logging.disable_progress_bar()
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        model = transformers.AutoModelForSequenceClassification.from_pretrained(
-            name, dtype=dtype, trust_remote_code=False
-        )
+        model = load_whole(transformers.AutoModelForSequenceClassification, name, dtype=dtype)
     except (OSError, ValueError) as error:
         raise ConfigError(f"reward model {name!r} cannot be loaded: {str(error).splitlines()[0][:200]}") from error
     if model.config.num_labels != 1:

@@ -114,3 +114,16 @@ def check_layers(root: Path, sizes: Hparams | Sizes, layers: int | None) -> None
         raise ConfigError(
             f"layers is {layers}, but a {sizes.arch} is converted whole; only {', '.join(SUPPORTED)} can be shortened"
         )
+
+
+def load_whole(kind: Any, name: str, new: str | None = None, **options: Any) -> Any:
+    """kind.from_pretrained(name, **options), all of whose weights are in the checkpoint; new: the module that need not
+    be. IncompatibleError for a checkpoint that lacks others: transformers fills them with random numbers in silence."""
+    model, told = kind.from_pretrained(name, trust_remote_code=False, output_loading_info=True, **options)
+    missing = sorted(key for key in told["missing_keys"] if new is None or not key.startswith(f"{new}."))
+    if missing:
+        raise IncompatibleError(
+            f"{name} lacks {len(missing)} weights of its model, such as {missing[0]}, which would be random numbers: "
+            "expected a whole checkpoint of this very kind of model"
+        )
+    return model

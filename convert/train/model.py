@@ -17,7 +17,7 @@ from sia_local.errors import ConfigError, DataError, IncompatibleError
 
 from ..formats.arch import canonical, is_native
 from ..formats.checkpoint import Head, ValueCheckpoint
-from ..formats.hf import Backbone
+from ..formats.hf import Backbone, load_whole
 from ..formats.llamacpp import check_known
 from ..formats.tensors import TensorFolder, read_json
 from .config import LOSSES, MOVING, LoraSettings
@@ -105,7 +105,7 @@ def load_backbone(folder: str | Path, layers: int | None, dtype: torch.dtype) ->
     # Of a model that sees or hears, AutoModel is the whole; its causal LM is the language model alone.
     kind = transformers.AutoModelForCausalLM if "text_config" in config else transformers.AutoModel
     try:
-        backbone = kind.from_pretrained(folder, dtype=dtype, trust_remote_code=False)
+        backbone = load_whole(kind, str(folder), dtype=dtype)
     finally:
         transformers.utils.logging.set_verbosity(level)
     if "text_config" in config:

@@ -19,6 +19,7 @@ from sia_local.progress import Progress
 
 from ..data.hf_reward import longest, render, token_rows
 from ..data.preferences import Pair
+from ..formats.hf import load_whole
 
 
 def train_reward_model(
@@ -44,9 +45,8 @@ def train_reward_model(
     transformers.utils.logging.set_verbosity_error()  # it would warn that the score is new
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(str(backbone), trust_remote_code=False)
-        model = transformers.AutoModelForSequenceClassification.from_pretrained(
-            str(backbone), num_labels=1, dtype=torch.float32
-        )
+        kind = transformers.AutoModelForSequenceClassification
+        model = load_whole(kind, str(backbone), "score", num_labels=1, dtype=torch.float32)
     except (OSError, ValueError) as error:
         raise ConfigError(f"backbone {str(backbone)!r} cannot be loaded: {str(error).splitlines()[0][:200]}") from error
     if tokenizer.pad_token_id is None:
