@@ -127,13 +127,14 @@ def preview(steps: Sequence[Step], state: State) -> list[str]:
     """A line a step: done, or to do and how long it may take; nothing is run or written."""
     lines, left, unknown, changed = [], 0.0, 0, set[Path]()
     for step in steps:
-        waits = bool(changed & set(step.inputs)) or not all(path.exists() for path in step.inputs)
+        # An input may be the folder of what is made, a model's.
+        waits = any(path in changed or not path.exists() for path in step.inputs)
         key = "" if waits else state.key(step)
         entry = state.steps.get(step.name, {})
         if not waits and state.done(step, key):
             lines.append(f"{step.name}: done, in {duration(entry['seconds'])}")
             continue
-        changed |= set(step.outputs)
+        changed |= {made for path in step.outputs for made in (path, path.parent)}
         spent = 0.0 if waits else state.spent(step, key)
         before = _took(entry)
         whole = step.estimate if before is None else before

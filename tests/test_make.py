@@ -31,6 +31,7 @@ from sia_convert.formats.checkpoint import ValueCheckpoint
 from sia_convert.make import Chain, make
 from sia_convert.plan import read_plan
 from sia_convert.steps import State, Step, run_steps
+from sia_convert.steps import preview as tell
 
 PLAN = """
 work = "work"
@@ -234,6 +235,23 @@ def test_the_time_of_a_killed_run_counts(tmp_path: Path, monkeypatch: pytest.Mon
     assert run_steps([step], state, lines.append) == 105.0
     assert lines == ["rollouts … continues after 1 min 45 s", "rollouts: 1 min 45 s"]
     assert "began" not in State.load(state.path).steps["rollouts"]
+
+
+def test_a_dry_run_sees_that_a_model_folder_will_be_another(tmp_path: Path) -> None:
+    folder, state = tmp_path / "hf", State(tmp_path / "make.json")
+
+    def step(name: str, needs: tuple[Path, ...], makes: Path, settings: int = 1) -> Step:
+        return Step(name, lambda: makes.write_text(name), settings, needs, (makes,))
+
+    folder.mkdir()
+    config, base = folder / "config.json", tmp_path / "base.gguf"
+    first, *rest = steps = [
+        step("pretrain", (), config), step("base", (folder,), base), step("texts", (base,), tmp_path / "texts.jsonl"),
+    ]  # fmt: skip
+    run_steps(steps, state, lambda _: None)
+    assert all(": done, in " in line for line in tell(steps, state))
+    anew = tell([dataclasses.replace(first, settings=2), *rest], state)
+    assert [line.split(",")[0] for line in anew[:3]] == ["pretrain: to do", "base: to do", "texts: to do"]
 
 
 @pytest.mark.usefixtures("first_run")
