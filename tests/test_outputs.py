@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from sia_convert.data.outputs import Appender
 from sia_convert.data.score import score_files
-from sia_convert.data.trajectories import Trajectory, read_trajectories
+from sia_convert.data.trajectories import Shard, Trajectory, read_trajectories
 
 from sia_local.errors import ConfigError, DataError
 from sia_local.evaluation.samples import SampleFile
@@ -112,6 +112,25 @@ def test_no_text_weighs_double(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="the id 0-0 stands in several of the files: score them into an output each"):
         score_files([once, other], tmp_path / "scored.jsonl", "data")
     assert len(list(read_trajectories([once, other]))) == 4  # rounds of a chain number their texts alike
+
+
+def test_a_shard_may_be_empty_and_its_rewards_alike(tmp_path: Path) -> None:
+    texts = [replace(TEXT, id=f"{i}-0", prompt_id=i, reward=float(i % 2)) for i in range(4)]
+    source = tmp_path / "texts.jsonl"
+    source.write_text("".join(f"{text.to_json()}\n" for text in texts))
+    shards = [tmp_path / f"shard{i}.jsonl" for i in range(6)]
+    for out, shard, new in ((0, "1/2", 2), (1, "2/2", 2), (5, "6/6", 0)):
+        assert score_files([source], shards[out], "data", shard=Shard.parse(shard)) == new
+    assert shards[5].read_bytes() == b"" and list(read_trajectories(shards[:2])) == [texts[i] for i in (0, 2, 1, 3)]
+    source.write_text("".join(f"{text.to_json()}\n" for text in texts[::2]))
+    with pytest.raises(DataError, match=r"all 2 rewards are 0.0: a constant reward teaches nothing"):
+        score_files([source], tmp_path / "whole.jsonl", "data")
+    source.write_text(replace(TEXT, reward=float("inf")).to_json())
+    with pytest.raises(DataError, match="reward inf: expected a finite number"):
+        score_files([source], tmp_path / "wrong.jsonl", "data", shard=Shard(1, 2))
+    source.write_text("")
+    with pytest.raises(DataError, match="the trajectory files are empty"):
+        score_files([source], tmp_path / "none.jsonl", "data", shard=Shard(1, 2))
 
 
 def test_whether_the_base_read_the_plain_prompt_is_a_field_and_old_files_tell(tmp_path: Path) -> None:

@@ -145,6 +145,8 @@ def test_a_prompt_that_does_not_fit_is_left_out(tiny_base: Path, sampled: Path, 
     assert by_id(tmp_path / "out.jsonl") == {name: t for name, t in by_id(sampled).items() if t.prompt_id == 0}
     with pytest.raises(ContextFullError, match="the context holds 64; shorten the prompt"):
         sample(["king " * 64], tmp_path / "none.jsonl", tiny_base, CONFIG, MACHINE)
+    # Nor is it what a shard fails of that holds no other.
+    assert sample([PROMPTS[0], "king " * 64], tmp_path / "2.jsonl", tiny_base, CONFIG, MACHINE, Shard(2, 2)) == 0
 
 
 def test_pairs_become_trajectories(tiny_base: Path, tmp_path: Path) -> None:
@@ -180,6 +182,7 @@ def test_rows_that_share_an_id_get_one_each_that_a_second_run_finds(tiny_base: P
     assert sorted(whole.read_bytes().splitlines(keepends=True)) == sorted(lines)
     shards = [tmp_path / f"{i}.jsonl" for i in (1, 2)]
     assert [take_pairs(source, out, tiny_base, Shard(i, 2)) for i, out in enumerate(shards, 1)] == [3, 2]
+    assert take_pairs(source, tmp_path / "empty.jsonl", tiny_base, Shard(9, 9)) == 0
     assert sorted(b"".join(out.read_bytes() for out in shards).splitlines(keepends=True)) == sorted(lines)
 
 

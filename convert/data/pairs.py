@@ -83,7 +83,7 @@ def take_pairs(
             if not append.check_same(pair):
                 append(pair.to_json())
                 new += 1
-        if not new and not append.done:
+        if not taken:
             raise DataError(f"{source} has no pairs: expected JSONL with prompt and response")
     for name, count in ignored.items():
         print(f"{source}: the field {name} of {count} rows is not used", file=sys.stderr)

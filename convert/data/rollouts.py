@@ -136,9 +136,9 @@ def collect(
     if not prompts:
         raise DataError("the prompt file is empty: expected one prompt a line, or JSONL with a field `prompt`")
     too_long: list[ContextFullError] = []
-    new = 0
+    new, shard = 0, shard or Shard()
     with Appender(out, decisive) as append:
-        wanted = list(_missing(prompts, append, config.samples, shard or Shard()))
+        wanted = list(_missing(prompts, append, config.samples, shard))
         if not wanted:
             return 0
         with (executor or Here()).open(make) as pool:
@@ -152,7 +152,7 @@ def collect(
                 append(text.to_json())
                 new += 1
                 progress.update(parts=len(text.tokens) + (text.stop is not None))
-        if len(too_long) == len(wanted) and not append.done:
+        if len(too_long) == len(wanted) and not append.done and shard.count == 1:
             raise too_long[0]
     if too_long:
         print(f"left out {len(too_long)} trajectories: their prompts do not fit {config.n_ctx} tokens", file=sys.stderr)

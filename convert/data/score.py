@@ -42,12 +42,13 @@ def score_files(
     `spec` is what `sia_local.rewards.load_reward` takes; `data` keeps the rewards that are there. Trajectories
     already in `out` are skipped. DataError for an empty set, an id that stands for two texts, a missing, or a
     constant reward, or an output that another process writes or that was scored otherwise; NumericError for NaN,
-    before the batch it is in is written.
+    before the batch it is in is written. A shard alone may be empty, and its rewards constant.
     """
     shard = shard or Shard()
-    everything = [t for t in read_trajectories(sources) if shard.mine(t.prompt_id)]
-    if not everything:
+    whole = list(read_trajectories(sources))
+    if not whole:
         raise DataError("the trajectory files are empty: sample some with `sia-convert rollouts`")
+    everything = [t for t in whole if shard.mine(t.prompt_id)]
     by_id = {t.id: t for t in everything}
     if len(by_id) < len(everything):
         twice = next(t.id for t in everything if by_id[t.id] is not t)
@@ -60,7 +61,7 @@ def score_files(
                 for _, scored in pool.map(waiting):
                     append(scored.to_json())
                     progress.update()
-    check_rewards(read_trajectories([out]))
+    check_rewards(read_trajectories([out]), shard.count == 1)
     return len(waiting)
 
 

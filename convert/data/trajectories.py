@@ -159,8 +159,9 @@ def _natural(id: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", id)]
 
 
-def check_rewards(trajectories: Iterable[Trajectory]) -> None:
-    """DataError for an empty set, a missing, NaN or infinite reward, or rewards that are all the same."""
+def check_rewards(trajectories: Iterable[Trajectory], whole: bool = True) -> None:
+    """DataError for a missing, NaN or infinite reward and, of what is a whole, not a shard, for an empty set or rewards
+    that are all the same."""
     low, high, count = math.inf, -math.inf, 0
     for trajectory in trajectories:
         count += 1
@@ -169,6 +170,8 @@ def check_rewards(trajectories: Iterable[Trajectory]) -> None:
         if not math.isfinite(trajectory.reward):
             raise DataError(f"trajectory {trajectory.id} has reward {trajectory.reward}: expected a finite number")
         low, high = min(low, trajectory.reward), max(high, trajectory.reward)
+    if not whole:
+        return
     if not count:
         raise DataError("the trajectory files are empty: sample some with `sia-convert rollouts`")
     if low == high:
