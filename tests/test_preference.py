@@ -16,10 +16,11 @@ pytest.importorskip("transformers")
 import torch
 from safetensors.torch import load_file, save_file
 from sia_convert.cli import main
-from sia_convert.data.hf_reward import load_hf, render
+from sia_convert.data.hf_reward import chat, load_hf, render, token_rows
 from sia_convert.data.preferences import Pair, read_pairs
 from sia_convert.train.model import load_backbone
 from sia_convert.train.preference import fit, last_states, loss, split, train_reward_model
+from tokenizers import processors
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from sia_local.errors import DataError, IncompatibleError
@@ -161,3 +162,21 @@ def test_a_checkpoint_that_lacks_weights_is_no_reward_and_no_backbone(
     (folder / "config.json").write_text(json.dumps({**config, "num_labels": 1}))
     with pytest.raises(IncompatibleError, match=r"such as score.weight, which would be random numbers"):
         load_hf(str(folder))
+
+
+@pytest.mark.parametrize("adds", [True, False])
+def test_a_dialogue_begins_with_its_first_token_once_whoever_writes_it(
+    adds: bool, make_hf: Callable[..., Path]
+) -> None:
+    """Llama's tokenizer adds what its template spells, too; SmolLM2's leaves it to the template."""
+    tokenizer = AutoTokenizer.from_pretrained(make_hf())
+    tokenizer.bos_token = "<|im_start|>"
+    if adds:
+        single = processors.TemplateProcessing(
+            "<|im_start|> $A", special_tokens=[("<|im_start|>", tokenizer.bos_token_id)]
+        )
+        tokenizer.backend_tokenizer.post_processor = single
+    dialogue = chat("the sad king", "a dog")
+    (row,) = token_rows(tokenizer, [render(tokenizer, dialogue)], 99, "test")
+    assert row == tokenizer.apply_chat_template(dialogue, tokenize=True, return_dict=False)
+    assert row[0] == tokenizer.bos_token_id != row[1]

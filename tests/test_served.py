@@ -13,6 +13,7 @@ import pytest
 from fake_http import answering
 from serving import running
 
+from models import TEMPLATE
 from sia_local import SIA
 from sia_local.endpoint import EndpointError
 from sia_local.errors import ConfigError, DataError
@@ -141,6 +142,26 @@ def test_where_no_ids_are_named_texts_that_are_read_otherwise_are_left_out(
     assert by_id(tmp_path / "out.jsonl") == texts
     assert said[1] == "left out 1 of 10 texts: 1 sampled as other tokens than the text is read as"
     assert "less likely to the base GGUF than texts of its own" in said[2]
+
+
+@pytest.mark.parametrize("adds", [True, False])
+def test_a_server_that_takes_text_reads_the_token_that_begins_it_once(
+    adds: bool, make_gguf: Callable[..., Path], local: dict[str, Trajectory], tmp_path: Path
+) -> None:
+    """It adds the token where the tokenizer does; SmolLM2's leaves that to the template."""
+    base = make_gguf("base", add_bos=adds, template="{{ bos_token }}" + TEMPLATE)
+    with Model(base, vocab_only=True) as model:
+        begins, plain = model.token_text(model.bos), model.tokenize("the king")
+    texts = {
+        name: dataclasses.replace(t, tokens=plain, response="the king", finish="stop") for name, t in local.items()
+    }
+    engine = Engine(base, texts, "someone")
+    with answering(engine) as url:
+        assert served(url, tmp_path / "out.jsonl", base, compare=0) == 10
+    read = by_id(tmp_path / "out.jsonl")["0-0"].rendered
+    assert read == begins + local["0-0"].rendered
+    asked = next(body["prompt"] for _, body in engine.asked if body["seed"] == 0)
+    assert asked == (read.removeprefix(begins) if adds else read)
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ from .rollouts import RolloutConfig, Wanted
 
 @dataclass(frozen=True)
 class Question:
-    """A text that is wanted. ids, text: the prompt as the base reads it, the text without the token that begins it;
-    measured: log-probabilities are wanted, too."""
+    """A text that is wanted. ids, text: the prompt as the base reads it, the text without the token that every
+    text begins with there; measured: log-probabilities are wanted, too."""
 
     one: Wanted
     ids: tuple[int, ...]

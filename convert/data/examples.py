@@ -13,6 +13,7 @@ import numpy as np
 from sia_local.errors import ConfigError, DataError
 
 from ..formats.checkpoint import RAW_TEMPLATE
+from ..formats.hf import adds_bos
 from .trajectories import Branch, Trajectory, check_rewards, in_order
 
 # What ends an answer where a template names it, but cannot be asked.
@@ -50,7 +51,7 @@ class Reader:
         own = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else None
         self.template = {"chat": own or RAW_TEMPLATE, "raw": RAW_TEMPLATE}.get(template, template)
         self.bos, self.eos = tokenizer.bos_token or "", tokenizer.eos_token or ""
-        self._adds_bos = bool(self.bos) and tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]
+        self._adds_bos = adds_bos(tokenizer)
         self.stop_token = self._find_stop(stop_token)
         self._prompts: dict[str, tuple[int, ...]] = {}
 

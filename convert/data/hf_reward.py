@@ -9,7 +9,7 @@ from typing import Any
 from sia_local.errors import ConfigError, IncompatibleError
 from sia_local.rewards.load import FunctionReward
 
-from ..formats.hf import load_whole
+from ..formats.hf import adds_bos, load_whole
 
 
 def load_hf(name: str, batch: int = 8, max_length: int = 4096) -> FunctionReward:
@@ -101,5 +101,5 @@ def render(tokenizer: Any, messages: list[dict[str, str]]) -> str:
     if not tokenizer.chat_template:
         return "".join(message["content"] for message in messages)
     text = str(tokenizer.apply_chat_template(messages, tokenize=False))
-    # The tokenizer adds the beginning of the sequence itself; the template's would be a second one.
-    return text.removeprefix(tokenizer.bos_token) if tokenizer.bos_token else text
+    # Where the tokenizer adds the beginning of the sequence itself, the template's would be a second one.
+    return text.removeprefix(tokenizer.bos_token) if adds_bos(tokenizer) else text

@@ -131,7 +131,8 @@ class Served:
         from .gap import Heard
 
         rendering = Rendering(self.model, self.config)
-        bos = self.model.token_text(self.model.bos) if self.model.bos >= 0 else ""
+        # Servers add it where the tokenizer does; elsewhere the template's is the only one.
+        bos = self.model.token_text(self.model.bos) if self.model.adds_bos else ""
         questions: dict[int, Question] = {}
         too_long: list[tuple[int, ContextFullError]] = []
 
@@ -146,7 +147,7 @@ class Served:
                 except ContextFullError as error:
                     too_long.append((number, error))
                     continue
-                plain = rendering.rendered(one.prompt).removeprefix(bos)  # servers add it themselves
+                plain = rendering.rendered(one.prompt).removeprefix(bos)
                 measured = number < self.asked.compare
                 questions[number] = Question(one, read[one.prompt], plain, measured)
                 yield number, questions[number]

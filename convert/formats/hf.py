@@ -28,6 +28,13 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> Any:
         raise DataError(f"{name} has no tokenizer that transformers can read ({str(error)[:120]})") from error
 
 
+def adds_bos(tokenizer: Any) -> bool:
+    """Whether a text begins with the begin-of-sequence token without spelling it; chat templates that spell it do not
+    say so."""
+    bos = tokenizer.bos_token_id
+    return bos is not None and tokenizer("a").input_ids[:1] == [bos]
+
+
 @dataclass
 class Backbone:
     """A Hugging Face backbone: configuration, weights, and what training changed in them.

@@ -157,6 +157,11 @@ class Model:
                 del tokens[-1]
         return tokens
 
+    @property
+    def adds_bos(self) -> bool:
+        """Whether a text begins with the begin-of-sequence token without spelling it."""
+        return self.bos >= 0 and self.tokenize("a", add_special=True)[:1] == [self.bos]
+
     def spelled(self, mark: str) -> list[int]:
         """The tokens that spell a mark; control tokens count as such."""
         return self.tokenize(mark, parse_special=True)
