@@ -19,7 +19,8 @@ from .advice import in_plan
 from .formats.export import BaseConfig, ExportConfig
 from .hubsets import from_files, hub_sets
 from .paths import Artefact, Round
-from .plan import Plan, RolloutSection, SteeredSection, read_plan
+from .plan import Plan, RolloutSection, SteeredSection
+from .reading import read_plan
 from .settings import settings_of
 from .steps import State, Step, preview, run_steps
 

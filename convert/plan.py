@@ -1,18 +1,14 @@
-"""A plan: what the TOML files of `sia-convert make` say, as dataclasses, checked whole before the first step."""
+"""A plan: what `sia-convert make` makes, as dataclasses, checked whole before the first step."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sia_local.config import setting
 from sia_local.errors import ConfigError, DataError
 from sia_local.evaluation.plan import Goal
-from sia_local.files import at_home, parse_toml
 from sia_local.learning.collect import CollectConfig
 from sia_local.learning.fit import FitConfig
 from sia_local.tables import check, exists, is_hub
@@ -23,8 +19,8 @@ from .data.served import ServerConfig
 from .formats.export import ROW_TYPES, BaseConfig, ExportConfig, check_trained, layout_for
 from .paths import Artefact, Files, rounds_in
 from .proof.junctions import JunctionConfig
-from .registry import Maker, find_maker
-from .settings import Machine, check_choice, from_table, settings_of
+from .registry import Maker
+from .settings import Machine, check_choice, settings_of
 from .train.config import TrainSettings, read_template
 
 
@@ -200,6 +196,7 @@ class Plan:
 
     def check(self) -> None:
         """Everything that can be known before the first step: files, names, what fits together."""
+        self._check_paths()
         self._check_base()
         known, unseen = self.rollouts, self.verify.unseen
         for name, section in (("rollouts", known), ("verify", unseen)):
@@ -239,6 +236,17 @@ class Plan:
             raise ConfigError("[distill] samples texts, but [rollouts] takes pairs: name prompts in [distill]")
         self._check_export()
 
+    def _check_paths(self) -> None:
+        """ConfigError for a set of the Hub where a file is read or written."""
+        for name in ("base", "rollouts", "value", "export", "distill", "calibrate", "verify"):
+            section = self.verify.unseen if name == "verify" else getattr(self, name)
+            for key, given in vars(section).items() if section is not None else ():
+                if key != "prompts" and isinstance(given, Path) and is_hub(given):
+                    raise ConfigError(
+                        f"[{name}] {key} is {given}, but of the Hub only prompts are read: write that set to a file "
+                        "with `sia-convert rows`, and name the file"
+                    )
+
     def _check_base(self) -> None:
         b = self.base
         if b.gguf is not None:
@@ -262,6 +270,11 @@ class Plan:
         if self.reward.source == "data":
             if not self.rollouts.pairs:
                 raise ConfigError("[reward] source 'data' is for rewards that stand in pairs; sampled texts have none")
+            if self.calibrate is not None and self.calibrate.weigh:
+                raise ConfigError(
+                    "[calibrate] weighs the reward of new texts, which source 'data' in [reward] cannot score: set "
+                    "weigh = false in [calibrate]"
+                )
             return
         from sia_local.rewards.load import check_reward_name
 
@@ -281,98 +294,6 @@ class Plan:
         for kind in self.verify.also:
             _check_type("verify", "also", kind)
         _check_one_file("export", e.out, e.quantize)
-
-
-def read_plan(*paths: Path) -> Plan:
-    """The TOML files as one plan, later ones overriding single keys of earlier ones; paths are relative to the first.
-
-    DataError for a file that is missing or no TOML; ConfigError for an unknown, missing or wrong setting.
-    """
-    tables: dict[str, Any] = {}
-    for path in paths:
-        for key, value in _read_toml(path).items():
-            tables[key] = {**tables.get(key, {}), **value} if isinstance(value, dict) else value
-    folder = paths[0].resolve().parent
-
-    def at(name: str) -> Path:
-        return Path(name) if is_hub(name) else (folder / at_home(name)).resolve()
-
-    sections = ("base", "rollouts", "reward", "steered", "value", "export", "verify", "distill", "calibrate")
-    known = ("work", "threads", "gpu_layers", *sections)
-    for key in tables:
-        if key not in known:
-            raise ConfigError(f"{paths[-1]}: unknown {key!r}; expected {', '.join(known)}")
-    required = ("work", "base", "rollouts", "reward", "value", "export")
-    if missing := [name for name in required if name not in tables]:
-        raise ConfigError(f"{paths[0]} lacks {', '.join(missing)}: expected {', '.join(known)}")
-    return _plan(tables, at)
-
-
-def _plan(tables: dict[str, Any], at: Callable[[str], Path]) -> Plan:
-    for name in ("base", "rollouts", "reward", "value", "export", "verify", "distill", "calibrate"):
-        if not isinstance(tables.get(name, {}), dict):
-            raise ConfigError(f"[{name}] is {tables[name]!r}; expected a section")
-    take = partial(from_table, at=at)
-    steered = tables.get("steered", [])
-    rounds = steered if isinstance(steered, list) else [steered]
-    value = dict(tables["value"])
-    if value.get("template", "chat") not in ("chat", "raw"):
-        value["template"] = str(at(str(value["template"])))
-    base = dict(tables["base"])
-    pretrain, maker = base.pop("pretrain", None), None
-    if pretrain is not None and "hf" in base:
-        maker = find_maker("pretrain", "base.pretrain", pretrain, at, at(str(base["hf"])))
-    rollouts = take(RolloutSection, "rollouts", tables["rollouts"])
-    machine = take(Machine, "top", {key: tables[key] for key in ("threads", "gpu_layers") if key in tables})
-    return Plan(
-        folder=at("."),
-        work=at(str(tables["work"])),
-        base=take(BaseSection, "base", base, maker=maker),
-        rollouts=rollouts,
-        reward=take(RewardSection, "reward", tables["reward"]),
-        value=take(ValueSection, "value", value),
-        export=take(ExportSection, "export", tables["export"]),
-        verify=_verify(tables.get("verify", {}), rollouts, at),
-        steered=tuple(take(SteeredSection, "steered", t) for t in rounds),
-        distill=take(DistillSection, "distill", tables["distill"]) if "distill" in tables else None,
-        calibrate=take(CalibrateSection, "calibrate", tables["calibrate"]) if "calibrate" in tables else None,
-        machine=machine,
-    )
-
-
-def _verify(table: dict[str, Any], rollouts: RolloutSection, at: Callable[[str], Path]) -> VerifySection:
-    """[verify] holds settings of junctions, and those of its own rollouts where they differ from [rollouts]. Texts that
-    [rollouts] takes over are not taken twice: the base answers their prompts anew."""
-    own = {f.name for f in dataclasses.fields(JunctionConfig)} - {"n_ctx"}
-    seen = {f.name for f in dataclasses.fields(RolloutSection)} - own
-    for name in table:
-        if name not in own | seen | {"also"}:
-            expected = ", ".join(("also", *sorted(own | seen)))
-            raise ConfigError(f"[verify] has no setting {name!r}; expected {expected}")
-    junctions = from_table(JunctionConfig, "verify", {k: v for k, v in table.items() if k in own})
-    changed = {k: v for k, v in table.items() if k in seen}
-    kept = {k: v for k, v in settings_of(RolloutSection, rollouts).items() if k not in changed}
-    unlike = {"pairs": False, "texts": None, "limit": junctions.limit, "samples": 1, "seed": 1}
-    kept |= {k: v for k, v in unlike.items() if k not in changed}
-    unseen = from_table(RolloutSection, "verify", changed, at, **kept)
-    # Room for the value model's longer rendering of the prompt.
-    junctions = dataclasses.replace(junctions, n_ctx=unseen.n_ctx + 64)
-    also = from_table(_Also, "verify", {"also": table["also"]} if "also" in table else {})
-    return VerifySection(junctions, unseen, also.also)
-
-
-@dataclass(frozen=True)
-class _Also:
-    also: tuple[str, ...] = ()
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise DataError(f"no file at {path}: expected a TOML file such as models/demo.toml")
-    try:
-        return parse_toml(path.read_bytes())
-    except ValueError as error:
-        raise DataError(f"{path} is not valid TOML ({error})") from error
 
 
 def _check_type(section: str, name: str, kind: str) -> None:

@@ -98,7 +98,7 @@ def text_targets(folder: Path) -> list[Target]:
     from sia_convert.data.outputs import Appender
     from sia_convert.data.preferences import read_pairs
     from sia_convert.data.trajectories import Trajectory, check_rewards, read_trajectories
-    from sia_convert.plan import read_plan
+    from sia_convert.reading import read_plan
 
     from sia_local.chat.session import Session
     from sia_local.evaluation.profile import Profile

@@ -234,7 +234,7 @@ def test_files_targets_variables_and_names_exist() -> None:
             assert variable in words, (module, text)
         for name in re.findall(r"(?<![\w.#-])([a-z_]+)=(?=True|False|\{\})", text):
             assert name in names, (module, name, text)
-        if module in ("sia_convert.plan", "sia_convert.make"):
+        if module in ("sia_convert.plan", "sia_convert.reading", "sia_convert.make"):
             for section in re.findall(r"(?<![\w'])\[([a-z]+)\]", text):
                 assert section in SECTIONS, (module, text)
 

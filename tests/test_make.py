@@ -29,7 +29,7 @@ from sia_convert.data.trajectories import read_trajectories
 from sia_convert.demo.corpus import COLLECTIONS
 from sia_convert.formats.checkpoint import ValueCheckpoint
 from sia_convert.make import Chain, make
-from sia_convert.plan import read_plan
+from sia_convert.reading import read_plan
 from sia_convert.steps import State, Step, run_steps
 from sia_convert.steps import preview as tell
 
@@ -278,6 +278,7 @@ def test_the_threads_of_a_plan_are_those_of_each_process(plan: Path, monkeypatch
     assert told == [{"threads": 3}]
 
 
+@pytest.mark.usefixtures("first_run")
 def test_what_is_taken_over_has_a_limit_and_verification_writes_its_own_texts(plan: Path) -> None:
     """limit counts prompts, of which the first are taken with all their texts."""
     words = ("sad", "old", "sad", "bad", "old")
@@ -287,7 +288,10 @@ def test_what_is_taken_over_has_a_limit_and_verification_writes_its_own_texts(pl
     for of_rollouts in (
         "prompts = 'pairs.jsonl'\npairs = true\n[reward]\nsource = 'data'", "texts = 'work/rollouts.jsonl'"
     ):  # fmt: skip
-        change.write_text(f"work = 'taken'\n[base]\ngguf = 'base.gguf'\n[rollouts]\nlimit = 2\n{of_rollouts}\n")
+        calibrated = "[calibrate]\nweigh = false\n"
+        change.write_text(
+            f"work = 'taken'\n[base]\ngguf = 'base.gguf'\n[rollouts]\nlimit = 2\n{of_rollouts}\n{calibrated}"
+        )
         found = read_plan(plan, change)
         found.check()
         steps = [step for step in Chain(found).steps() if step.name in ("rollouts", "unseen rollouts")]
@@ -393,6 +397,9 @@ WRONG = {
     "[rollouts]\npairs = true\n[verify]\npairs = true\n": r"\[verify\] takes what \[rollouts\] takes, which",
     "[rollouts]\ntexts = 'plan.toml'\n[verify]\ntexts = 'plan.toml'\n": r"\[verify\] takes what \[rollouts\] takes",
     "[rollouts]\ntexts = 'none.jsonl'\n": r"\[rollouts\] texts: nothing at .*none.jsonl",
+    "[rollouts]\ntexts = 'hub:owner/texts'\n": r"\[rollouts\] texts is hub:owner/texts, but of the Hub only prompts",
+    "[distill]\nout = 'hub:q'\n": r"\[distill\] out is hub:q, but of the Hub only prompts are read",
+    "[rollouts]\npairs = true\n[reward]\nsource = 'data'\n[calibrate]\n": r"set weigh = false in \[calibrate\]",
     "[steered]\ngate = 'sometimes'\n": r"\[steered\] unknown gate 'sometimes'",
     "[base]\ngguf = 'none.gguf'\n": r"\[base\] gguf: nothing at .*none.gguf",
 }  # fmt: skip
