@@ -30,6 +30,8 @@ def _require(ok: bool, sentence: str) -> None:
         raise ConfigError(sentence)
 
 
+# ggml's own bound (GGML_MAX_N_THREADS); beyond it the process ends.
+MOST_THREADS = 512
 # Below it a logit's difference over the temperature is no float any more.
 LEAST_TEMPERATURE = 1e-9
 
@@ -296,9 +298,12 @@ class Setup(ChatSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(self.n_ctx >= 1, f"n_ctx is {self.n_ctx}; expected at least 1 token")
+        _require(1 <= self.n_ctx < 1 << 31, f"n_ctx is {self.n_ctx}; expected at least 1 token, and less than 2^31")
         _require(self.slots >= 1, f"slots is {self.slots}; expected at least 1 sequence")
-        _require(self.n_threads >= 0, f"n_threads is {self.n_threads}; expected 0 (one a core) or more")
+        _require(
+            0 <= self.n_threads <= MOST_THREADS,
+            f"n_threads is {self.n_threads}; expected 0 (one a core) or more, at most {MOST_THREADS}",
+        )
         _require(self.prompt_cache >= 0, f"prompt_cache is {self.prompt_cache}; expected 0 (none) or more bytes")
         _require(self.shortlist >= 0, f"shortlist is {self.shortlist}; expected 0 or more candidates")
         most = self.max_candidates

@@ -174,6 +174,12 @@ def aside(path: str | os.PathLike[str]) -> Iterator[Path]:
     an older file at `path` is untouched.
     """
     target = Path(path)
+    if target.is_dir():
+        raise ConfigError(f"{target} is a folder; expected the path of a file that is to be written")
+    if target.exists() and not target.is_file():
+        # A device or a pipe is written to; a file in its place would be another thing.
+        yield target
+        return
     target.parent.mkdir(parents=True, exist_ok=True)
     sweep(target)
     fd, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -351,6 +352,12 @@ def test_settings_stay_with_what_they_were_for(session: Session, scripted: Scrip
     other = Session(scripted, Request("", SiaConfig(beta=9.0)))
     other.load(tmp_path / "chat.json")
     assert other.config.beta == 9.0
+
+
+def test_an_endless_threshold_is_no_json_and_is_left_out(session: Session, tmp_path: Path) -> None:
+    session.config = replace(session.config, threshold=math.inf)
+    session.save(tmp_path / "chat.json")
+    assert "threshold" not in json.loads((tmp_path / "chat.json").read_text(), parse_constant=pytest.fail)["settings"]
 
 
 def test_undo_takes_back_a_question_that_nothing_answers(session: Session) -> None:

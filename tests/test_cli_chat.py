@@ -32,6 +32,17 @@ def test_a_piped_chat_answers_line_by_line(base_gguf: Path, value_gguf: Path, tm
     assert again.stdout == "forgotten: three \nfour\n"
 
 
+def test_what_is_asked_for_beside_a_saved_chat_wins(base_gguf: Path, value_gguf: Path, tmp_path: Path) -> None:
+    both = ["chat", "-m", base_gguf, "-v", value_gguf, *FEW]
+    saved = tmp_path / "chat.json"
+    run(*both, "--rate", 0.3, "--beta", 2, input=f"/system be brief\n/save {saved}\n")
+    plain = run(*both, "--load", saved, input="/stats\n/system\n").stdout
+    assert "rate 0.3, beta 2," in plain and "system prompt: be brief" in plain
+    asked = ("--beta", 3, "--beta-unit", "spread", "--system", "be long")
+    over = run(*both, "--load", saved, *asked, input="/stats\n/system\n").stdout
+    assert "rate 0.3, beta 3 spreads," in over and "system prompt: be long" in over
+
+
 def test_ctrl_c_in_a_command_ends_the_command(base_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def slow(self: Commands, rest: str) -> None:
         raise KeyboardInterrupt

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -77,3 +82,38 @@ def test_a_base_without_chat_template(make_gguf: Make) -> None:
     bare = make_gguf("base", template=None)
     refused(run("chat", "-m", bare, input="hi\n"), "has no chat template", "--raw")
     assert generate(bare, None, "-p", "hello").exit_code == 0
+
+
+def test_what_ordinary_mistakes_are_told(base_gguf: Path, value_gguf: Path, make_gguf: Make, tmp_path: Path) -> None:
+    models = ("-m", base_gguf, "-v", value_gguf)
+    refused(generate(base_gguf, None, "-p", "x", "--trace", tmp_path), f"{tmp_path} is a folder; expected the path of")
+    refused(run("quiz", *models, "--limit", 0), "--limit is 0; expected at least 1 question")
+    refused(run("average", "none", "-m", base_gguf, "-o", tmp_path / "a.gguf"), "no Q-head was named; name two or more")
+    for threads in (600, 99999999999):
+        refused(run("generate", "-m", base_gguf, "-p", "x", "--threads", threads), "n_threads is", "at most 512")
+    refused(run("generate", "-m", base_gguf, "-p", "x", "--ctx", 5 * 10**9), "n_ctx is 5000000000; expected")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        refused(run("serve", "-m", base_gguf, "--port", port), f"127.0.0.1, port {port}: ", "choose another --port")
+    refused(run("serve", "-m", base_gguf, "--host", "nosuch.invalid"), "nosuch.invalid, port 8080: ")
+    refused(run("serve", "-m", base_gguf, "--grace", "inf"), "grace is inf; expected seconds")
+
+
+def test_a_pipe_in_the_place_of_a_file_is_written_to(base_gguf: Path, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    process = subprocess.Popen(["cat", str(pipe)], stdout=subprocess.PIPE, text=True)
+    assert generate(base_gguf, None, "-p", "x", "--trace", pipe).exit_code == 0
+    assert process.communicate(timeout=20)[0].count("\n") > 4 and not pipe.is_file()
+
+
+def test_a_terminal_that_is_not_utf_8_gets_what_it_can_show(base_gguf: Path) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "latin-1"}
+    for command in (["chat", "--help"], ["inspect", str(base_gguf)]):
+        done = subprocess.run([sys.executable, "-m", "sia_local", *command], env=environment, capture_output=True)
+        assert done.returncode == 0 and b"Traceback" not in done.stderr, done.stderr
+
+
+def test_json_has_no_infinity(base_gguf: Path) -> None:
+    whole = generate(base_gguf, None, "-p", "x", "--threshold", "inf", "--json").stdout
+    assert json.loads(whole, parse_constant=pytest.fail)["config"]["threshold"] is None

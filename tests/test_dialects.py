@@ -145,6 +145,7 @@ def test_what_is_refused_is_named_in_the_form_of_each(on: Running, claude: anthr
         ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
         ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0].type"),
         ({"input": [{"type": "reasoning", "content": ["x"]}]}, "input[0].content"),
+        ({"text": {"format": "json"}}, "text.format"),
     ):
         assert refused("/v1/responses", **{"input": "a", **fields})["param"] == name
     image = {"type": "image", "source": {"type": "url", "url": "http://x"}}

@@ -77,6 +77,13 @@ def test_a_character_beyond_16_bits_is_written_as_it_is() -> None:
     assert '"\\"\U0001f44d\\""' in written and "\U0001f600" in written and "\\ud83d" not in written
 
 
+def test_counts_that_would_fill_the_memory_are_refused() -> None:
+    for schema in ({"type": "string", "minLength": 10**9}, {"items": {"type": "array", "maxItems": 5000.0}}):
+        with pytest.raises(ConfigError, match=r"has m\w+ \S+; expected at most 4096"):
+            schema_grammar(schema)
+    assert schema_grammar({"type": "string", "maxLength": 4096})
+
+
 def test_a_reference_to_nothing_is_named() -> None:
     with pytest.raises(ConfigError, match=r"a \$ref to '#/\$defs/gone', which is not in it"):
         schema_grammar({"items": {"$ref": "#/$defs/gone"}, "type": "array"})

@@ -65,6 +65,7 @@ def test_a_steering_server_tells_why(make_gguf: Callable[..., Path], value_gguf:
         out, err = talk(*arguments, says="A dog.\n/why 1\n/sia off\n/retry\n/stats\n")
         assert "steered by" in err
         answer, _, rest = out.partition("\n")
+        assert "12 junctions in 12 tokens" not in rest and "truncation 0.00" not in rest and "nan" not in rest
         assert len(answer) > 4 and "value" in rest and rest.count("%") > 15
         local = server.http.get("/metrics", headers={"Authorization": "Bearer k"}).text
         assert "sia_junctions_total 12\n" in local

@@ -175,6 +175,7 @@ class Remote:
         mark = mark or {}
         known = bool(mark) or self.steers
         unknown = 0.0 if known else math.nan
+        cut = mark.get("kl_truncation", math.nan if mark else unknown)
         token, told = int(mark.get("token", -1)), mark.get("candidates")
         self.model.texts[token] = thought + text
         for one in told or ():
@@ -186,8 +187,8 @@ class Remote:
             text=text,
             entropy=mark.get("entropy", math.nan),
             steered=mark.get("steered", False),
-            kl=mark.get("kl", unknown),
-            kl_truncation=unknown,
+            kl=mark.get("kl", unknown) + cut,
+            kl_truncation=cut,
             logprob=mark.get("logprob", unknown),
             beta=0.0,
             finish=finish,

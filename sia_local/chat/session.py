@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Generator
 from dataclasses import dataclass, field, replace
@@ -31,6 +32,9 @@ _SETTINGS: dict[str, type | tuple[type, ...]] = {
     "beta": (int, float),
     "beta_unit": str,
 }
+
+# What JSON does not hold.
+_ENDLESS = (math.inf, -math.inf)
 
 
 @dataclass(frozen=True)
@@ -143,7 +147,9 @@ class Session:
             written = self.sia.write(asked)
             self.written = written
             for step in written:
-                self.steps.append(step)
+                # The end that a server tells of apart is no token.
+                if step.token >= 0 or step.text or step.reasoning:
+                    self.steps.append(step)
                 yield step
             if written.reasoning and not written.text and written.finish == "length":
                 yield Notice("the answer ended while the model was still reasoning; -n allows more")
@@ -246,7 +252,7 @@ class Session:
             "turns": self.turns,
             "steering": self.steering,
             "value": self._steered_by,
-            "settings": {name: getattr(self.config, name) for name in _SETTINGS},
+            "settings": {name: x for name in _SETTINGS if (x := getattr(self.config, name)) not in _ENDLESS},
         }
         with atomic_write(path) as out:
             json.dump(whole, out, ensure_ascii=False, indent=2)

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from ..errors import ConfigError
 from ..learning.collect import CollectConfig
 from ..progress import Line
 from .from_dataclass import fill, options_for
@@ -46,6 +47,8 @@ def average(**options: Any) -> None:
     from ..values.sources import ValuePath, parse_specs
 
     base, paths = model_paths({**options, "value": options["files"]})
+    if not paths:
+        raise ConfigError("no Q-head was named; name two or more of this base, as in a.gguf:2 b.gguf")
     values = [spec for spec in parse_specs(paths) if isinstance(spec, ValuePath)]
     prompts = read_prompts(options["prompts"] or training_prompts(options, base))
     setup, line = setup_from(options, base, usual=WRITING), Line(every=10.0)

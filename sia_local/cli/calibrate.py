@@ -58,8 +58,12 @@ def calibrate(**options: Any) -> None:
         assert sia.value is not None
         profile = replace(run(sia, task, reward, notice), model=base.name, value=file.name if file else None)
     profile.write(path)
+    from ..evaluation.profile import SUFFIX
+
     click.echo(profile.chose)
-    notice(f"{path}: use it as in `sia-local chat --profile {path.name.removesuffix('.profile.toml')}`")
+    found = path.parent == base.parent or (file is not None and path.parent == file.parent)
+    short = path.name.removesuffix(SUFFIX) if found and path.name.endswith(SUFFIX) else path
+    notice(f"{path}: use it as in `sia-local chat --profile {short}`")
 
 
 def _value_file(values: list[Any]) -> Path | None:
@@ -75,4 +79,8 @@ def _path(out: str | None, beside: Path) -> Path:
 
     if out is None:
         return beside.with_name(f"{beside.stem}{SUFFIX}")
-    return Path(out) if out.endswith(".toml") else beside.with_name(f"{out}{SUFFIX}")
+    if out.endswith(".toml"):
+        return Path(out)
+    if Path(out).name != out:
+        return Path(f"{out}{SUFFIX}")
+    return beside.with_name(f"{out}{SUFFIX}")

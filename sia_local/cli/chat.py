@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -66,6 +66,14 @@ def chat(**options: Any) -> None:
         commands = Commands(session, token_text(sia.model), about, width, _as_learn_loads(options))
         if options["saved"]:
             session.load(options["saved"])
+            # What is asked for beside it wins.
+            session.system = options["system"] or session.system
+            asked = {name: getattr(config, name) for name in given(SiaConfig, dict(options)) if name != "sampling"}
+            if "beta" in asked:
+                asked["beta_unit"] = config.beta_unit
+            if {"gate", "threshold", "rate"} & set(asked):
+                asked |= {name: getattr(config, name) for name in ("gate", "threshold", "rate", "gain_threshold")}
+            session.config = replace(session.config, **asked)
         notice(f"{base}, steered by {value}" if steered else f"{base}, unsteered")
         notice(commands.settings() if steered else "no value model: give one with -v value.gguf to steer")
         if said := spread_notice(sia, config):

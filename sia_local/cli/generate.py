@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from ..errors import ConfigError
-from ..files import read_text
+from ..files import finite, read_text
 from ..records import Request
 from .from_dataclass import options_for
 from .options import model_options, preset_options
@@ -126,7 +126,7 @@ def generate(**options: Any) -> None:
                 **made.facts,
                 "versions": about,
             }
-            click.echo(json.dumps(whole, ensure_ascii=False))
+            click.echo(json.dumps(finite(whole), ensure_ascii=False, allow_nan=False))
     if made.reasoning and not made.text:
         notice("the text ended while the model was still reasoning; -n allows more, --show-reasoning shows it")
     if finish == "context":

@@ -29,6 +29,10 @@ class QuizConfig:
     betas: tuple[float, ...] = setting((0.5, 1.0, 2.0), "Strengths at every token, in spreads of the value model.")
     limit: int | None = setting(None, "Only the first so many questions.")
 
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise ConfigError(f"--limit is {self.limit}; expected at least 1 question")
+
 
 @click.command()
 @click.argument("questions", required=False, type=click.Path(path_type=Path))

@@ -15,6 +15,8 @@ _PART = re.compile(r'"(?:\\.|[^"\\])*"|\[(?:\\.|[^\]\\])*\]')
 # Private use: no schema and hardly any text holds it. The second is how the converter writes the first.
 _MARK, _MARKED = "\ue002{}\ue003", re.compile(r"\\ue002(\d+)\\ue003")
 
+MOST_REPETITIONS = 4096
+
 
 def schema_grammar(schema: Mapping[str, Any]) -> str:
     """The GBNF grammar of a JSON schema; of an empty one, that of any JSON object. Nothing is fetched for a `$ref`.
@@ -23,6 +25,7 @@ def schema_grammar(schema: Mapping[str, Any]) -> str:
     """
     from llama_cpp.llama_grammar import json_schema_to_gbnf
 
+    _check_repetitions(schema)
     held: list[str] = []
     whole, definitions = gathered(schema or {"type": "object"}, "definition")
     try:
@@ -34,6 +37,18 @@ def schema_grammar(schema: Mapping[str, Any]) -> str:
         ) from None
     written = _PART.sub(_no_raw_characters, written)
     return _MARKED.sub(lambda mark: held[int(mark[1])], written)
+
+
+def _check_repetitions(node: Any) -> None:
+    """Raises ConfigError for counts whose repetitions, which are spelled out, would fill the memory."""
+    if isinstance(node, list):
+        for one in node:
+            _check_repetitions(one)
+    elif isinstance(node, Mapping):
+        for key, x in node.items():
+            if key in _COUNTS and isinstance(x, (int, float)) and x > MOST_REPETITIONS:
+                raise ConfigError(f"the JSON schema has {key} {x}; expected at most {MOST_REPETITIONS}")
+            _check_repetitions(x)
 
 
 def gathered(schema: Mapping[str, Any], name: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -62,6 +77,7 @@ def gathered(schema: Mapping[str, Any], name: str) -> tuple[dict[str, Any], dict
     return walked(inner), definitions
 
 
+_COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
 # Keys whose values are mappings by name, and those whose values are no schemas.
 _NAMING = ("properties", "$defs", "definitions")
 _CONSTANT = ("const", "enum", "required")

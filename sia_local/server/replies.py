@@ -238,6 +238,7 @@ class Reply:
             "flipped": step.flipped,
             "logprob": step.logprob,
             "kl": step.kl_steering,
+            "kl_truncation": step.kl_truncation,
         }
         if step.reasoning:
             mark["reasoning"] = step.reasoning

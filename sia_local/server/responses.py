@@ -109,7 +109,10 @@ def _choice(given: str | dict[str, Any]) -> Any:
     return {"type": "function", "function": {"name": given.get("name")}} if isinstance(given, dict) else given
 
 
-def _format(given: dict[str, Any] | None) -> dict[str, Any] | None:
+def _format(given: Any) -> dict[str, Any] | None:
+    if given is not None and not isinstance(given, dict):
+        message = "text.format is no object; give one with a type, such as json_schema"
+        raise RefusedError(400, message, param="text.format")
     if given is None or given.get("type") != "json_schema":
         return given
     return {"type": "json_schema", "json_schema": {name: value for name, value in given.items() if name != "type"}}

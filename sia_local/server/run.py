@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import uvicorn
 
+from ..errors import ConfigError
 from ..generation.sia import SIA
 from .app import Server
 from .asking import Defaults
@@ -45,7 +46,13 @@ def serve(
 ) -> None:
     """Serves until a signal comes. Raises what loading raised. say: takes the line that names the address."""
     sys.setswitchinterval(SWITCH_INTERVAL)
-    listener = socket.create_server((config.host, config.port), reuse_port=False, backlog=256)
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    try:
+        listener = socket.create_server((config.host, config.port), family=family, reuse_port=False, backlog=256)
+    except OSError as error:
+        raise ConfigError(
+            f"{config.host}, port {config.port}: {error.strerror or error}; choose another --port or --host"
+        ) from None
     with listener:
         host, port = listener.getsockname()[:2]
         web: _Uvicorn
@@ -59,7 +66,7 @@ def serve(
         )
         web = _Uvicorn(settings)
         web.server = server
-        say(f"http://{host}:{port}")
+        say(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
         web.run([listener])
     if server.engine.error is not None:
         raise server.engine.error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from ..errors import ConfigError
@@ -55,6 +56,9 @@ class ServerConfig:
         for name, low in least.items():
             if getattr(self, name) < low:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected {low} or more")
+        for name in ("grace", "send_timeout"):
+            if not math.isfinite(getattr(self, name)):
+                raise ConfigError(f"{name} is {getattr(self, name)}; expected seconds, such as 10")
         if self.port > 65535:
             raise ConfigError(f"port is {self.port}; expected at most 65535")
         if self.send_timeout <= 0:
