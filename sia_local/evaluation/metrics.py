@@ -151,7 +151,7 @@ def threshold_of(entropies: Sequence[float], rate: float, part: str) -> float:
     """Nats that this share of the unsteered tokens has or exceeds. Raises SiaError where no token is of the part."""
     if not entropies:
         raise SiaError(
-            f"none of the unsteered tokens is of the part to steer ({part}); allow more tokens (-n), or steer the "
-            "other part (--steer)"
+            f"none of the unsteered tokens is of the part to steer ({part}); allow more tokens a text, or steer the "
+            "other part"
         )
     return float(np.quantile(entropies, 1 - rate))
