@@ -155,6 +155,7 @@ class Chain:
 
         settings = dataclasses.asdict(section)
         settings.pop("prompts")
+        settings["chat_template"] = section.template_mark
         texts = settings.pop("texts")
         served = settings.pop("servers")
         if served["url"]:

@@ -203,6 +203,8 @@ class Plan:
             if not exists(section.prompts):
                 raise DataError(f"[{name}] prompts: nothing at {section.prompts}")
             check(section.prompts)
+            if section.chat_template is not None:
+                _check_template(name, section.chat_template)
             if section.texts is None:
                 continue
             if section.pairs:
@@ -294,6 +296,15 @@ class Plan:
         for kind in self.verify.also:
             _check_type("verify", "also", kind)
         _check_one_file("export", e.out, e.quantize)
+
+
+def _check_template(section: str, given: str) -> None:
+    from sia_local.llama.templates import find_template
+
+    try:
+        find_template(given)
+    except ConfigError as error:
+        raise ConfigError(f"[{section}] {error}") from None
 
 
 def _check_type(section: str, name: str, kind: str) -> None:

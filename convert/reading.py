@@ -69,7 +69,7 @@ def _plan(tables: dict[str, Any], at: Callable[[str], Path]) -> Plan:
     pretrain, maker = base.pop("pretrain", None), None
     if pretrain is not None and "hf" in base:
         maker = find_maker("pretrain", "base.pretrain", pretrain, at, at(str(base["hf"])))
-    rollouts = take(RolloutSection, "rollouts", tables["rollouts"])
+    rollouts = take(RolloutSection, "rollouts", _placed(tables["rollouts"], at))
     machine = take(Machine, "top", {key: tables[key] for key in ("threads", "gpu_layers") if key in tables})
     return Plan(
         folder=at("."),
@@ -87,11 +87,23 @@ def _plan(tables: dict[str, Any], at: Callable[[str], Path]) -> Plan:
     )
 
 
+def _placed(table: dict[str, Any], at: Callable[[str], Path]) -> dict[str, Any]:
+    """With the path of the chat template, unless it is one of llama.cpp's by name."""
+    given = table.get("chat_template")
+    if not isinstance(given, str):
+        return table
+    from sia_local.llama.templates import builtin_names
+
+    named = given in builtin_names() and not at(given).is_file()
+    return {**table, "chat_template": given if named else str(at(given))}
+
+
 def _verify(table: dict[str, Any], rollouts: RolloutSection, at: Callable[[str], Path]) -> VerifySection:
     """[verify] holds settings of junctions, and those of its own rollouts where they differ from [rollouts]. Texts that
     [rollouts] takes over are not taken twice: the base answers their prompts anew."""
     own = {f.name for f in dataclasses.fields(JunctionConfig)} - {"n_ctx"}
     seen = {f.name for f in dataclasses.fields(RolloutSection)} - own
+    table = _placed(table, at)
     for name in table:
         if name not in own | seen | {"also"}:
             expected = ", ".join(("also", *sorted(own | seen)))

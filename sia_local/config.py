@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import MISSING, dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
 from .errors import ConfigError
-from .files import parse_json
+from .files import parse_json, sha256_of
 from .reasoning import FORMATS
 
 GATES = ("entropy", "rate", "dense", "random", "first-n", "ratio", "varentropy", "gain", "off")
@@ -225,6 +226,13 @@ class TemplateSettings:
             )
 
     @property
+    def template_mark(self) -> str | None:
+        """Tells chat templates apart: the name of one and, of a file, a hash of what it holds."""
+        if self.chat_template is None or not (file := Path(self.chat_template)).is_file():
+            return self.chat_template
+        return f"{file.name} {sha256_of(file)[:12]}"
+
+    @property
     def template_args(self) -> dict[str, Any]:
         """template_arg by name; what is no JSON is text."""
         return {name: _json_or_text(value) for name, _, value in (given.partition("=") for given in self.template_arg)}
@@ -241,8 +249,10 @@ class ChatSettings(TemplateSettings):
 
     @property
     def unusual(self) -> dict[str, Any]:
-        """What differs from the defaults, by name, in values of JSON: for what a file was made with."""
+        """What differs from the defaults, by name, in values of JSON: for what a file was made with. Of a chat template
+        its mark."""
         given = {f.name: (getattr(self, f.name), f.default) for f in fields(ChatSettings)}
+        given["chat_template"] = (self.template_mark, None)
         return {name: list(x) if isinstance(x, tuple) else x for name, (x, usual) in given.items() if x != usual}
 
 

@@ -268,6 +268,41 @@ def test_a_base_that_is_only_a_gguf_is_its_own_backbone(plan: Path) -> None:
     assert run(plan, change) == []
 
 
+def keys(*paths: Path) -> dict[str, str]:
+    """What decides of each step whether it runs again, where all that the plan makes is there."""
+    state = State(paths[0].with_name("no.json"))
+    return {step.name: state.key(step) for step in Chain(read_plan(*paths)).steps()}
+
+
+def differing(one: dict[str, str], other: dict[str, str]) -> list[str]:
+    return [name for name in one if one[name] != other[name]]
+
+
+@pytest.mark.usefixtures("first_run")
+def test_a_chat_template_lies_beside_the_plan_and_decides_by_what_it_holds(plan: Path) -> None:
+    change, own = plan.with_name("spoken.toml"), plan.with_name("own.jinja")
+    own.write_text("{{ messages[0].content }}")
+    later = "[distill]\nout = 'base.gguf'\n[calibrate]\n"
+    change.write_text(f"[rollouts]\nchat_template = 'own.jinja'\n{later}")
+    found = read_plan(plan, change)
+    found.check()
+    assert found.rollouts.chat_template == found.verify.unseen.chat_template == str(own)
+    before = keys(plan, change)
+    own.write_text("{{ messages[0].content }}!")
+    asking = ["rollouts", "unseen rollouts", "distill", "calibrate"]
+    assert differing(before, keys(plan, change)) == asking
+    own.unlink()
+    plan.with_name("elsewhere").mkdir()
+    (plan.parent / "elsewhere" / own.name).write_text("{{ messages[0].content }}")
+    change.write_text(f"[rollouts]\nchat_template = 'elsewhere/own.jinja'\n{later}")
+    assert keys(plan, change) == before
+    change.write_text(f"[verify]\nchat_template = 'chatml'\n{later}")
+    found = read_plan(plan, change)
+    found.check()
+    assert (found.rollouts.chat_template, found.verify.unseen.chat_template) == (None, "chatml")
+    assert differing(before, keys(plan, change)) == asking
+
+
 @pytest.mark.usefixtures("first_run")
 def test_the_threads_of_a_plan_are_those_of_each_process(plan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[dict[str, Any]] = []
@@ -386,6 +421,8 @@ WRONG = {
     "[export]\nout = 'v.gguf'\nquantize = ['Q8_0', 'Q4_0']\n": "v.gguf is one file, but 2 types were asked for",
     "[rollouts]\nprompts = 'none.txt'\n": r"\[rollouts\] prompts: nothing at .*none.txt",
     "[rollouts]\nsamples = '3'\n": r"\[rollouts\] samples is '3'; expected a whole number",
+    "[rollouts]\nchat_template = 'x.jinja'\n": r"\[rollouts\] the chat template '/.*x.jinja' is no file and no",
+    "[verify]\nchat_template = 'chatmi'\n": r"\[verify\] the chat template '/.*chatmi' is no file and no template of",
     "[verify]\nprompts = 'none.txt'\n": r"\[verify\] prompts: nothing at .*none.txt",
     "[reward]\nsource = 'happyness'\n": "reward 'happyness' is not known; expected vader",
     "[reward]\nsource = 'no_such_module:f'\n": "the module 'no_such_module' cannot be imported",

@@ -91,6 +91,13 @@ def test_a_template_of_ones_own_and_what_it_is_told_reach_base_and_value_model(
     assert (taken.rendered, taken.told, taken.raw) == ("the old so", {"wide": True}, False)
     again = CliRunner().invoke(main, words)
     assert again.exit_code == 2 and "made with template_arg ['wide=true'], not []" in again.output
+    # A file is what it holds, wherever it lies.
+    (tmp_path / "moved").mkdir()
+    moved = dataclasses.replace(config, chat_template=str(own.rename(tmp_path / "moved" / own.name)))
+    assert sample(PROMPTS[:1], tmp_path / "out.jsonl", tiny_base, moved, MACHINE) == 0
+    own.write_text("{{ messages[0].content }}")
+    with pytest.raises(DataError, match=r"made with chat_template own.jinja \w{12}, not own.jinja \w{12}: name"):
+        sample(PROMPTS[:1], tmp_path / "out.jsonl", tiny_base, config, MACHINE)
 
 
 def test_shards_together_are_the_whole(sampled: Path, tiny_base: Path, tmp_path: Path) -> None:

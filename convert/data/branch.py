@@ -95,7 +95,7 @@ def branch(
     """
     check_reward_name(reward)
     kept = {name: value for name, value in settings_of(BranchConfig, config).items() if name not in ("texts", "slots")}
-    decisive = {**kept, "base": file_mark(base), **reward_settings(reward)}
+    decisive = {**kept, "chat_template": config.template_mark, "base": file_mark(base), **reward_settings(reward)}
     make = partial(Brancher, base, reward, config, machine or Machine())
     return collect(prompts, out, decisive, config.rollouts, make, shard, executor)
 

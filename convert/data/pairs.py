@@ -45,7 +45,7 @@ def take_pairs(
     from sia_local.llama.templates import find_template
 
     config, shard = config or RolloutConfig(), shard or Shard()
-    spoken = {"raw": config.raw, **settings_of(TemplateSettings, config)}
+    spoken = {"raw": config.raw, **_spoken(config)}
     numbers: dict[str, int] = {}
     taken: set[str] = set()
     ignored: Counter[str] = Counter()
@@ -107,7 +107,7 @@ def take_texts(
     from sia_local.llama.templates import find_template
 
     config = config or RolloutConfig()
-    decisive = {"texts": file_mark(source), "base": file_mark(base), **settings_of(TemplateSettings, config)}
+    decisive = {"texts": file_mark(source), "base": file_mark(base), **_spoken(config)}
     new = 0
     with Appender(out, decisive) as append, Model(base, vocab_only=True) as model:
         model.template = find_template(config.chat_template) if config.chat_template is not None else None
@@ -130,6 +130,10 @@ def take_texts(
         if not new and not append.done:
             raise DataError(f"{source} holds no texts: expected what `sia-convert rollouts` writes")
     return new
+
+
+def _spoken(config: TemplateSettings) -> dict[str, Any]:
+    return {**settings_of(TemplateSettings, config), "chat_template": config.template_mark}
 
 
 def pair_prompt(entry: Mapping[str, Any]) -> str | None:

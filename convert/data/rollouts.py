@@ -118,7 +118,7 @@ def settings(config: RolloutConfig, base: str | os.PathLike[str]) -> dict[str, A
     """What the texts depend on."""
     free = ("samples", "slots")
     kept = {name: value for name, value in settings_of(RolloutConfig, config).items() if name not in free}
-    return {**kept, "base": file_mark(base)}
+    return {**kept, "chat_template": config.template_mark, "base": file_mark(base)}
 
 
 def collect(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..config import ChatSettings, Setup, SiaConfig
+from ..config import ChatSettings, Setup, SiaConfig, TemplateSettings
 from ..errors import ConfigError
 from ..evaluation.arms import ONE_OF, USUAL_RATE, Arm, Comparison
 from ..evaluation.plan import USUAL, Plan
@@ -191,6 +191,7 @@ def _settings(options: dict[str, Any], request: Request) -> dict[str, Any]:
         # What was learnt later is left out where it is as usual, so that older folders go on.
         "config": {name: x for name, x in config.items() if name not in by_arm and (name, x) != ("steer", "all")},
         **{f.name: options[f.name] for f in fields(ChatSettings) if options.get(f.name)},
+        **({"chat_template": TemplateSettings(name).template_mark} if (name := options["chat_template"]) else {}),
         **{name: value for name, value in asked.items() if name in stated or value != usual[name]},
         "kv_type": options["kv_type"],
         "kv_type_k": options["type_k"],
