@@ -166,6 +166,20 @@ def test_the_command_makes_a_file_that_steers_as_both_do(make_gguf: Make, tmp_pa
                     kept.append(float(np.std(qhead(hidden, rows[step.candidates.ids]))))
     of_a, of_b, of_both = np.mean(found, axis=1)
     assert file.spread == pytest.approx(of_both / (0.75 * of_a / 0.5 + 0.25 * of_b / 2.0), rel=5e-3)
+    assert "4 of 4 texts, 32 junctions" in done.stderr
+
+
+def test_prompts_that_do_not_fit_are_left_out_and_counted(make_gguf: Make, tmp_path: Path) -> None:
+    prompts = tmp_path / "p.txt"
+    few = ["--texts", "4", "--max-tokens", "8", "--threshold", "0", "--threads", "1", "--ctx", "64"]
+    asked = ["average", *heads(make_gguf, tmp_path), "-o", tmp_path / "c.gguf", "-m", make_gguf("base")]
+    for words, code, said in (
+        (f"hello\n{'a dog ' * 64}", 0, "4 of 4 texts (2 left out: their prompts do not fit the context), 16 junctions"),
+        ("a dog " * 64, 2, "tokens, the context holds 64; shorten the prompt or raise the context length (--ctx)"),
+    ):
+        prompts.write_text(words)
+        done = CliRunner().invoke(main, [*map(str, asked), "--prompts", str(prompts), *few])
+        assert done.exit_code == code and said in done.stderr, done.output
 
 
 @pytest.mark.parametrize(

@@ -100,6 +100,25 @@ def test_an_interrupted_collection_goes_on(base_gguf: Path, value_gguf: Path, tm
             collect(sia, PROMPTS, halves, replace(CONFIG, k=5), {})
 
 
+def test_prompts_that_do_not_fit_are_left_out_and_counted(base_gguf: Path, value_gguf: Path, tmp_path: Path) -> None:
+    """The other texts are those that are written without them; a second run says the same."""
+    long, said = "a dog " * 64, list[Progress]()
+    with SIA.load(base_gguf, value_gguf, hidden_states=True, max_candidates=6, setup=EXACT, n_ctx=64) as sia:
+        collect(sia, PROMPTS, tmp_path / "all", CONFIG, {})
+        collect(sia, [*PROMPTS[:3], long], tmp_path / "some", CONFIG, {}, said.append)
+        assert [p.left_out for p in said] == [0, 0, 0, 1, 1, 1]  # those behind it do not wait
+        whole, some = (read_junctions(tmp_path / name)[0] for name in ("all", "some"))
+        np.testing.assert_array_equal(some.values, whole.values[whole.prompts != 3])
+        assert set(whole.prompts.tolist()) == {0, 1, 2, 3} and str(said[-1]).startswith(
+            f"6 of 6 texts (1 left out: their prompts do not fit the context), {len(some)} junctions"
+        )
+        collect(sia, [*PROMPTS[:3], long], tmp_path / "some", CONFIG, {}, said.append)
+        assert (len(said), said[-1].left_out) == (7, 1)
+        for _ in range(2):
+            with pytest.raises(ContextFullError, match=r"the prompt is \d+ tokens, the context holds 64; shorten"):
+                collect(sia, [long], tmp_path / "none", CONFIG, {})
+
+
 @pytest.mark.parametrize("kind", ["one", "several", "guides"])
 def test_a_teacher_trained_anew_is_another(make_gguf: Callable[..., Path], tmp_path: Path, kind: str) -> None:
     """Though its file has the name and the size of the one before."""

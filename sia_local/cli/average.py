@@ -52,11 +52,9 @@ def average(**options: Any) -> None:
     values = [spec for spec in parse_specs(paths) if isinstance(spec, ValuePath)]
     prompts = read_prompts(options["prompts"] or training_prompts(options, base))
     setup, line = setup_from(options, base, usual=WRITING), Line(every=10.0)
-
-    def tell(done: int, of: int) -> None:
-        line.show(f"{done} of {of} texts", done == of)
-
     config = fill(_USUAL, options)
-    file = average_files(base, values, options["out"], prompts, config, setup, tell)
+    file = average_files(
+        base, values, options["out"], prompts, config, setup, lambda p: line.show(str(p), p.texts == p.of)
+    )
     size = file.path.stat().st_size / 1e6
     click.echo(f"{file.path}: {file.meta.average}, {size:.1f} MB, spread {file.spread:.4g}")

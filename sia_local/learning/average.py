@@ -17,7 +17,7 @@ from ..llama.embeddings import EmbeddingRows
 from ..values.qhead import Bilinear, Float32, Joint, QHead, Sum, Term
 from ..values.qhead_file import QHeadFile, QHeadMeta, write_qhead
 from ..values.sources import ValuePath, read_value_file
-from .collect import CollectConfig, Collector, Wanted
+from .collect import CollectConfig, Collected, Collector, Progress, Tally, Wanted
 from .fit import Rows, predict
 from .junctions import Junctions, concatenate
 from .report import spread
@@ -30,13 +30,13 @@ def average_files(
     prompts: Sequence[str],
     config: CollectConfig,
     setup: Setup,
-    on_text: Callable[[int, int], None] = lambda done, of: None,
+    on_text: Callable[[Progress], None] = lambda _: None,
 ) -> QHeadFile:
     """Writes the average of the Q-heads `values` of `base` to `out`, no bit of their weights lost.
 
     The spread is measured where the base hesitates in `config.texts` texts, every other one steered, as `learn`
-    collects them. Raises IncompatibleError and ConfigError as `joined` and SIA.load do, and DataError where there was
-    no junction.
+    collects them. Raises IncompatibleError and ConfigError as `joined` and SIA.load do, DataError where there was no
+    junction, and ContextFullError when no prompt fits.
     """
     files = [_qhead_file(spec) for spec in values]
     weights = [1.0 if spec.weight is None else spec.weight for spec in values]
@@ -61,14 +61,17 @@ def _qhead_file(spec: ValuePath) -> QHeadFile:
 
 
 def _junctions(
-    sia: SIA, prompts: Sequence[str], config: CollectConfig, on_text: Callable[[int, int], None]
+    sia: SIA, prompts: Sequence[str], config: CollectConfig, on_text: Callable[[Progress], None]
 ) -> Junctions:
     numbers = [text % len(prompts) for text in range(config.texts)]
     wanted = [Wanted(text, number, prompts[number]) for text, number in enumerate(numbers)]
-    found = []
-    for done, (_, text) in enumerate(Collector(sia, config, owns=False, taken=False).run(wanted), 1):
-        found += [] if text.junctions is None else [text.junctions]
-        on_text(done, config.texts)
+    found, tally = [], Tally(config.texts)
+    for _, text in Collector(sia, config, owns=False, taken=False).run(wanted, tally.part):
+        if isinstance(text, Collected) and text.junctions is not None:
+            found.append(text.junctions)
+        on_text(tally.add(text))
+    if len(tally.too_long) == config.texts:
+        raise tally.too_long[0]
     if not found:
         raise DataError(
             f"none of the {config.texts} texts has a token of {config.threshold:g} nats; ask for more texts, or lower "

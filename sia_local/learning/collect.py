@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..config import Setup, SiaConfig
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, ContextFullError, DataError
 from ..generation.decode import Job
 from ..generation.sia import SIA
 from ..progress import Pace, left
@@ -49,15 +49,18 @@ class CollectConfig:
 
 @dataclass(frozen=True)
 class Progress:
-    """left: seconds, None while nothing can be said."""
+    """texts: written, or left out, since their prompts do not fit the context. left: seconds, None while nothing can be
+    said."""
 
     texts: int
     of: int
     junctions: int
     left: float | None
+    left_out: int = 0
 
     def __str__(self) -> str:
-        return f"{self.texts} of {self.of} texts, {self.junctions} junctions, {left(self.left)}"
+        out = f" ({self.left_out} left out: their prompts do not fit the context)" if self.left_out else ""
+        return f"{self.texts} of {self.of} texts{out}, {self.junctions} junctions, {left(self.left)}"
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,25 @@ class Collected:
     steps: int
 
 
+class Tally:
+    """Counts texts as they come. done: how many of `of` came before, together: workers; see Pace."""
+
+    def __init__(self, of: int, done: int = 0, together: int = 1):
+        self._pace, self._junctions = Pace(of, done, together), 0
+        self.part = self._pace.part
+        self.too_long: list[ContextFullError] = []
+
+    def add(self, made: Collected | ContextFullError) -> Progress:
+        pace = self._pace
+        if isinstance(made, ContextFullError):
+            self.too_long.append(made)
+            pace.skip()
+        else:
+            self._junctions += 0 if made.junctions is None else len(made.junctions)
+            pace.item(parts=made.steps)
+        return Progress(pace.done, pace.total, self._junctions, pace.left(), len(self.too_long))
+
+
 def collect(
     sia: SIA,
     prompts: Sequence[str],
@@ -93,7 +115,7 @@ def collect(
 
 
 def gather(
-    pool: Pool[Wanted, Collected],
+    pool: Pool[Wanted, Collected | ContextFullError],
     prompts: Sequence[str],
     folder: Path,
     config: CollectConfig,
@@ -103,8 +125,9 @@ def gather(
 ) -> None:
     """Fills `folder` with the junctions of `config.texts` texts; a second call goes on where the first was stopped.
 
-    pool: of Collectors. settings: what else the junctions depend on, such as the teacher's file. Raises ConfigError for
-    a folder begun with other settings, unless `anew` empties it.
+    pool: of Collectors. settings: what else the junctions depend on, such as the teacher's file. Texts whose prompts do
+    not fit the context are left out. Raises ConfigError for a folder begun with other settings, unless `anew` empties
+    it, and ContextFullError when no prompt fits.
     """
     if not prompts:
         raise DataError("there are no prompts to write texts for; give a file with one prompt a line")
@@ -113,24 +136,27 @@ def gather(
     fixed = {name: value for name, value in vars(config).items() if name != "texts"}
     with JunctionWriter(folder, {**settings, **fixed, "prompts": digest}, anew=anew) as out:
         waiting = [text for text in range(config.texts) if text not in out.finished]
-        found, next_text = 0, 0
-        pace = Pace(config.texts, config.texts - len(waiting), pool.size)
-        ready: dict[int, Collected] = {}
+        next_text, tally = 0, Tally(config.texts, config.texts - len(waiting), pool.size)
+        ready: dict[int, Collected | ContextFullError] = {}
+
+        def store(place: int) -> None:
+            if isinstance(made := ready.pop(place), Collected):
+                out.add(waiting[place], made.junctions, made.taken)
+
         try:
             wanted = [Wanted(text, text % len(prompts), prompts[text % len(prompts)]) for text in waiting]
-            for place, made in pool.map(wanted, pace.part):
+            for place, made in pool.map(wanted, tally.part):
                 # In the order of the texts, not as they were finished: what is learned depends on it.
                 ready[place] = made
                 while next_text in ready:
-                    text = ready.pop(next_text)
-                    out.add(waiting[next_text], text.junctions, text.taken)
+                    store(next_text)
                     next_text += 1
-                found += 0 if made.junctions is None else len(made.junctions)
-                pace.item(parts=made.steps)
-                progress(Progress(pace.done, config.texts, found, pace.left()))
+                progress(tally.add(made))
         finally:
             for place in sorted(ready):
-                out.add(waiting[place], ready[place].junctions, ready[place].taken)
+                store(place)
+        if tally.too_long and not out.finished:
+            raise tally.too_long[0]
 
 
 class Collector:
@@ -150,21 +176,31 @@ class Collector:
         if self._owns:
             self.sia.close()
 
-    def run(self, items: Iterable[Wanted], tick: Callable[[], None] = silent) -> Iterator[tuple[int, Collected]]:
+    def run(
+        self, items: Iterable[Wanted], tick: Callable[[], None] = silent
+    ) -> Iterator[tuple[int, Collected | ContextFullError]]:
         sia, config = self.sia, self.config
         read: dict[int, tuple[Wanted, Prompt]] = {}
+        too_long: list[tuple[int, ContextFullError]] = []
 
         def jobs() -> Iterator[Job]:
             for place, one in enumerate(items):
                 seed = text_seed(config.seed, str(one.text), 0)
                 asked = {"max_tokens": config.max_tokens, "seed": seed, "trace": True}
-                job = sia.job(one.prompt, config.steering(one.text), id=place, **asked)
+                try:
+                    job = sia.job(one.prompt, config.steering(one.text), id=place, **asked)
+                except ContextFullError as error:
+                    too_long.append((place, error))
+                    continue
                 read[place] = one, job.prompt
                 yield job
 
         kept: dict[int, list[Step]] = {}
         for step in sia.run(jobs()):
             tick()
+            # At once: the texts behind it wait for it before they are stored.
+            while too_long:
+                yield too_long.pop()
             kept.setdefault(step.job, []).append(step)
             if step.finish:
                 (one, prompt), steps = read.pop(step.job), kept.pop(step.job)
@@ -172,6 +208,7 @@ class Collector:
                 junctions = _junctions(hidden, steps, one.number, config.k)
                 taken = _transitions(sia, hidden, prompt, steps, one.number) if self._taken else None
                 yield step.job, Collected(junctions, taken, len(steps))
+        yield from too_long
 
 
 def hidden_states(sia: SIA, prompt: Prompt, tokens: Sequence[int]) -> Float32:
