@@ -303,7 +303,8 @@ class Chain:
             )  # fmt: skip
 
         settings = {
-            **dataclasses.asdict(section.collecting),
+            "texts": section.texts,
+            **section.collecting.decisive,
             "fit": dataclasses.asdict(section.fit),
             **plan.rollouts.unusual,
         }
@@ -322,4 +323,6 @@ class Chain:
             self.echo(calibrate_file(self.base, value, prompts, section, plan.rollouts, reward, out, plan.machine))
 
         settings = {**dataclasses.asdict(section), **plan.rollouts.unusual}
+        if plan.rollouts.raw:
+            settings["raw"] = True
         return [Step("calibrate", run, settings, (value, self.base, prompts), (out,))]

@@ -111,7 +111,8 @@ class VerifySection:
 
 @dataclass(frozen=True, kw_only=True)
 class DistillSection(CollectConfig):
-    """A Q-head that stands in for the finished value model. prompts: those of the rollouts where none are named."""
+    """A Q-head that stands in for the finished value model. prompts, raw: as the rollouts have them where none are
+    named."""
 
     out: Path
     prompts: Path | None = None

@@ -70,6 +70,7 @@ def _plan(tables: dict[str, Any], at: Callable[[str], Path]) -> Plan:
     if pretrain is not None and "hf" in base:
         maker = find_maker("pretrain", "base.pretrain", pretrain, at, at(str(base["hf"])))
     rollouts = take(RolloutSection, "rollouts", _placed(tables["rollouts"], at))
+    distill = {"raw": rollouts.raw, **tables.get("distill", {})}
     machine = take(Machine, "top", {key: tables[key] for key in ("threads", "gpu_layers") if key in tables})
     return Plan(
         folder=at("."),
@@ -81,7 +82,7 @@ def _plan(tables: dict[str, Any], at: Callable[[str], Path]) -> Plan:
         export=take(ExportSection, "export", tables["export"]),
         verify=_verify(tables.get("verify", {}), rollouts, at),
         steered=tuple(take(SteeredSection, "steered", t) for t in rounds),
-        distill=take(DistillSection, "distill", tables["distill"]) if "distill" in tables else None,
+        distill=take(DistillSection, "distill", distill) if "distill" in tables else None,
         calibrate=take(CalibrateSection, "calibrate", tables["calibrate"]) if "calibrate" in tables else None,
         machine=machine,
     )

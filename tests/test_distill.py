@@ -100,6 +100,21 @@ def test_an_interrupted_collection_goes_on(base_gguf: Path, value_gguf: Path, tm
             collect(sia, PROMPTS, halves, replace(CONFIG, k=5), {})
 
 
+def test_prompts_are_continued_as_plain_text_where_that_is_asked_for(
+    base_gguf: Path, value_gguf: Path, tmp_path: Path
+) -> None:
+    with SIA.load(base_gguf, value_gguf, hidden_states=True, max_candidates=6, setup=EXACT) as sia:
+        for raw in (False, True):
+            config = replace(CONFIG, texts=1, max_tokens=1, raw=raw)
+            collect(sia, PROMPTS, tmp_path / str(raw), config, {})
+            junctions, settings = read_junctions(tmp_path / str(raw))
+            assert settings.get("raw") == (raw or None)
+            *_, rows = sia.engine.trail(0, [], list(sia.prompt(PROMPTS[0], raw).tokens), hidden=True)
+            np.testing.assert_allclose(junctions.hidden, rows[-1:], atol=5e-3)
+        with pytest.raises(ConfigError, match="was begun with raw = None, now it is True"):
+            collect(sia, PROMPTS, tmp_path / "False", config, {})
+
+
 def test_prompts_that_do_not_fit_are_left_out_and_counted(base_gguf: Path, value_gguf: Path, tmp_path: Path) -> None:
     """The other texts are those that are written without them; a second run says the same."""
     long, said = "a dog " * 64, list[Progress]()

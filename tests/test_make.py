@@ -14,9 +14,11 @@ from typing import Any
 import pytest
 
 from sia_local.errors import ConfigError, DataError, SiaError
+from sia_local.evaluation.plan import Task
 from sia_local.evaluation.profile import Profile
 from sia_local.files import alone
 from sia_local.learning.junctions import read_settings
+from sia_local.llama.model import Model
 from sia_local.values.qhead_file import QHeadFile
 
 pytest.importorskip("torch")
@@ -25,11 +27,15 @@ pytest.importorskip("transformers")
 import tiny
 from click.testing import CliRunner
 from sia_convert.cli import main
+from sia_convert.data.calibrate import calibrate_file
+from sia_convert.data.rollouts import RolloutConfig
 from sia_convert.data.trajectories import read_trajectories
 from sia_convert.demo.corpus import COLLECTIONS
 from sia_convert.formats.checkpoint import ValueCheckpoint
 from sia_convert.make import Chain, make
+from sia_convert.plan import CalibrateSection
 from sia_convert.reading import read_plan
+from sia_convert.settings import Machine
 from sia_convert.steps import State, Step, run_steps
 from sia_convert.steps import preview as tell
 
@@ -471,3 +477,44 @@ def test_a_plan_is_checked_whole_before_its_first_step(plan: Path, text: str) ->
     with pytest.raises(SiaError, match=WRONG[text]):
         make(plan, change, echo=lines.append)
     assert not lines and not (plan.parent / "never").exists()
+
+
+def decisive(plan: Path, text: str) -> dict[str, Any]:
+    """What the steps behind the value model are made with."""
+    change = plan.with_name("decisive.toml")
+    change.write_text(f"{text}\n[calibrate]\n")
+    return {step.name: step.settings for step in Chain(read_plan(plan, change)).steps()[-2:]}
+
+
+def test_what_follows_the_value_model_reads_prompts_as_its_rollouts_do(
+    plan: Path, base_gguf: Path, value_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Plain text stays plain: a key of both steps, and what their requests say."""
+    out = "[distill]\nout = 'q.gguf'"
+    for text, raw in (
+        (out, (False, False)),
+        (f"[rollouts]\nraw = true\n{out}", (True, True)),
+        (f"[rollouts]\nraw = true\n{out}\nraw = false", (False, True)),
+    ):
+        made = decisive(plan, text)
+        assert [made[name].get("raw", False) for name in ("distill", "calibrate")] == list(raw)
+        assert all(raw) or "raw" not in made["distill"]
+        found = read_plan(plan, plan.with_name("decisive.toml"))
+        assert found.distill is not None and found.distill.collecting.raw == raw[0]
+    given: list[Task] = []
+
+    def calibrate(sia: Any, task: Task, reward: Any) -> Profile:
+        given.append(task)
+        return Profile(chose="so")
+
+    monkeypatch.setattr("sia_convert.data.calibrate.calibrate", calibrate)
+    prompts = tmp_path / "p.txt"
+    prompts.write_text("hello\n" + "a dog " * 9)
+    with Model(base_gguf, vocab_only=True) as model:
+        n_ctx = len(model.tokenize("a dog " * 9)) + 1  # holds it as it stands, but not in a template
+    for raw_, fit in ((False, 1), (True, 2)):
+        sampled = RolloutConfig(n_ctx=n_ctx, raw=raw_)
+        calibrate_file(
+            base_gguf, value_gguf, prompts, CalibrateSection(k=6), sampled, None, tmp_path / "o.toml", Machine(1)
+        )
+        assert given[-1].request.raw == raw_ and len(given[-1].prompts) == fit

@@ -37,7 +37,7 @@ def calibrate_file(
     Prompts that do not fit its context are left out, as they were there, and counted on stderr. Raises ConfigError for
     a goal that cannot be reached, NumericError for values that do not differ and ContextFullError when no prompt fits.
     """
-    request = Request("", SiaConfig(k=config.k), max_tokens=config.max_tokens, seed=config.seed)
+    request = Request("", SiaConfig(k=config.k), max_tokens=config.max_tokens, seed=config.seed, raw=sampled.raw)
     items = read_prompt_items(prompts)[: config.limit]
     with SIA.load(
         base,
@@ -49,18 +49,18 @@ def calibrate_file(
         max_candidates=config.k,
         **settings_of(ChatSettings, sampled),
     ) as sia:
-        task = Task(prompts=_fitting(sia, items), request=request, **settings_of(Goal, config))
+        task = Task(prompts=_fitting(sia, items, sampled.raw), request=request, **settings_of(Goal, config))
         profile = calibrate(sia, task, load_reward(reward) if reward is not None else None)
     profile = dataclasses.replace(profile, model=base.name, value=value.name)
     profile.write(out)
     return str(profile.chose)
 
 
-def _fitting(sia: SIA, items: Sequence[PromptItem]) -> list[PromptItem]:
+def _fitting(sia: SIA, items: Sequence[PromptItem], raw: bool) -> list[PromptItem]:
     kept, too_long = [], []
     for item in items:
         try:
-            sia.prompt(item.text)
+            sia.prompt(item.text, raw)
             kept.append(item)
         except ContextFullError as error:
             too_long.append(error)

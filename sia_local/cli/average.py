@@ -27,7 +27,7 @@ _USUAL = CollectConfig(texts=16)
 )
 @options_for(
     _USUAL,
-    names=("texts", "max_tokens", "k", "threshold", "seed"),
+    names=("texts", "max_tokens", "k", "threshold", "seed", "raw"),
     overrides={
         "texts": {"help": "Texts that the base writes; every other one is steered."},
         "k": {"help": "Candidates at a junction."},

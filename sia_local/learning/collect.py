@@ -27,7 +27,8 @@ from .junctions import Float32, Junctions, JunctionWriter, Transitions
 @dataclass(frozen=True)
 class CollectConfig:
     """k: candidates the teacher scores. threshold: top-k entropy, nats, from which on it is asked. texts: how many, the
-    prompts in turn; every other one is steered at beta, in the teacher's spreads. max_tokens: of a text."""
+    prompts in turn; every other one is steered at beta, in the teacher's spreads. max_tokens: of a text. raw: prompts
+    are plain text to continue."""
 
     k: int = field(default=10, metadata={"help": "Candidates the teacher scores at a junction."})
     threshold: float = field(default=0.7, metadata={"help": "Ask the teacher from this entropy on, nats."})
@@ -35,11 +36,17 @@ class CollectConfig:
     max_tokens: int = field(default=64, metadata={"help": "Tokens of a text."})
     beta: float = field(default=2.0, metadata={"help": "Strength in the steered half, in the teacher's spreads."})
     seed: int = field(default=0, metadata={"help": "The same gives the same texts."})
+    raw: bool = field(default=False, metadata={"help": "Continue prompts as plain text, without the chat template."})
 
     def __post_init__(self) -> None:
         for name, least in (("k", 2), ("texts", 1), ("max_tokens", 1), ("seed", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected {least} or more")
+
+    @property
+    def decisive(self) -> dict[str, Any]:
+        """What the junctions of a text depend on, by name; not how many texts there are. `raw` where it is set."""
+        return {name: value for name, value in vars(self).items() if name != "texts" and (name != "raw" or value)}
 
     def steering(self, text: int) -> SiaConfig:
         """A text's configuration: the teacher is asked at every junction, and steers in every other text."""
@@ -133,8 +140,7 @@ def gather(
         raise DataError("there are no prompts to write texts for; give a file with one prompt a line")
     digest = hashlib.sha256("\n".join(prompts).encode()).hexdigest()[:16]
     # More texts may be asked for later; everything else must stay.
-    fixed = {name: value for name, value in vars(config).items() if name != "texts"}
-    with JunctionWriter(folder, {**settings, **fixed, "prompts": digest}, anew=anew) as out:
+    with JunctionWriter(folder, {**settings, **config.decisive, "prompts": digest}, anew=anew) as out:
         waiting = [text for text in range(config.texts) if text not in out.finished]
         next_text, tally = 0, Tally(config.texts, config.texts - len(waiting), pool.size)
         ready: dict[int, Collected | ContextFullError] = {}
@@ -186,7 +192,7 @@ class Collector:
         def jobs() -> Iterator[Job]:
             for place, one in enumerate(items):
                 seed = text_seed(config.seed, str(one.text), 0)
-                asked = {"max_tokens": config.max_tokens, "seed": seed, "trace": True}
+                asked = {"max_tokens": config.max_tokens, "seed": seed, "trace": True, "raw": config.raw}
                 try:
                     job = sia.job(one.prompt, config.steering(one.text), id=place, **asked)
                 except ContextFullError as error:
