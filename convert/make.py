@@ -172,8 +172,7 @@ class Chain:
             executor = executor_for(self.ray)
             score_files([at.rollouts], at.scored, self.plan.reward_spec, self.plan.reward.batch, None, executor)
 
-        path = self.plan.reward_path
-        inputs = (at.rollouts,) if path is None else (at.rollouts, path)
+        inputs = (at.rollouts, *self.plan.reward_files)
         return Step(f"score{at.suffix}", run, self.plan.reward.source, inputs, (at.scored,), (at.scored,))
 
     def _backbone(self) -> tuple[Path, list[Step]]:
@@ -325,4 +324,5 @@ class Chain:
         settings = {**dataclasses.asdict(section), **plan.rollouts.unusual}
         if plan.rollouts.raw:
             settings["raw"] = True
-        return [Step("calibrate", run, settings, (value, self.base, prompts), (out,))]
+        inputs = (value, self.base, prompts, *(plan.reward_files if section.weigh else ()))
+        return [Step("calibrate", run, settings, inputs, (out,))]

@@ -9,8 +9,10 @@ from typing import Any
 from sia_local.config import setting
 from sia_local.errors import ConfigError, DataError
 from sia_local.evaluation.plan import Goal
+from sia_local.files import at_home
 from sia_local.learning.collect import CollectConfig
 from sia_local.learning.fit import FitConfig
+from sia_local.rewards.load import check_reward_name, is_function, module_file
 from sia_local.tables import check, exists, is_hub
 
 from .data.rollouts import RolloutConfig, Steering
@@ -181,9 +183,20 @@ class Plan:
 
     @property
     def reward_path(self) -> Path | None:
-        """The folder or file beside the plan that the reward names."""
-        argument = self.reward.source.partition(":")[2]
-        return (self.folder / argument).resolve() if argument.startswith((".", "/")) else None
+        """The folder or file that the reward names, beside the plan if it is there."""
+        kind, _, argument = self.reward.source.partition(":")
+        if not argument or kind == "url" or is_function(self.reward.source):
+            return None
+        beside, here = ((folder / at_home(argument)).resolve() for folder in (self.folder, Path()))
+        if argument.startswith((".", "/", "~")) or beside.exists():
+            return beside
+        return here if here.exists() else None
+
+    @property
+    def reward_files(self) -> tuple[Path, ...]:
+        """What decides what the reward says: that path, or the file of its module."""
+        found = self.reward_path or module_file(self.reward.source)
+        return () if found is None else (found,)
 
     @property
     def reward_spec(self) -> str:
@@ -279,8 +292,6 @@ class Plan:
                     "weigh = false in [calibrate]"
                 )
             return
-        from sia_local.rewards.load import check_reward_name
-
         check_reward_name(self.reward_spec)
 
     def _check_export(self) -> None:

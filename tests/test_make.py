@@ -310,6 +310,36 @@ def test_a_chat_template_lies_beside_the_plan_and_decides_by_what_it_holds(plan:
 
 
 @pytest.mark.usefixtures("first_run")
+def test_what_a_reward_says_is_read_off_its_file(plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    change, module = plan.with_name("rewarded.toml"), tmp_path / "some_reward.py"
+    monkeypatch.chdir(tmp_path)
+    module.write_text("def good(prompts, responses): return [float(len(r)) for r in responses]")
+    plan.with_name("beside.npz").write_bytes(b"1")
+    plan.with_name("models").mkdir()
+    shutil.copytree(plan.parent / "reward", plan.parent / "models/rm")
+    for source, file in (
+        ("some_reward:good", module),
+        ("polarity:beside.npz", plan.with_name("beside.npz")),
+        ("hf:models/rm", plan.parent / "models/rm/config.json"),
+        ("hf:./reward", plan.parent / "reward/config.json"),
+    ):
+        change.write_text(f"[reward]\nsource = '{source}'\n[calibrate]\n")
+        before, kept = keys(plan, change), file.read_bytes()
+        file.write_bytes(kept + b" ")
+        assert differing(before, keys(plan, change)) == ["score", "calibrate"]
+        file.write_bytes(kept)
+    found = read_plan(plan, change)
+    assert found.reward_spec == f"hf:{plan.parent / 'reward'}"
+    change.write_text("[reward]\nsource = 'hf:models/rm'\n")
+    found = read_plan(plan, change)
+    assert (found.reward_spec, found.reward_name) == (f"hf:{plan.parent / 'models/rm'}", "hf:rm")
+    for source in ("hf:owner/name", "vader", "polarity", "url:http://localhost/predict"):
+        change.write_text(f"[reward]\nsource = '{source}'\n")
+        found = read_plan(plan, change)
+        assert (found.reward_spec, found.reward_files) == (source, ())
+
+
+@pytest.mark.usefixtures("first_run")
 def test_the_threads_of_a_plan_are_those_of_each_process(plan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[dict[str, Any]] = []
     monkeypatch.setattr("sia_convert.train.launch.launch", lambda *_, **more: told.append(more))

@@ -4,6 +4,7 @@ import dataclasses
 import gzip
 import json
 import lzma
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from sia_local.errors import ConfigError, ContextFullError, DataError, NumericError
+from sia_local.rewards.judge import shipped_judge
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -275,6 +277,24 @@ def test_a_function_scores_in_batches_and_continues(sampled: Path, tmp_path: Pat
     out.write_bytes(b"".join(lines[:7]) + lines[7][:9])
     assert score_files([sampled], out, spec, batch=4) == 3
     assert calls == [4, 4, 2, 3] and out.read_bytes() == b"".join(lines)
+
+
+def test_an_edited_function_or_model_does_not_go_on_with_what_it_scored_before(
+    sampled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    module, out = tmp_path / "my_reward.py", tmp_path / "out.jsonl"
+    module.write_text("def long(prompts, responses): return [float(len(r)) for r in responses]")
+    assert (score_files([sampled], out, "my_reward:long"), score_files([sampled], out, "my_reward:long")) == (10, 0)
+    module.write_text("def long(prompts, responses): return [-float(len(r)) for r in responses]")
+    with pytest.raises(DataError, match="made with reward_files"):
+        score_files([sampled], out, "my_reward:long")
+    # What a folder holds decides, not where it lies.
+    judge = shutil.copy(shipped_judge(), tmp_path / "judge.npz")
+    scored = tmp_path / "judged.jsonl"
+    score_files([sampled], scored, f"polarity:{judge}")
+    (tmp_path / "moved").mkdir()
+    assert score_files([sampled], scored, f"polarity:{shutil.move(judge, tmp_path / 'moved')}") == 0
 
 
 def test_a_reward_model_reads_its_chat_template(sampled: Path, tmp_path: Path) -> None:

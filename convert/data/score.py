@@ -8,14 +8,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from pathlib import Path
 
 from sia_local.config import setting
 from sia_local.errors import ConfigError, DataError
 from sia_local.progress import Progress
-from sia_local.rewards.load import Reward, load_reward
+from sia_local.rewards.load import Reward, is_function, load_reward, module_file
 from sia_local.workers import Executor, Here, silent
 
-from ..provenance import path_mark
+from ..provenance import file_mark, path_mark
 from .outputs import Appender
 from .trajectories import Shard, Trajectory, check_rewards, read_trajectories
 
@@ -66,9 +67,14 @@ def score_files(
 
 
 def reward_settings(spec: str) -> dict[str, str]:
-    """What an output with rewards depends on: the reward's name, and the mark of the file or folder in it."""
-    mark = path_mark(spec.partition(":")[2])
-    return {"reward": spec, **({"reward_files": mark} if mark else {})}
+    """What an output with rewards depends on: the reward's name, and the mark of the file or folder in it, wherever
+    that lies, or of its module."""
+    if is_function(spec):
+        module = module_file(spec)
+        return {"reward": spec, **({"reward_files": file_mark(module)} if module else {})}
+    kind, _, argument = spec.partition(":")
+    mark = path_mark(argument)
+    return {"reward": f"{kind}:{Path(argument).resolve().name}", "reward_files": mark} if mark else {"reward": spec}
 
 
 class Scorer:

@@ -7,6 +7,7 @@ Nothing here imports torch. Rewards that need it register a loader in the entry-
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -99,9 +100,8 @@ def load_reward(spec: str) -> Reward:
     if spec == "data":
         return FunctionReward("data", _from_data)
     if ":" in spec:
-        for entry in metadata.entry_points(group=ENTRY_POINT_GROUP):
-            if entry.name == prefix:
-                return _from_entry_point(entry, argument, spec)
+        if (entry := _registered(prefix)) is not None:
+            return _from_entry_point(entry, argument, spec)
         if prefix and argument:
             return _from_module(prefix, argument, spec)
     known = sorted({entry.name for entry in metadata.entry_points(group=ENTRY_POINT_GROUP)})
@@ -114,8 +114,27 @@ def load_reward(spec: str) -> Reward:
 def check_reward_name(spec: str) -> None:
     """ConfigError where `load_reward` would raise one, without loading the model that a registered loader takes."""
     prefix, _, argument = spec.partition(":")
-    if not (argument and any(entry.name == prefix for entry in metadata.entry_points(group=ENTRY_POINT_GROUP))):
+    if not (argument and _registered(prefix)):
         load_reward(spec)
+
+
+def is_function(spec: str) -> bool:
+    """Whether it is spelled as a function of a module, `package.module:name`."""
+    prefix, _, argument = spec.partition(":")
+    return bool(prefix and argument) and prefix not in ("polarity", "url") and _registered(prefix) is None
+
+
+def module_file(spec: str) -> Path | None:
+    """The file of the module whose function `spec` names; None for any other reward, or where there is no such file.
+    What the module imports is not part of it."""
+    if not is_function(spec):
+        return None
+    try:
+        with _working_directory_importable():
+            found = importlib.util.find_spec(spec.partition(":")[0])
+    except Exception:  # whatever a package above it raises; load_reward says it
+        return None
+    return Path(found.origin) if found and found.origin and Path(found.origin).is_file() else None
 
 
 def check_rewards(rewards: Sequence[Any], expected: int, name: str) -> list[float]:
@@ -139,6 +158,10 @@ def check_rewards(rewards: Sequence[Any], expected: int, name: str) -> list[floa
                 "so check what the reward does with that text"
             )
     return values
+
+
+def _registered(prefix: str) -> metadata.EntryPoint | None:
+    return next((entry for entry in metadata.entry_points(group=ENTRY_POINT_GROUP) if entry.name == prefix), None)
 
 
 def _vader() -> Reward:
