@@ -303,6 +303,7 @@ class Chain:
 
         settings = {
             "texts": section.texts,
+            "n_ctx": section.n_ctx,
             **section.collecting.decisive,
             "fit": dataclasses.asdict(section.fit),
             **plan.rollouts.unusual,
@@ -321,7 +322,7 @@ class Chain:
             reward = plan.reward_spec if section.weigh else None
             self.echo(calibrate_file(self.base, value, prompts, section, plan.rollouts, reward, out, plan.machine))
 
-        settings = {**dataclasses.asdict(section), **plan.rollouts.unusual}
+        settings = {**dataclasses.asdict(section), "n_ctx": plan.rollouts.n_ctx, **plan.rollouts.unusual}
         if plan.rollouts.raw:
             settings["raw"] = True
         inputs = (value, self.base, prompts, *(plan.reward_files if section.weigh else ()))

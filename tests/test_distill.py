@@ -15,6 +15,7 @@ from loading import EXACT, source
 
 from sia_local import SIA, BestOf, Guides, SiaConfig
 from sia_local.cli import main
+from sia_local.config import Setup
 from sia_local.errors import ConfigError, ContextFullError, DataError
 from sia_local.learning.collect import CollectConfig, Progress, collect
 from sia_local.learning.distill import distill
@@ -160,6 +161,21 @@ def test_a_teacher_trained_anew_is_another(make_gguf: Callable[..., Path], tmp_p
         run(4)
     run(4, anew=True)
     assert not np.isin(read_junctions(folder)[0].values, values).any()
+
+
+def test_what_cuts_or_moves_the_texts_is_noted(base_gguf: Path, value_gguf: Path, tmp_path: Path) -> None:
+    """Texts cut at another context, values of a coarser cache: neither goes on with what is there."""
+
+    def run(**over: Any) -> int:
+        setup, few = replace(Setup(n_ctx=128, n_threads=1), **over), FitConfig(hidden=4, epochs=1)
+        files = (base_gguf, value_gguf, PROMPTS, tmp_path / "q.gguf", tmp_path / "j")
+        return distill(*files, replace(CONFIG, texts=2), few, setup).junctions
+
+    found = run()
+    assert found == run() == 20
+    for name, other in (("n_ctx", 64), ("type_k", "f32"), ("type_v", "f32")):
+        with pytest.raises(ConfigError, match=f"j was begun with {name} = (128|None), now it is '?{other}'?; give the"):
+            run(**{name: other})
 
 
 def test_a_base_trained_anew_is_another(make_gguf: Callable[..., Path], tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ def test_shards_continue_after_an_interruption(tmp_path: Path) -> None:
             out.add(7, small())
         out.add(8, small(prompt=4))
     junctions, found = read_junctions(tmp_path)
-    assert found == {"format": "sia-junctions-2", **settings}
+    assert found == {"format": "sia-junctions-3", **settings}
     assert junctions.prompts.tolist() == [1] * 4 + [2] * 4 + [3] * 4 + [4] * 4
     assert same(junctions.take(slice(4, 8)), small(prompt=2))
     assert junctions.hidden.dtype == np.float16
@@ -76,12 +76,13 @@ def test_other_settings_empty_a_folder_that_may_be_made_anew(tmp_path: Path) -> 
     assert read_junctions(tmp_path)[1]["teacher"] == "w"
 
 
-def test_a_folder_of_an_older_version_is_read_but_not_continued(tmp_path: Path) -> None:
-    """It names models by their size, which another training leaves as it is."""
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_folder_of_an_older_version_is_read_but_not_continued(tmp_path: Path, version: int) -> None:
+    """It names models by their size, which another training leaves as it is, or does not say its context."""
     base = {"name": "b.gguf", "bytes": 5}
     with JunctionWriter(tmp_path, {"base": base}) as out:
         out.add(7, small(prompt=1))
-    (tmp_path / "settings.json").write_text(json.dumps({"format": "sia-junctions-1", "base": base}))
+    (tmp_path / "settings.json").write_text(json.dumps({"format": f"sia-junctions-{version}", "base": base}))
     assert same(read_junctions(tmp_path)[0], small(prompt=1))
     with pytest.raises(ConfigError, match=r"was begun by an older version, .*; remove it, or give another folder"):
         JunctionWriter(tmp_path, {"base": base})
@@ -95,9 +96,9 @@ def test_damaged_folders(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="not valid JSON"):
         read_junctions(tmp_path)
     (tmp_path / "settings.json").write_text(json.dumps({"format": "other"}))
-    with pytest.raises(DataError, match="not of the format sia-junctions-2"):
+    with pytest.raises(DataError, match="not of the format sia-junctions-3"):
         read_junctions(tmp_path)
-    (tmp_path / "settings.json").write_text(json.dumps({"format": "sia-junctions-2"}))
+    (tmp_path / "settings.json").write_text(json.dumps({"format": "sia-junctions-3"}))
     (tmp_path / "shard-00000.npz").write_bytes(b"PK\x03\x04 cut short")
     with pytest.raises(DataError, match=r"shard-00000\.npz: not a readable shard"):
         read_junctions(tmp_path)

@@ -519,7 +519,7 @@ def decisive(plan: Path, text: str) -> dict[str, Any]:
 def test_what_follows_the_value_model_reads_prompts_as_its_rollouts_do(
     plan: Path, base_gguf: Path, value_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Plain text stays plain: a key of both steps, and what their requests say."""
+    """Plain text stays plain: a key of both steps, and what their requests say; so is the context of each."""
     out = "[distill]\nout = 'q.gguf'"
     for text, raw in (
         (out, (False, False)),
@@ -531,6 +531,10 @@ def test_what_follows_the_value_model_reads_prompts_as_its_rollouts_do(
         assert all(raw) or "raw" not in made["distill"]
         found = read_plan(plan, plan.with_name("decisive.toml"))
         assert found.distill is not None and found.distill.collecting.raw == raw[0]
+    of_texts, usual = "[distill]\nout = 'q.gguf'\nn_ctx = 256", decisive(plan, out)
+    for text, changed in ((of_texts, "distill"), (f"[rollouts]\nn_ctx = 256\n{out}", "calibrate")):
+        made = decisive(plan, text)
+        assert [name for name in made if made[name] != usual[name]] == [changed]
     given: list[Task] = []
 
     def calibrate(sia: Any, task: Task, reward: Any) -> Profile:

@@ -67,7 +67,7 @@ def distill(
         name, reward = sia.value.name, _reward(sia.value)
         fitting = replace(fitting, level=fitting.level and sia.value.absolute)
         settings = {"base": _identity(base), "teacher": name, "teacher_files": mark or _files(teacher)}
-        settings |= setup.unusual
+        settings |= {"n_ctx": setup.n_ctx, **_loading(setup), **setup.unusual}
         if executor is None:
             collect(sia, prompts, folder, collecting, settings, on_text, anew)
     if executor is not None:
@@ -142,6 +142,13 @@ def _identity(path: str | os.PathLike[str]) -> dict[str, str]:
     with GgufMetadata(path) as meta:
         parts = [part.path for part in meta.parts]
     return {"name": Path(path).name, "sha256": " ".join(map(sha256_of, parts))}
+
+
+def _loading(setup: Setup) -> dict[str, Any]:
+    """Settings of loading that change hidden states or values, where they are not the usual ones."""
+    usual = Setup()
+    names = ("type_k", "type_v", "shortlist")
+    return {name: x for name in names if (x := getattr(setup, name)) != getattr(usual, name)}
 
 
 def _files(teacher: Specs) -> list[dict[str, Any]]:

@@ -18,9 +18,10 @@ import numpy.typing as npt
 from ..errors import ConfigError, DataError
 from ..files import alone, atomic_write, parse_json
 
-FORMAT = "sia-junctions-2"
-# Its settings name model files by name and size, which those made anew share; what it holds reads the same.
-OLDER = "sia-junctions-1"
+FORMAT = "sia-junctions-3"
+# What they hold reads the same, but their settings do not say the context that texts were cut at; the first one's name
+# model files by name and size, which those made anew share.
+OLDER = ("sia-junctions-1", "sia-junctions-2")
 Float32 = npt.NDArray[np.float32]
 Halves = npt.NDArray[np.float16] | Float32
 Int32 = npt.NDArray[np.int32]
@@ -267,7 +268,7 @@ def read_settings(folder: str | os.PathLike[str]) -> dict[str, Any]:
         raise DataError(f"{folder}: no settings.json; expected a folder of collected junctions") from error
     except ValueError as error:
         raise DataError(f"{path}: not valid JSON ({error}); collect the junctions again") from error
-    if not isinstance(settings, dict) or settings.get("format") not in (FORMAT, OLDER):
+    if not isinstance(settings, dict) or settings.get("format") not in (FORMAT, *OLDER):
         raise DataError(f"{path}: not of the format {FORMAT}; expected a folder of collected junctions")
     return settings
 
@@ -291,10 +292,10 @@ def _begin(folder: Path, settings: dict[str, Any], anew: bool) -> None:
 
 
 def _other(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) -> str:
-    if found["format"] == OLDER:
+    if found["format"] in OLDER:
         return (
-            f"{folder} was begun by an older version, which did not note what its models held, so they may be others "
-            "by now; remove it, or give another folder"
+            f"{folder} was begun by an older version, which did not note all that its junctions depend on, such as the "
+            "context, so that may be another by now; remove it, or give another folder"
         )
     key = next(key for key in sorted(wanted.keys() | found.keys()) if wanted.get(key) != found.get(key))
     return (
