@@ -107,11 +107,12 @@ def test_best_of_reads_the_level_and_says_where_there_is_none(make_gguf: Make, q
         list(made)
         assert made.result is not None and made.result.by == "value" and len(set(made.result.scores)) > 1
     no_level = make_gguf("qhead", level=False)
-    with (
-        SIA.load(make_gguf("base"), no_level, slots=2, setup=LOAD) as sia,
-        pytest.raises(ConfigError, match="choose texts by likelihood or by a reward"),
-    ):
-        list(BestOf(sia, 2).generate("hello", DENSE, max_tokens=3))
+    with SIA.load(make_gguf("base"), no_level, slots=2, setup=LOAD) as sia:
+        assert BestOf(sia, 2).by == "likelihood"
+        with pytest.raises(ConfigError, match="choose texts by likelihood or by a reward"):
+            BestOf(sia, 2, "value")
+        with pytest.raises(ConfigError, match="choose texts by likelihood or by a reward"):
+            sia.value_of(sia.prompt("hello"), [5, 6])
 
 
 def test_refusals(make_gguf: Make, qhead_gguf: Path, base_gguf: Path) -> None:
