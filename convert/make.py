@@ -67,17 +67,18 @@ class Chain:
         self.echo, self.files = echo, plan.files
         self.ray = ray or RayConfig()
         self.base = self.files.base.last if self.files.base else plan.base.gguf or Path()
+        source = plan.backbone
+        self.backbone = self.files.backbone(source) if source.suffix == ".gguf" else source
 
     def steps(self) -> list[Step]:
-        backbone, conversion = self._backbone()
         steps, scored = [*(found.step() for found in self.sets), *self._base()], list[Path]()
         value: Path | None = None
         for i, at in enumerate(self.files.rounds):
             steps += [self._texts(i, at, value), self._score(at)]
             scored.append(at.scored)
             if i == 0:
-                steps += conversion
-            steps.append(self._train(at, backbone, tuple(scored)))
+                steps += self._backbone()
+            steps.append(self._train(at, tuple(scored)))
             if i == 0:
                 unseen = self.plan.verify.unseen
                 steps.append(self._sample("unseen rollouts", self.files.unseen, unseen, None, None))
@@ -175,12 +176,11 @@ class Chain:
         inputs = (at.rollouts, *self.plan.reward_files)
         return Step(f"score{at.suffix}", run, self.plan.reward.source, inputs, (at.scored,), (at.scored,))
 
-    def _backbone(self) -> tuple[Path, list[Step]]:
-        """The folder that is trained; a GGUF is turned into one first."""
-        source = self.plan.backbone
-        if source.suffix != ".gguf":
-            return source, []
-        folder = self.files.backbone(source)
+    def _backbone(self) -> list[Step]:
+        """Makes the folder that is trained of a GGUF."""
+        source, folder = self.plan.backbone, self.backbone
+        if source == folder:
+            return []
 
         def convert() -> None:
             from .formats.gguf_to_hf import gguf_to_hf
@@ -188,9 +188,9 @@ class Chain:
             shutil.rmtree(folder, ignore_errors=True)  # of another file: the step runs only when its input changed
             gguf_to_hf(source, folder)
 
-        return folder, [Step("backbone from GGUF", convert, None, (source,), (folder / "config.json",))]
+        return [Step("backbone from GGUF", convert, None, (source,), (folder / "config.json",))]
 
-    def _train(self, at: Round, backbone: Path, data: tuple[Path, ...]) -> Step:
+    def _train(self, at: Round, data: tuple[Path, ...]) -> Step:
         plan = self.plan
 
         def run() -> None:
@@ -198,7 +198,7 @@ class Chain:
 
             config = TrainConfig(
                 **{**plan.value.recipe, "template": read_template(plan.value.template)},
-                backbone=str(backbone),
+                backbone=str(self.backbone),
                 data=tuple(map(str, data)),
                 out=str(at.value),
                 reward_name=plan.reward_name,
@@ -208,7 +208,7 @@ class Chain:
                 from .train.launch import launch
 
                 several = (plan.value.processes, plan.value.accelerate)
-                launch(config, self.files.job(at), *several, threads=plan.machine.threads)
+                launch(config, self.files.job(at), *several, threads=plan.machine.threads, anew=True)
                 return
             import torch
 
@@ -216,11 +216,11 @@ class Chain:
 
             if plan.machine.threads:
                 torch.set_num_threads(plan.machine.threads)
-            train(config)
+            train(config, anew=True)
 
         recipe = {**plan.value.recipe, "lora": dataclasses.asdict(plan.value.lora)}
         template = Path(plan.value.template)
-        inputs = (*data, backbone, *([template] if template.is_file() else []))
+        inputs = (*data, self.backbone, *([template] if template.is_file() else []))
         return Step(at.name, run, recipe, inputs, (at.value / "value.json", at.value / "training.json"), (at.state,))
 
     def _walk(self, checkpoint: Path) -> Any:
@@ -228,7 +228,7 @@ class Chain:
         from .formats.checkpoint import ValueCheckpoint
         from .proof.walk import walk
 
-        found = ValueCheckpoint.open(checkpoint)
+        found = ValueCheckpoint.open(checkpoint, self.backbone)
         return found, walk(found, self.base, [self.files.unseen], self.plan.verify.junctions, self.plan.machine)
 
     def _spread(self, name: str, at: Round) -> Step:
@@ -242,15 +242,19 @@ class Chain:
         inputs = (at.value / "training.json", self.files.unseen, self.base)
         return Step(name, run, dataclasses.asdict(self.plan.verify.junctions), inputs, (at.spread,))
 
-    def _export(self, name: str, at: Round, out: Path, config: ExportConfig) -> Step:
+    def _export(
+        self, name: str, at: Round, out: Path, config: ExportConfig, called: tuple[str, str] | None = None
+    ) -> Step:
         def run() -> None:
             from .formats.checkpoint import ValueCheckpoint
             from .formats.export import export_value
 
-            export_value(ValueCheckpoint.open(at.value), out, self.base, config)
+            found = ValueCheckpoint.open(at.value, self.backbone)
+            export_value(found.called(*called) if called else found, out, self.base, config)
 
         inputs = (at.value / "training.json", at.value / "value.json", at.spread, self.base)
-        return Step(name, run, dataclasses.asdict(config), inputs, (out,))
+        settings = {**dataclasses.asdict(config), **({"called": called} if called else {})}
+        return Step(name, run, settings, inputs, (out,))
 
     def _export_round(self, name: str, at: Round) -> Step:
         return self._export(name, at, at.gguf, ExportConfig("merged", "f32"))
@@ -276,7 +280,7 @@ class Chain:
         inputs = (files.full, *files.quantized.values(), self.base, self.files.unseen)
         return [
             self._spread("spread", at),
-            self._export("export", at, files.full, section.config),
+            self._export("export", at, files.full, section.config, (self.plan.reward_name, self.base.stem)),
             *self._quantize("value", files, section.quantize_rows),
             Step("verify", verify, asked, inputs, (self.files.report,)),
             *self._distill(files.last),

@@ -18,6 +18,8 @@ from sia_local.evaluation.plan import Task
 from sia_local.evaluation.profile import Profile
 from sia_local.files import alone
 from sia_local.learning.junctions import read_settings
+from sia_local.llama.gguf import GgufMetadata
+from sia_local.llama.keys import BASE_NAME, REWARD_NAME, VALUE_SPREAD
 from sia_local.llama.model import Model
 from sia_local.values.qhead_file import QHeadFile
 
@@ -123,6 +125,13 @@ def test_chain_ends_in_a_verified_q8_0_and_reruns_only_what_changed(plan: Path, 
 
     assert run(plan) == []
     change = plan.with_name("change.toml")
+    change.write_text("[reward]\nname = 'kind'\n")
+    told = []
+    for again in ((plan, change), (plan,)):
+        assert run(*again) == ["export", "value to Q8_0", "verify"]
+        with GgufMetadata(plan.with_name("value-Q8_0.gguf")) as meta:
+            told.append((meta.get(REWARD_NAME), meta.get(BASE_NAME), meta.get(VALUE_SPREAD)))
+    assert [name for name, *_ in told] == ["kind", "hf:reward"] and told[0][1:] == told[1][1:] and told[0][2] > 0
     change.write_text("[verify]\nalso = ['Q4_0']\n")
     assert run(plan, change) == ["verify"]
     change.write_text("[verify]\nper_trajectory = 5\n")
@@ -272,6 +281,11 @@ def test_a_base_that_is_only_a_gguf_is_its_own_backbone(plan: Path) -> None:
     rows = json.loads((plan.parent / "shipped/verify.json").read_text())["rows"]
     assert [(row["type"], row["failures"]) for row in rows] == [("F32", []), ("Q8_0", [])]
     assert run(plan, change) == []
+    (plan.parent / "shipped").rename(plan.parent / "moved")
+    change.write_text(change.read_text().replace("'shipped'", "'moved'"))
+    assert run(plan, change) == []
+    change.write_text(f"{change.read_text()}per_trajectory = 3\n")
+    assert run(plan, change) == ["spread", "export", "value to Q8_0", "verify"]
 
 
 def keys(*paths: Path) -> dict[str, str]:
@@ -346,7 +360,7 @@ def test_the_threads_of_a_plan_are_those_of_each_process(plan: Path, monkeypatch
     more = plan.with_name("several.toml")
     more.write_text("threads = 3\n[value]\nprocesses = 2\n")
     next(step for step in Chain(read_plan(plan, more)).steps() if step.name == "train").run()
-    assert told == [{"threads": 3}]
+    assert told == [{"threads": 3, "anew": True}]
 
 
 @pytest.mark.usefixtures("first_run")

@@ -157,6 +157,28 @@ def test_a_run_over_another_backbone_under_the_same_path_is_not_continued(
         train(config)
 
 
+def test_a_run_goes_on_elsewhere_and_under_other_names(
+    config: TrainConfig, make_hf: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """What is merely stored in the model decides nothing; a run of an older program is replaced where that is asked."""
+    config, moved = replace(config, epochs=1), tmp_path / "moved"
+    report, head = train(config), (Path(config.out) / "head.safetensors").read_bytes()
+    ValueCheckpoint.open(config.out).store_spread(0.5, 1, {})
+    shutil.copytree(make_hf(), moved)
+    capsys.readouterr()
+    again = train(replace(config, backbone=str(moved), reward_name="kind", base_name="other"))
+    assert "continuing at epoch 2, step 0" in capsys.readouterr().out and again["loss_curve"] == report["loss_curve"]
+    found = ValueCheckpoint.open(config.out)
+    assert (found.meta.backbone, found.meta.reward_name, found.meta.base_name) == (str(moved), "kind", "other")
+    assert found.spread() == 0.5 and (found.folder / "head.safetensors").read_bytes() == head
+    monkeypatch.setattr(loop, "LAYOUT", 99)
+    with pytest.raises(ConfigError, match="or of another version: name another output, or begin again"):
+        train(config)
+    anew = train(config, anew=True)
+    assert "continuing" not in capsys.readouterr().out and anew["loss_curve"] == report["loss_curve"]
+
+
 def test_two_processes_train_the_model_that_one_does(
     config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -160,6 +160,13 @@ class ValueCheckpoint:
             digest.update(file_mark(file).encode())
         return digest.hexdigest()
 
+    def called(self, reward_name: str, base_name: str) -> ValueCheckpoint:
+        """The same model under these names, which are part of its fingerprint: its spread is taken along."""
+        meta = dataclasses.replace(self.meta, reward_name=reward_name, base_name=base_name)
+        if meta == self.meta:
+            return self
+        return dataclasses.replace(self, meta=dataclasses.replace(meta, spread=self.spread()))
+
     def spread(self) -> float | None:
         """What `store_spread` stored for this very model, else what an older program wrote into value.json."""
         if (self.folder / SPREAD_FILE).is_file():

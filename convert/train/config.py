@@ -140,12 +140,14 @@ class TrainConfig(TrainSettings):
 
     def fingerprint(self) -> str:
         """Hash of everything that decides the result: files by content, sets of the Hub by their commit, the backbone
-        by its path and path_mark()."""
+        by its path_mark(), wherever it lies, or by its name. What is merely stored in the model is not part of it."""
         settings = dataclasses.asdict(self)
-        for name in ("out", "data", "epochs", "save_every", "patience"):
+        mark = path_mark(self.backbone)
+        free = ("out", "data", "epochs", "save_every", "patience", "reward_name", "base_name")
+        for name in (*free, *(["backbone"] if mark else [])):
             settings.pop(name)
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-        digest.update(path_mark(self.backbone).encode())
+        digest.update(mark.encode())
         for path in self.data:
             if is_hub(path):
                 digest.update(pinned(path).encode())

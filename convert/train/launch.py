@@ -23,21 +23,23 @@ def launch(
     accelerate: Path | None = None,
     restart: bool = False,
     threads: int | None = None,
+    anew: bool = False,
 ) -> None:
     """Trains `config` in several processes.
 
     They are started by `accelerate launch` as a configuration file says: the one at `accelerate`, else the one that
     `accelerate config` has left on this machine. It may name several machines, each of which is given the same command.
     Where there is neither, `processes` of this machine. job: a file for what they read. threads: CPU threads of each
-    process; without, they have one, or as many as OMP_NUM_THREADS says. Raises ConfigError for a file that is not
-    there, SiaError when training fails, and when other than `processes` were started.
+    process; without, they have one, or as many as OMP_NUM_THREADS says. restart, anew: as train() has them, the first
+    as its `resume`. Raises ConfigError for a file that is not there, SiaError when training fails, and when other than
+    `processes` were started.
     """
     if accelerate is not None and not accelerate.is_file():
         raise ConfigError(f"no file at {accelerate}: expected what `accelerate config` writes")
     with atomic_write(job) as handle:
         json.dump({"config": dataclasses.asdict(config), "processes": processes}, handle, indent=1)
     words = [sys.executable, *_starter(processes, accelerate)]
-    words += [f"{__package__}.launch", str(job), *(["--restart"] if restart else [])]
+    words += [f"{__package__}.launch", str(job), *(["--restart"] if restart else []), *(["--anew"] if anew else [])]
     more = {"OMP_NUM_THREADS": str(threads)} if threads else {}
     done = subprocess.run(words, check=False, env={**os.environ, **more})
     if done.returncode:
@@ -77,7 +79,7 @@ def main(job: str, *flags: str) -> int:
     try:
         if wanted is not None and wanted != (found := int(os.environ.get("WORLD_SIZE", "1"))):
             raise SiaError(f"{wanted} processes were asked for, {found} started: see the configuration of accelerate")
-        train(TrainConfig(**settings), resume="--restart" not in flags)
+        train(TrainConfig(**settings), "--restart" not in flags, "--anew" in flags)
     except SiaError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

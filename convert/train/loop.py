@@ -41,22 +41,23 @@ WRITTEN = (
 LAYOUT = 2
 
 
-def train(config: TrainConfig, resume: bool = True) -> dict[str, Any]:
+def train(config: TrainConfig, resume: bool = True, anew: bool = False) -> dict[str, Any]:
     """Runs to the end of training and returns the report also written to `training.json`.
 
     With `resume` an interrupted run of the same configuration and data continues exactly where its last state
-    was saved. The folder always holds the best model so far. Errors: ConfigError, DataError, NumericError.
+    was saved; another one is refused or, with `anew`, replaced. The folder always holds the best model so far. Errors:
+    ConfigError, DataError, NumericError.
     """
-    return Trainer(config).run(resume)
+    return Trainer(config, anew).run(resume)
 
 
 class Trainer:
     """One run: model, data and optimiser; `run` is the loop."""
 
-    def __init__(self, config: TrainConfig):
+    def __init__(self, config: TrainConfig, anew: bool = False):
         from accelerate import Accelerator
 
-        self.config = config
+        self.config, self.anew = config, anew
         self.out = Path(config.out)
         self.key = f"{LAYOUT}-{config.fingerprint()}"
         gpu = torch.cuda.is_available()
@@ -312,6 +313,8 @@ class Trainer:
             broadcast_object_list(told)
         if (found := told[0]) is None:
             return
+        if found["key"] != self.key and self.anew:
+            return
         if found["key"] != self.key:
             raise ConfigError(
                 f"{self.out} holds a run with other settings or data, or of another version: name another output, or "
@@ -330,10 +333,12 @@ class Trainer:
         """Writes training.json and loss.png and returns the report."""
         from .plot import loss_curve
 
-        p = self.place
+        p, c = self.place, self.config
+        if (self.out / "value.json").is_file():  # maybe written elsewhere, or under other names
+            ValueCheckpoint.open(self.out, Path(c.backbone).resolve()).called(c.reward_name, c.base_name).save()
         best = min(p.history, key=lambda h: h["loss"]) if p.history else {}
         report = {
-            "config": dataclasses.asdict(self.config),
+            "config": dataclasses.asdict(c),
             "best": best,
             "epochs": p.history,
             "steps": p.total,
