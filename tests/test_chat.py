@@ -379,5 +379,7 @@ def test_a_system_prompt_that_is_no_text_is_refused(session: Session, tmp_path: 
 
 
 def test_a_chat_without_a_model_is_not_steered_by_words() -> None:
+    with pytest.raises(ConfigError, match="the instruction has bytes that are not UTF-8"):
+        commands(Session(Scripted())).run("/steer \udcff")
     with pytest.raises(ConfigError, match="/steer and /use work in a plain chat"):
         commands(Session(Scripted())).run("/steer kindly")

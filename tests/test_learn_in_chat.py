@@ -32,6 +32,8 @@ if word == b"keep\\n":
 sys.exit(0 if word else 130)
 """
 
+KEPT = (sys.executable, "-c", "import time; print('0 of 3 texts', flush=True); time.sleep(60)")
+
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -126,6 +128,12 @@ def test_a_chat_ends_what_it_began_or_lets_it_go_on(
             f"learned:\n{out}: 0.0 MB\nspread 0.5\n"
             f"/use steers by it instead of the live pair; in another chat: -v {out}"
         )
+        # One that was kept is told so again, and is stopped as any other.
+        monkeypatch.setattr(commands_module, "Learner", lambda w, out, on: Learner(w, out, on, KEPT))
+        said.run("/learn 3")
+        assert said.run("/learn keep").text == said.run("/learn keep").text
+        heard(said.learner, "0 of 3")
+        assert said.run("/learn stop").text.startswith("stopped: learning ended: 0 of 3 texts")
         monkeypatch.setattr(commands_module, "Learner", lambda w, out, on: Learner(w, out, on, ("/no/such/program",)))
         said.run("/steer sadly")
         with pytest.raises(SiaError, match=r"cannot be started .*; in another terminal: sia-local learn .* -- Sadly\."):

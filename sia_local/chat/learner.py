@@ -110,8 +110,8 @@ class Learner:
 
     def _close(self, word: bytes) -> None:
         assert self._process is not None and self._process.stdin is not None
-        with suppress(OSError), self._process.stdin as pipe:
-            if not pipe.closed:
+        if not self._process.stdin.closed:
+            with suppress(OSError), self._process.stdin as pipe:
                 pipe.write(word)
 
     def _lines(self) -> list[str]:

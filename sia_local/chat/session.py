@@ -175,6 +175,7 @@ class Session:
     def steer_by(self, words: str) -> None:
         """From now on the base under an instruction, against itself without, says what steers; no training, but two
         more decodes a junction. Raises ConfigError where the writer cannot change what steers it."""
+        utf8(words, "the instruction")
         sentence = words if "{prompt}" in words else f"{words[:1].upper()}{words[1:].rstrip('.')}."
         base = self._plain().model.path
         self._steer(Guides(base, base, name="words", plus_prompt=instruction(sentence)))
