@@ -251,6 +251,7 @@ def test_a_turn_that_does_not_fit_alone_is_refused_and_the_session_kept() -> Non
 
 def test_save_and_load_are_inverse(session: Session, tmp_path: Path) -> None:
     session.system, session.steering = "be kind", False
+    session.config = replace(session.config, gate="first-n", first_n=3)
     read(session.ask("ein Häschen"))
     session.save(tmp_path / "chat.json")
     other = Session(Scripted())
@@ -326,7 +327,8 @@ def test_a_saved_chat_is_plain_json(session: Session, tmp_path: Path) -> None:
         "steering": True,
         "value": "table",
         "settings": {
-            "gate": "entropy", "threshold": 1.0, "rate": 0.2, "gain_threshold": None, "beta": 2.0, "beta_unit": "raw"
+            "gate": "entropy", "threshold": 1.0, "rate": 0.2, "first_n": 20, "ratio": 1.5,
+            "varentropy_threshold": 2.0, "gain_threshold": None, "beta": 2.0, "beta_unit": "raw",
         },
     }  # fmt: skip
 

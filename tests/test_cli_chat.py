@@ -41,6 +41,14 @@ def test_what_is_asked_for_beside_a_saved_chat_wins(base_gguf: Path, value_gguf:
     asked = ("--beta", 3, "--beta-unit", "spread", "--system", "be long")
     over = run(*both, "--load", saved, *asked, input="/stats\n/system\n").stdout
     assert "rate 0.3, beta 3 spreads," in over and "system prompt: be long" in over
+    for option, told in (
+        (("--first-n", 5), "gate first-n, first n 5, beta 2,"), (("--gain", 0.5), "gain, gain threshold 0.5, beta 2,"),
+        (("--preset", "args"), "gate dense, beta 1.5, candidates 10, temperature 0"),
+    ):  # fmt: skip
+        assert told in run(*both, "--load", saved, *option, input="/stats\n").stdout
+    # What was not steered says nothing of what is.
+    run("chat", "-m", base_gguf, *FEW, input=f"hello\n/save {saved}\n")
+    assert run(*both, "--load", saved, input="/stats\n").stdout.startswith("steering on")
 
 
 def test_ctrl_c_in_a_command_ends_the_command(base_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Generator
+from collections.abc import Collection, Generator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,15 +23,19 @@ from ..values.sources import Source, Specs
 Message = dict[str, str]
 # How an instruction steers until the user says otherwise: share of the tokens, and beta in nats of log-probability.
 WORDS_RATE, WORDS_BETA = 0.3, 2.0
-# Of what a saved chat keeps of its configuration, and what it may be.
-_SETTINGS: dict[str, type | tuple[type, ...]] = {
+# Of what a saved chat keeps of its configuration, and what it may be. Each part is taken over as a whole.
+_NUMBER = (int, float)
+_WHERE: dict[str, type | tuple[type, ...]] = {
     "gate": str,
-    "threshold": (int, float),
-    "rate": (int, float),
-    "gain_threshold": (int, float, type(None)),
-    "beta": (int, float),
-    "beta_unit": str,
+    "threshold": _NUMBER,
+    "rate": _NUMBER,
+    "first_n": int,
+    "ratio": _NUMBER,
+    "varentropy_threshold": _NUMBER,
+    "gain_threshold": (*_NUMBER, type(None)),
 }
+_STRENGTH: dict[str, type | tuple[type, ...]] = {"beta": _NUMBER, "beta_unit": str}
+_SETTINGS = _WHERE | _STRENGTH
 
 # What JSON does not hold.
 _ENDLESS = (math.inf, -math.inf)
@@ -259,14 +263,21 @@ class Session:
             json.dump(whole, out, ensure_ascii=False, indent=2)
             out.write("\n")
 
-    def load(self, path: str | os.PathLike[str]) -> None:
+    def load(self, path: str | os.PathLike[str], own: Collection[str] = ()) -> None:
         """Takes over a saved chat, and its settings where the same steers as did there; on an error (DataError,
-        ConfigError) the session stays as it was."""
+        ConfigError) the session stays as it was. own: settings by name, `system` among them, that stay as they are,
+        with those that mean nothing without them."""
         whole = _read(Path(path))
-        settings = whole.get("settings", {}) if whole.get("value", self._steered_by) == self._steered_by else {}
-        config = replace(self.config, **{name: settings[name] for name in _SETTINGS if name in settings})
-        self.config, self.system, self.turns = config, whole.get("system") or None, whole["turns"]
-        self.steering, self.steps = bool(whole.get("steering", True)), []
+        same = whole.get("value", self._steered_by) == self._steered_by
+        parts = [part for part in (_WHERE, _STRENGTH) if same and not part.keys() & set(own)]
+        settings = whole.get("settings", {})
+        taken = {name: settings[name] for part in parts for name in part if name in settings}
+        self.config = replace(self.config, **taken)
+        self.turns, self.steps = whole["turns"], []
+        if "system" not in own:
+            self.system = whole.get("system") or None
+        if _WHERE in parts:
+            self.steering = bool(whole.get("steering", True))
         self.written = self.unanswered = None
 
 

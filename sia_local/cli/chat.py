@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -65,15 +65,7 @@ def chat(**options: Any) -> None:
         width = _columns if style.on else lambda: None
         commands = Commands(session, token_text(sia.model), about, width, _as_learn_loads(options))
         if options["saved"]:
-            session.load(options["saved"])
-            # What is asked for beside it wins.
-            session.system = options["system"] or session.system
-            asked = {name: getattr(config, name) for name in given(SiaConfig, dict(options)) if name != "sampling"}
-            if "beta" in asked:
-                asked["beta_unit"] = config.beta_unit
-            if {"gate", "threshold", "rate"} & set(asked):
-                asked |= {name: getattr(config, name) for name in ("gate", "threshold", "rate", "gain_threshold")}
-            session.config = replace(session.config, **asked)
+            session.load(options["saved"], _own(options))
         notice(f"{base}, steered by {value}" if steered else f"{base}, unsteered")
         notice(commands.settings() if steered else "no value model: give one with -v value.gguf to steer")
         if said := spread_notice(sia, config):
@@ -85,6 +77,14 @@ def chat(**options: Any) -> None:
         finally:
             if said := commands.close():
                 notice(said)
+
+
+def _own(options: Mapping[str, Any]) -> set[str]:
+    """What was asked for beside a saved chat, whose settings give way; what names whole settings asks for all."""
+    own = {"system"} if options["system"] else set()
+    if any(options[name] for name in ("preset", "paper", "profile")):
+        own |= {f.name for f in fields(SiaConfig)}
+    return own | set(given(SiaConfig, dict(options)))
 
 
 def _as_learn_loads(options: dict[str, Any]) -> list[str]:
