@@ -52,7 +52,10 @@ def model_files(folder: str | os.PathLike[str]) -> list[Path]:
 
 
 def path_mark(path: str | os.PathLike[str]) -> str:
-    """file_mark of a file, or of the files of a model folder and their names; empty where there is neither."""
+    """file_mark of a file, or of the files of a model folder and their names; empty where there is neither, as for an
+    empty path, which is no name of the current folder."""
+    if not os.fspath(path):
+        return ""
     if not Path(path).is_dir():
         return file_mark(path) if Path(path).is_file() else ""
     parts = [f"{file.name} {file_mark(file)}" for file in model_files(path)]

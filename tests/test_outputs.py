@@ -59,6 +59,30 @@ def test_a_folder_has_one_writer(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.parametrize("data", [b"one prompt", b'{"seeds": [1]}', b"GGUF\0\x03\n\xff\xfe", b"{\n}", b'{"id": "0"}'])
+def test_what_is_no_output_is_left_as_it_is(data: bytes, tmp_path: Path) -> None:
+    """Its last line had been cut off before it was read."""
+    (tmp_path / "model.gguf").write_bytes(data)
+    with pytest.raises(DataError, match=r"model.gguf"), Appender(tmp_path / "model.gguf"):
+        pass
+    assert (tmp_path / "model.gguf").read_bytes() == data
+
+
+def test_what_cannot_be_read_again_is_refused(tmp_path: Path) -> None:
+    """The read of a pipe waited for the end of what it would write."""
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("pipe", "."):
+        with pytest.raises(ConfigError, match="expected the path of a file"), Appender(tmp_path / name):
+            pass
+
+
+def test_a_line_that_lacks_its_end_alone_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "out.jsonl").write_text(TEXT.to_json())
+    with Appender(tmp_path / "out.jsonl") as append:
+        append(replace(TEXT, id="0-1").to_json())
+    assert list(read_trajectories([tmp_path / "out.jsonl"])) == [TEXT, replace(TEXT, id="0-1")]
+
+
 def test_an_output_is_continued_with_its_own_settings_alone(tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     with Appender(out, {"max_tokens": 64, "temperature": 1.0}) as append:

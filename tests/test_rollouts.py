@@ -247,6 +247,9 @@ def test_other_prompts_or_settings_are_refused_on_an_output_that_is_there(
     ):
         with pytest.raises(DataError, match=message):
             sample(PROMPTS, out, tiny_base, dataclasses.replace(CONFIG, **changes), MACHINE)
+    # Nor do texts that a value model steers go behind those of the base alone, which the reward would not tell apart.
+    with pytest.raises(DataError, match=r"made with value None, not \d+-\w+: name"):
+        sample(PROMPTS, out, tiny_base, dataclasses.replace(CONFIG, samples=3), MACHINE, value=tiny_base)
     with pytest.raises(DataError, match=r"another text under the id 1-0 .prompt 'the old king', now 'the young king'"):
         sample([PROMPTS[0], "the young king", *PROMPTS[2:]], out, tiny_base, CONFIG, MACHINE)
     assert out.read_bytes() == sampled.read_bytes()
@@ -289,9 +292,14 @@ def test_an_edited_function_or_model_does_not_go_on_with_what_it_scored_before(
     module.write_text("def long(prompts, responses): return [-float(len(r)) for r in responses]")
     with pytest.raises(DataError, match="made with reward_files"):
         score_files([sampled], out, "my_reward:long")
+    # What lies about is no part of a reward without a file, not even what is written beside the output.
+    for _ in range(2):
+        score_files([sampled], "judged.jsonl", "polarity")
+    with pytest.raises(ConfigError, match=r"judged.jsonl is read and written: name another output"):
+        score_files([sampled, "judged.jsonl"], tmp_path / "judged.jsonl", "polarity")
     # What a folder holds decides, not where it lies.
     judge = shutil.copy(shipped_judge(), tmp_path / "judge.npz")
-    scored = tmp_path / "judged.jsonl"
+    scored = tmp_path / "by-file.jsonl"
     score_files([sampled], scored, f"polarity:{judge}")
     (tmp_path / "moved").mkdir()
     assert score_files([sampled], scored, f"polarity:{shutil.move(judge, tmp_path / 'moved')}") == 0

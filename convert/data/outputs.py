@@ -16,6 +16,9 @@ from sia_local.tables import is_table
 from ..provenance import provenance
 from .trajectories import Trajectory, read_trajectories
 
+# How every line begins.
+BEGINS = b'{"id": "'
+
 
 class Done(NamedTuple):
     """What a line that is already there answers."""
@@ -30,8 +33,9 @@ class Appender:
 
     `out.done` holds what was there before, by id, a last line that an interruption left incomplete cut off.
     `<path>.made.json` beside it says by which command, versions and settings; the lines stay free to concatenate.
-    DataError when another process writes the same file, or when the lines there were made with other settings.
-    ConfigError for the name of a packed file or a table.
+    DataError when another process writes the same file, when something else is there, which is left as it is, or when
+    the lines there were made with other settings. ConfigError for the name of a packed file or a table, and for what
+    cannot be read again, such as a pipe.
     """
 
     def __init__(self, path: str | os.PathLike[str], settings: Mapping[str, Any] | None = None):
@@ -42,15 +46,15 @@ class Appender:
         check_plain(self.path)
         if is_table(self.path):
             raise ConfigError(f"{self.path}: lines are appended as plain JSONL; name it {self.path.stem}.jsonl")
+        if self.path.exists() and not self.path.is_file():
+            raise ConfigError(f"{self.path}: lines are appended, and read again; expected the path of a file")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._handle = self.path.open("ab", buffering=0)
         try:
             if not hold(self._handle):
                 raise DataError(f"{self.path} is being written by another process: let it end, or name another output")
-            data = self.path.read_bytes()
-            if data and not data.endswith(b"\n"):
-                self._handle.truncate(data.rfind(b"\n") + 1)
             self.done = {t.id: Done(t.prompt_id, t.prompt, t.response) for t in read_trajectories([self.path])}
+            self._mend_end()
             made = self.path.with_name(f"{self.path.name}.made.json")
             if self.done and made.exists():
                 self._check_settings(made)
@@ -60,6 +64,21 @@ class Appender:
             self._handle.close()
             raise
         return self
+
+    def _mend_end(self) -> None:
+        """Ends the last line, or cuts off what an interruption left of one."""
+        data = self.path.read_bytes()
+        whole = data.rfind(b"\n") + 1
+        cut = data[whole:].rstrip(b"\0")
+        try:
+            parse_json(cut)
+            self._handle.write(b"\n")
+        except ValueError:
+            if not cut.startswith(BEGINS[: len(cut)]):
+                raise DataError(
+                    f"{self.path} ends in {cut[:40]!r}, which is no part of a trajectory: name another output"
+                ) from None
+            self._handle.truncate(whole)
 
     def _check_settings(self, made: Path) -> None:
         try:

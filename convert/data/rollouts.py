@@ -115,10 +115,10 @@ def sample(
 
 
 def settings(config: RolloutConfig, base: str | os.PathLike[str]) -> dict[str, Any]:
-    """What the texts depend on."""
+    """What the texts depend on: of the base alone, where nothing steers it and no server samples."""
     free = ("samples", "slots")
     kept = {name: value for name, value in settings_of(RolloutConfig, config).items() if name not in free}
-    return {**kept, "chat_template": config.template_mark, "base": file_mark(base)}
+    return {**kept, "chat_template": config.template_mark, "base": file_mark(base), "value": None, "served": None}
 
 
 def collect(

@@ -43,9 +43,12 @@ def score_files(
     `spec` is what `sia_local.rewards.load_reward` takes; `data` keeps the rewards that are there. Trajectories
     already in `out` are skipped. DataError for an empty set, an id that stands for two texts, a missing, or a
     constant reward, or an output that another process writes or that was scored otherwise; NumericError for NaN,
-    before the batch it is in is written. A shard alone may be empty, and its rewards constant.
+    before the batch it is in is written; ConfigError for an output that is a source. A shard alone may be empty, and
+    its rewards constant.
     """
     shard = shard or Shard()
+    if Path(out).resolve() in (Path(source).resolve() for source in sources):
+        raise ConfigError(f"{out} is read and written: name another output")
     whole = list(read_trajectories(sources))
     if not whole:
         raise DataError("the trajectory files are empty: sample some with `sia-convert rollouts`")
