@@ -105,6 +105,14 @@ def test_any_openai_server_answers_unsteered(plain: str) -> None:
     assert Plain.asked["temperature"] == 1.0 and "min_p" not in Plain.asked
 
 
+def test_the_oldest_turns_go_when_the_context_of_a_server_is_full(make_gguf: Callable[..., Path]) -> None:
+    with running(make_gguf("base", ascii=True), None, slots=1, n_ctx=64) as server:
+        _, err = talk("--url", server.url, "-n", "6", "--seed", "3", says="one two\n" * 4 + "x " * 60 + "\n")
+        assert "[the context is full: the 2 oldest turns are forgotten, the system prompt stays]" in err
+        assert err.count("Error") == 1 and "answers 400: the prompt is" in err.splitlines()[-1]
+        assert len(server.asked) == 4
+
+
 def test_what_is_no_server_is_said() -> None:
     _, err = talk("--url", "http://127.0.0.1:9", says="x\n")
     assert "no server answers there" in err and "Traceback" not in err
@@ -131,7 +139,12 @@ class Thinking(Plain):
 @pytest.mark.parametrize(
     ("sends", "says"),
     [
-        (b'{"choices": [{"delta": {"content": "Hello."}}]}', None),
+        (
+            b'{"choices": [{"delta": {"content": "Hello."}}]}',
+            "the server's answer broke off (EOFError: no end was sent)",
+        ),
+        (b'{"choices": [{"delta": {"content": "Hello."}}]}\n\ndata: [DONE]', None),
+        (b'{"choices": [{"delta": {"content": "Hello."}, "finish_reason": "stop"}]}', None),
         (b'{"choices": [{"index": 0, "delta": null, "finish_reason": "stop"}]}', None),
         (b'{"error": "Request failed"}', "the server ended the answer: Request failed"),
         (b'{"choices": 3}', "the server's answer broke off"),
@@ -146,7 +159,7 @@ def test_what_servers_send_instead_is_no_traceback(
 
     monkeypatch.setattr(Plain, "do_POST", post)
     out, err = talk("--url", plain, says="Hi\n/stats\n")
-    assert (says or "") in err and "there is no value model" in out
+    assert (says or "") in err and ("Error" in err) == bool(says) and "there is no value model" in out
     assert ("Hello." in out) == (b"Hello." in sends)
 
 

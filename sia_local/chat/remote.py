@@ -17,7 +17,7 @@ import numpy as np
 
 from ..config import SamplingConfig, SiaConfig
 from ..endpoint import open_url
-from ..errors import ConfigError, SiaError
+from ..errors import ConfigError, ContextFullError, SiaError
 from ..files import parse_json
 from ..generation.writing import Generation
 from ..reasoning import ANSWER, REASONING
@@ -35,6 +35,8 @@ _LLAMA = _OPENAI | {
     "grammar": "grammar",
 }
 _FINISHES = {"stop": "eog", "length": "length"}
+# How OpenAI and this server, llama-server, and vLLM say that the prompt is longer than the context.
+_FULL = (b"context_length_exceeded", b"exceed_context_size", b"maximum context length")
 
 
 @dataclass(frozen=True)
@@ -133,16 +135,16 @@ class Remote:
                     continue
                 step = self._step(index, text, thought, mark, finish)
                 index += 1
-                if finish is not None and not text:
-                    # The end comes in a chunk of its own, which is no token.
-                    yield step
-                    return
-                now = time.perf_counter()
-                if stats.steps == 0:
-                    stats.prefill_ms = (now - (stats.began or now)) * 1e3
-                stats.add(step)
-                stats.wall_ms = (now - (stats.began or now)) * 1e3
+                # The end may come in a chunk of its own, which is no token.
+                if finish is None or text:
+                    now = time.perf_counter()
+                    if stats.steps == 0:
+                        stats.prefill_ms = (now - (stats.began or now)) * 1e3
+                    stats.add(step)
+                    stats.wall_ms = (now - (stats.began or now)) * 1e3
                 yield step
+                if finish is not None:
+                    return
 
     def _body(self, request: Request) -> dict[str, Any]:
         assert isinstance(request.prompt, Prompt)
@@ -222,18 +224,22 @@ class Remote:
             elsewhere = (
                 f", and sends to {error.headers.get('Location')}; give that as --url" if error.code // 100 == 3 else ""
             )
-            raise ConfigError(f"{self.url} answers {error.code}: {_message(error)}{elsewhere}") from None
+            said, full = _refusal(error)
+            kind = ContextFullError if full else ConfigError
+            raise kind(f"{self.url} answers {error.code}: {said}{elsewhere}") from None
         except (OSError, ValueError, http.client.HTTPException) as error:
             cause = getattr(error, "reason", error)
             raise ConfigError(f"{self.url}: no server answers there ({cause}); check --url") from None
 
 
 def _choices(answer: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:
-    """The choices of a stream's events. Raises SiaError for an error in it."""
+    """The choices of a stream's events. Raises SiaError for an error in it, and where it has no end."""
     try:
         for line in answer:
             data = line.decode("utf-8", "replace").strip()
-            if not data.startswith("data:") or data.endswith("[DONE]"):
+            if data.startswith("data:") and data.endswith("[DONE]"):
+                return
+            if not data.startswith("data:"):
                 continue
             event = parse_json(data.removeprefix("data:"))
             if "error" in event:
@@ -241,7 +247,8 @@ def _choices(answer: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:
                 said = error.get("message", error) if isinstance(error, dict) else error
                 raise SiaError(f"the server ended the answer: {said}")
             yield from (choice for choice in event["choices"] if isinstance(choice, dict))
-    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
+        raise EOFError("no end was sent")
+    except (OSError, EOFError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
         raise SiaError(f"the server's answer broke off ({type(error).__name__}: {error}); ask again") from None
 
 
@@ -257,8 +264,12 @@ def _candidates(told: list[dict[str, Any]]) -> Candidates:
     return Candidates(ids, logits, column("value"), base, column("p_steered"))
 
 
-def _message(error: urllib.error.HTTPError) -> str:
+def _refusal(error: urllib.error.HTTPError) -> tuple[str, bool]:
+    """What a server says, and whether it says that the prompt is longer than its context."""
+    body = b""
     try:
-        return str(parse_json(error.read())["error"]["message"])
+        body = error.read()
+        said = str(parse_json(body)["error"]["message"])
     except (ValueError, KeyError, TypeError, OSError, http.client.HTTPException):
-        return str(error.reason)
+        said = str(error.reason)
+    return said, any(mark in body for mark in _FULL)

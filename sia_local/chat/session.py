@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Collection, Generator
 from dataclasses import dataclass, field, replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from ..errors import ConfigError, ContextFullError, DataError
 from ..files import atomic_write, parse_json
 from ..generation.sia import SIA
 from ..generation.writing import Generation, Writer
-from ..records import Prompt, Request, Step, Tally
+from ..records import Request, Step, Tally
 from ..text import Written, utf8
 from ..values.guides import Guides, instruction
 from ..values.sources import Source, Specs
@@ -144,13 +145,10 @@ class Session:
         self.steps, self.answered = [], self.active
         self.written = None
         try:
-            prompt, dropped = self._fitting_prompt()
+            written, first, dropped = self._begun(replace(self.request, config=self.answered, seed=seed, trace=True))
             if dropped:
                 yield Notice(_dropped_sentence(dropped))
-            asked = replace(self.request, prompt=prompt, config=self.answered, seed=seed, trace=True)
-            written = self.sia.write(asked)
-            self.written = written
-            for step in written:
+            for step in chain(first, written):
                 # The end that a server tells of apart is no token.
                 if step.token >= 0 or step.text or step.reasoning:
                     self.steps.append(step)
@@ -231,16 +229,18 @@ class Session:
     def _steered_by(self) -> str | None:
         return self.words or (self.sia.value.name if self.sia.value is not None else None)
 
-    def _fitting_prompt(self) -> tuple[Prompt, int]:
-        """The prompt, and how many of the oldest turns had to go so that an answer fits behind it."""
-        room = min(self.request.max_tokens, self.sia.n_ctx // 4)
+    def _begun(self, request: Request) -> tuple[Generation, list[Step], int]:
+        """The answer, its first step, and how many of the oldest turns had to go so that it fits behind the others. Of
+        a server's context only its refusal tells."""
+        room = min(request.max_tokens, self.sia.n_ctx // 4)
         dropped = 0
         while True:
             last = len(self.turns) == 1
             try:
                 prompt = self.sia.prompt(self.messages)
                 if last or len(prompt.tokens) + room <= self.sia.n_ctx:
-                    return prompt, dropped
+                    self.written = self.sia.write(replace(request, prompt=prompt))
+                    return self.written, list(islice(self.written, 1)), dropped
             except ContextFullError:
                 if last:
                     raise
