@@ -178,10 +178,26 @@ def test_what_cuts_or_moves_the_texts_is_noted(base_gguf: Path, value_gguf: Path
             run(**{name: other})
 
 
+def test_equal_prompts_are_one_and_one_alone_is_refused(base_gguf: Path, value_gguf: Path, tmp_path: Path) -> None:
+    """Else a prompt that is learned from would be held out, too; and a refusal would come after all texts."""
+    folder, few = tmp_path / "j", FitConfig(hidden=4, epochs=1)
+
+    def run(prompts: list[str], texts: int) -> None:
+        collecting = replace(CONFIG, texts=texts, max_tokens=3)
+        distill(base_gguf, value_gguf, prompts, tmp_path / "q.gguf", folder, collecting, few, EXACT)
+
+    for prompts, texts in ((["hello"], 4), (["hello", "hello"], 4), (PROMPTS, 1)):
+        with pytest.raises(DataError, match=f"{texts} texts of 1 prompt were asked for; .* more prompts, or ask for"):
+            run(prompts, texts)
+    assert not folder.exists()
+    run(["hello", "rain", "hello", "rain", "a dog"], 6)
+    assert read_junctions(folder)[0].prompts.tolist() == [0] * 3 + [1] * 3 + [0] * 3 + [1] * 3 + [4] * 3 + [0] * 3
+
+
 def test_a_base_trained_anew_is_another(make_gguf: Callable[..., Path], tmp_path: Path) -> None:
     base, asked = (
         tmp_path / "base.gguf",
-        ["learn", "Be brief.", "--texts", "1", "--max-tokens", "2", "--threshold", "9"],
+        ["learn", "Be brief.", "--texts", "2", "--max-tokens", "2", "--threshold", "9"],
     )
     asked += ["-m", str(base), "-o", str(tmp_path / "a.gguf"), "--threads", "1"]
     for seed, refused in ((0, False), (0, False), (1, True)):
@@ -216,11 +232,11 @@ def test_a_file_from_two_sentences_steers(make_gguf: Callable[..., Path], tmp_pa
 def test_a_base_that_holds_chats_is_asked_questions_and_another_needs_its_own(
     make_gguf: Callable[..., Path], tmp_path: Path
 ) -> None:
-    asked = ["learn", "Be brief.", "--texts", "1", "--max-tokens", "2", "-o", str(tmp_path / "a.gguf"), "-m"]
+    asked = ["learn", "Be brief.", "--texts", "2", "--max-tokens", "2", "-o", str(tmp_path / "a.gguf"), "-m"]
     few = ["--threshold", "9", "--threads", "1"]
     done = CliRunner().invoke(main, [*asked, str(make_gguf("base")), *few])
-    # One text of two tokens teaches nothing, but it was written.
-    assert "1 of 1 texts" in done.stderr
+    # Two texts of two tokens teach nothing, but they were written.
+    assert "2 of 2 texts" in done.stderr
     refused = CliRunner().invoke(main, [*asked, str(make_gguf("base", template="")), *few])
     assert refused.exit_code == 2 and "no chat template, so it is not for questions" in refused.stderr
     assert "--prompts FILE" in refused.stderr
@@ -246,10 +262,22 @@ def test_branches_are_targets_without_a_teacher(make_gguf: Callable[..., Path], 
     lines[2] |= {"rendered": "Say: the king"}  # by another template than the base's own
     lines.append({"prompt_id": 0, "prompt": "hello", "tokens": [5], "reward": 0.1})
     lines[3]["response"] = "one\u2028line"
+    lines.append(lines[0] | {"prompt_id": 9})  # the same prompt again
     targets.write_text("\n".join(json.dumps(line, ensure_ascii=False) for line in lines))
     with SIA.load(base, None, setup=EXACT, hidden_states=True) as sia:
         found = read_targets(sia, targets)
-        assert found.ids.tolist()[:2] == [[3, 9, 40], [5, 9, 0]] and found.prompts.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+        assert found.ids.tolist()[:2] == [[3, 9, 40], [5, 9, 0]] and found.prompts.tolist() == [
+            0,
+            0,
+            1,
+            1,
+            2,
+            2,
+            3,
+            3,
+            0,
+            0,
+        ]
         np.testing.assert_array_equal(found.values[:2], [[0.5, 0.25, 0.0], [0.5, 0.25, np.nan]])
         assert found.counts is not None and found.counts.tolist()[:2] == [[2, 2, 4], [2, 2, 0]]
         for damage in ({"at": 9}, {"ids": 3}, {"ids": None}, {"at": 1e999}):
@@ -289,6 +317,6 @@ def test_branches_are_targets_without_a_teacher(make_gguf: Callable[..., Path], 
     assert facts is not None and (facts.teacher, facts.k) == ("branches", 3)
     both = CliRunner().invoke(main, ["learn", "Be brief.", *map(str, asked)])
     assert both.exit_code == 2 and "a sentence and --targets were given" in both.stderr
-    targets.write_text(json.dumps(lines[-1]))
+    targets.write_text(json.dumps(lines[-2]))
     none = CliRunner().invoke(main, ["learn", *map(str, asked)])
     assert none.exit_code == 2 and "no text in it has branches" in none.stderr

@@ -72,7 +72,8 @@ class Progress:
 
 @dataclass(frozen=True)
 class Wanted:
-    """Text number `text`, which decides its seed and whether it is steered, of prompt number `number`."""
+    """Text number `text`, which decides its seed and whether it is steered, of prompt number `number`: the first of
+    equal ones, so that none of them is held out while another is learned from."""
 
     text: int
     number: int
@@ -150,7 +151,8 @@ def gather(
                 out.add(waiting[place], made.junctions, made.taken)
 
         try:
-            wanted = [Wanted(text, text % len(prompts), prompts[text % len(prompts)]) for text in waiting]
+            first = {prompt: number for number, prompt in reversed(list(enumerate(prompts)))}
+            wanted = [Wanted(text, first[one], one) for text in waiting for one in [prompts[text % len(prompts)]]]
             for place, made in pool.map(wanted, tally.part):
                 # In the order of the texts, not as they were finished: what is learned depends on it.
                 ready[place] = made

@@ -36,11 +36,14 @@ def read_targets(
         with _expected(path, number):
             k = max([k, *(len(b["ids"]) for b in entry["branches"])])
     found: list[Junctions] = []
+    numbers: dict[str, int] = {}
     pace = Pace(len(entries))
     for number, entry in entries:
         if entry["branches"]:
             with _expected(path, number):
-                found.append(_junctions(sia, entry, k))
+                # By what they say: equal prompts may have ids of their own, and are held out together.
+                prompt = numbers.setdefault(entry["prompt"], len(numbers))
+                found.append(_junctions(sia, entry, k, prompt))
         pace.item()
         progress(Progress(pace.done, len(entries), sum(map(len, found)), pace.left()))
     if not found:
@@ -59,7 +62,7 @@ def _expected(path: str | os.PathLike[str], number: int) -> Iterator[None]:
         raise DataError(f"{path}, line {number}: {error!r}; expected a line of `sia-convert branch`") from error
 
 
-def _junctions(sia: SIA, entry: dict[str, Any], k: int) -> Junctions:
+def _junctions(sia: SIA, entry: dict[str, Any], k: int, number: int) -> Junctions:
     branches = entry["branches"]
     raw, told = bool(entry.get("raw", False)), entry.get("told")
     prompt = sia.prompt_again(entry["prompt"], entry.get("rendered", ""), raw, told)
@@ -74,7 +77,7 @@ def _junctions(sia: SIA, entry: dict[str, Any], k: int) -> Junctions:
         ids=table("ids", 0, np.int32),
         logits=table("logits", 0.0, np.float32),
         values=table("means", np.nan, np.float32),
-        prompts=np.full(len(at), int(entry["prompt_id"]), np.int32),
+        prompts=np.full(len(at), number, np.int32),
         counts=table("counts", 0.0, np.float32),
     )
 
