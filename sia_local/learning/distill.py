@@ -60,13 +60,13 @@ def distill(
     """The teacher is any source of values the runtime knows. folder: where the junctions are kept; a run that was
     stopped goes on there, and junctions of another base, teacher or setting are refused, or with `anew` removed.
     executor: where the teacher works. mark: in JSON, what tells the teacher apart if its file is made for each run.
-    Raises as SIA.load and collect do, DataError for fewer than two prompts, since one is held out, and NumericError when
-    the file does not say what was learned.
+    Raises as SIA.load and collect do, DataError where there is no second prompt to hold out, and NumericError when the
+    file does not say what was learned.
     """
-    if (n := len(set(prompts[: collecting.texts]))) == 1:
+    if len(set(prompts[: collecting.texts])) == 1:
         raise DataError(
-            f"{collecting.texts} texts of {n} prompt were asked for; expected at least 2 of 2, since the prompts of some "
-            "texts are held out to see how well it was learned: give more prompts, or ask for more texts"
+            f"{collecting.texts} texts of 1 prompt were asked for; expected at least 2 of 2, since some are held out "
+            "to see how well it was learned: give more prompts, or ask for more texts"
         )
     with SIA.load(base, teacher, setup, hidden_states=True, max_candidates=collecting.k) as sia:
         assert sia.value is not None
