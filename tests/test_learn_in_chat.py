@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -140,9 +140,15 @@ def test_a_chat_ends_what_it_began_or_lets_it_go_on(
             said.run("/learn")
 
 
-def test_another_value_file_steers_from_the_next_answer_on(base_gguf: Path, value_gguf: Path) -> None:
+def test_another_value_file_steers_from_the_next_answer_on(
+    base_gguf: Path, value_gguf: Path, make_gguf: Callable[..., Path]
+) -> None:
     with SIA.load(base_gguf, setup=LOAD) as sia:
         session = Session(sia, Request("", SiaConfig(gate="off"), max_tokens=6), steering=False)
         said = Commands(session, token_text(sia.model))
         assert said.run(f"/use {value_gguf}").text.startswith(f"steering by: {value_gguf.stem}\nsteering on")
         assert list(session.ask("hello")) and session.answered.gate == SiaConfig().gate
+        # Values of 0.5 a spread and of 0.01: a beta of 3 for the one is 150 for the other.
+        said.run("/beta 3")
+        assert "beta 1.5 spreads" in said.run(f"/use {make_gguf('merged', seed=2, spread=0.01)}").text
+        assert said.run("/steer off") and session.config == SiaConfig(gate="off")

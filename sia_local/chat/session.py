@@ -185,17 +185,19 @@ class Session:
         self._as_words_do()
 
     def use(self, value: Path, learned: str | None = None) -> None:
-        """From now on a value file steers. learned: the instruction that it was learned from, whose settings stay, or
-        become those of steer_by(). Raises as steer_by() and SIA.use do."""
-        live = self.words
+        """From now on a value file steers, as strongly as the one before did. learned: the instruction that it was
+        learned from, whose settings stay, or become those of steer_by(). Raises as steer_by() and SIA.use do."""
+        live, meant, source = self.words, self.config, self.sia.value
         self._steer(value)
         self.words = None
-        if live is not None and learned is None and self._before is not None:
-            # Nats of log-probability are no measure of another file's values.
-            self.config = self._before[0]
-        if learned is not None and learned != live:
+        if learned is None:
+            if live is not None and self._before is not None:
+                # Nats of log-probability are no measure of another file's values.
+                meant, _, source = self._before
+            self.config = _as_strong(meant, source, self.sia.value)
+        elif learned != live:
             self._as_words_do()
-        elif self.config.gate == "off":
+        if self.config.gate == "off":
             self.config = replace(self.config, gate=SiaConfig().gate)
 
     def _plain(self) -> SIA:
@@ -279,6 +281,13 @@ class Session:
         if _WHERE in parts:
             self.steering = bool(whole.get("steering", True))
         self.written = self.unanswered = None
+
+
+def _as_strong(config: SiaConfig, before: Source | None, now: Source | None) -> SiaConfig:
+    """Settings for another source whose values may have another scale: beta in spreads of either."""
+    if config.beta_unit == "spread" or before is None or now is None or not (before.spread and now.spread):
+        return config
+    return replace(config, beta=config.beta * before.spread, beta_unit="spread")
 
 
 def _dropped_sentence(n: int) -> str:
