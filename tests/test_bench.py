@@ -187,10 +187,20 @@ def test_arms_do_the_work_they_are_named_for(base: Path, values: tuple[Path, ...
         k = 4 if placement == "head" else 10
         assert row.k == (k if placement != "-" else None)
         if arm == "dense":
-            assert record["value_rows_per_token"] == pytest.approx(k, abs=1.2)
+            # In a head's decode the winner's row is the base's own next one.
+            rows_a_token = k - 1 if placement == "head" else pytest.approx(k, abs=1.2)
+            assert record["value_rows_per_token"] == rows_a_token
     assert by["unsteered", "-", 1].ratios == [1.0, 1.0]
     assert by["sparse", "separate", 1].value_size == pytest.approx(1, abs=0.01)
     assert by["sparse", "lean", 1].value_size == pytest.approx(1, abs=0.1)
+
+
+def test_a_q_head_decodes_no_row_for_its_values(base: Path, folder: Path) -> None:
+    options = BenchOptions(base, (ensure("tiny", "qhead", folder, n_threads=1),), tokens=(8,), setup=ONE, repetitions=1)
+    with Bench(options) as bench:
+        bench.build()
+        (row,) = [row.summary() for row in bench.measure() if row.arm == "dense"]
+    assert (row["junction_rate"], row["value_rows_per_token"]) == (1.0, 0.0)
 
 
 def test_reading_a_prompt_is_measured_afresh_each_time(base: Path) -> None:

@@ -227,6 +227,8 @@ def test_a_file_from_two_sentences_steers(make_gguf: Callable[..., Path], tmp_pa
         assert len(list(made)) == 5 and made.stats.junctions == 5
     both = CliRunner().invoke(main, ["learn", *map(str, asked), "-v", str(out)])
     assert both.exit_code == 2 and "a sentence and -v were given" in both.stderr
+    away = CliRunner().invoke(main, ["learn", *map(str, asked[1:]), "-v", str(out)])
+    assert away.exit_code == 2 and "a sentence and -v were given" in away.stderr
 
 
 def test_a_base_that_holds_chats_is_asked_questions_and_another_needs_its_own(

@@ -32,6 +32,8 @@ def test_arms_that_cannot_be_are_refused() -> None:
     assert steered == ["off", "gain 40 %", "best of N", "gain 40 %, best of 4"]
     both = Comparison(("sparse", "kl-budget", "bon"), best_of=(4, 8), picks=("reward", "value")).arms()
     assert len({arm.key for arm in both}) == 1 + 16 + 3 + 2 * (2 + 4)
+    one = Comparison(("sparse", "bon"), (0.2,), (1,), best_of=(1, 4), picks=("reward", "value")).arms()
+    assert [arm.key for arm in one] == ["off", "sparse-r0.2-b1", "bon", "bon-n4", "bon-n4-by-value"]
 
 
 def cli(*args: object) -> Result:

@@ -5,19 +5,21 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from loading import source
 from tables import GOOD, PROMPTS, TableSIA
 
 from sia_local import SIA
 from sia_local.config import SiaConfig
 from sia_local.errors import ConfigError, DataError, IncompatibleError
 from sia_local.evaluation.arms import Arm, Comparison
-from sia_local.evaluation.cost import equal_compute, value_rows
+from sia_local.evaluation.cost import equal_compute, rows_of, value_rows
+from sia_local.evaluation.metrics import bootstrap_mean
 from sia_local.evaluation.plan import Plan
 from sia_local.evaluation.remarks import remarks
 from sia_local.evaluation.run import Outcome, Progress, evaluate
@@ -26,6 +28,7 @@ from sia_local.evaluation.summary import summarise
 from sia_local.evaluation.tables import arm_cells, equal_compute_cells, equal_kl_cells, findings, markdown
 from sia_local.prompts import PromptItem
 from sia_local.records import Request
+from sia_local.values.model import ValueModel
 from sia_local.values.sources import Guides
 
 Make = Callable[..., Path]
@@ -364,6 +367,24 @@ def test_counted_rows_are_those_that_are_decoded(make_gguf: Make, kind: str) -> 
         assert decoded == counted - behind - (kind == "guides")
 
 
+@pytest.mark.parametrize("kind", ["merged", "head"])
+def test_a_gate_that_judges_values_has_them_decoded_where_it_stays_shut(make_gguf: Make, kind: str) -> None:
+    with SIA.load(make_gguf("base"), make_gguf(kind, seed=1), n_ctx=128, n_threads=1, max_candidates=4) as sia:
+        prompt, value = sia.prompt("hello there", raw=True), source(sia, ValueModel)
+        for threshold in (0.0, 0.001, 1e9):
+            config = SiaConfig(k=4, gate="gain", gain_threshold=threshold, beta=1.0)
+            before = value.engine.decoded_tokens
+            steps = list(sia.generate(prompt, config, max_tokens=12, seed=1))
+            text = sample("gain", 1, steps=len(steps), junctions=sum(s.steered for s in steps))
+            text.values_asked = sum(s.values_asked for s in steps)
+            counted = value_rows(text, [value.file.kind], judged=True)
+            read = len(prompt.tokens) if threshold == 0 else 1  # the prompt, later its last token again
+            own = len(steps) if kind == "head" else 0
+            assert value.engine.decoded_tokens - before - read == counted + own == 4 * 12, threshold
+            arm = Arm("gain", rate=0.2, beta=1.0)
+            assert rows_of(arm, [text], {"value": [value.file.kind]})["value_rows"] == counted
+
+
 def test_arms_of_equal_compute_stand_side_by_side() -> None:
     def row(arm: Arm, rows: int, reward: float) -> dict[str, Any]:
         shown = {name: getattr(arm, name) for name in ("key", "series", "strength", "family", "best_of", "pick")}
@@ -392,7 +413,22 @@ def test_arms_of_equal_compute_stand_side_by_side() -> None:
 
 def test_only_prompts_that_every_arm_finished_are_compared() -> None:
     samples = [sample("off", 1, reward=0.0), sample("off", 2, reward=5.0), sample("dense-b1", 1, reward=1.0)]
-    prompts = [PromptItem("p1", ""), PromptItem("p2", ""), PromptItem("p3", "")]
+    prompts = [PromptItem(f"p{i}", f"prompt {i}") for i in (1, 2, 3)]
     summary = summarise([Arm("off"), DENSE], prompts, samples, {})
     assert [row["n"] for row in summary["rows"]] == [1, 1] and summary["rows"][0]["reward"]["mean"] == 0.0
     assert "2 of 3 prompts are missing in at least one arm and were left out." in summary["warnings"]
+    # One prompt has no interval.
+    assert "| dense | 1 | 1.000 | 1.000 |" in markdown(arm_cells(summary))
+    nothing = summarise([Arm("off"), DENSE], prompts, samples, {}, {"off": "why", DENSE.key: "why"})
+    assert nothing["prompts"] == 0 and nothing["warnings"][0].startswith("No prompt was finished by every arm")
+
+
+def test_equal_prompts_are_one_draw() -> None:
+    """Rows of one prompt are no more independent than its samples."""
+    prompts = [PromptItem(f"p{i}", f"prompt {i % 2}") for i in (1, 2, 3, 4)]
+    texts = [sample("off", i, reward=float(i)) for i in (1, 2, 3, 4)]
+    (row,) = summarise([Arm("off")], prompts, texts, {})["rows"]
+    assert row["n"] == 2 and row["reward"] == asdict(bootstrap_mean([2.0, 3.0]))
+    assert row["base_rows"] == row["tokens"] == 10
+    (row,) = summarise([Arm("off")], prompts, texts[:3], {})["rows"]
+    assert (row["n"], row["reward"]["mean"]) == (1, 2.0)

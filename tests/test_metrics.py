@@ -84,6 +84,8 @@ def test_share_of_lift_at_equal_kl() -> None:
     assert (share.mean, share.low, share.high) == pytest.approx((0.85, 0.85, 0.85)) and share.n == 6
     assert lift_share(sparse, dense, 5.0) is None
     assert lift_share(sparse, frontier((0, 0.5), (4, 0.4)), 2.0) is None
+    one, other = (Frontier(f.kl[:, :1], f.reward[:, :1]) for f in (sparse, dense))
+    assert lift_share(one, other, 4.0) is None  # every resample of one prompt is that prompt
 
 
 @pytest.mark.parametrize(("gains", "known"), [((3.0, -1.0), False), ((-1.0, 9.0, 9.0, 9.0), True)])

@@ -13,7 +13,7 @@ from sia_convert.data.topics import seed_tasks
 from sia_convert.demo.judge import read_stories
 
 from sia_local import SIA, SiaConfig
-from sia_local.errors import DataError
+from sia_local.errors import ConfigError, ContextFullError, DataError
 from sia_local.evaluation.quiz import Arm, Question, answer, read_questions, run_quiz
 from sia_local.shipped import find_file
 from sia_local.steering.choice import Choice
@@ -77,6 +77,23 @@ def test_choices_are_scored_behind_the_stem(sia: SIA) -> None:
     assert scored[0] - scored[1] == pytest.approx(whole[0] - whole[1], abs=1e-6)
 
 
+def test_a_tilt_too_strong_for_floats_leaves_likelihoods_to_compare(sia: SIA) -> None:
+    prompt, tokens = sia.prompt("ab", raw=True), sia.model.tokenize("hello there")
+    at = [sia.log_likelihoods(prompt, tokens, replace(STEERED, beta=beta)) for beta in (1e4, 2e4, 3e4)]
+    assert np.isfinite(at).all() and min(at[0]) < -800  # exp(-746) is 0
+    np.testing.assert_allclose(at[2] - at[1], at[1] - at[0], rtol=1e-3, atol=1e-3)
+    with pytest.raises(ConfigError, match=r"under a penalty, .*; give settings without them"):
+        sia.log_likelihoods(prompt, tokens, SiaConfig(gate="off").with_sampling(top_p=0.9))
+
+
+def test_a_question_too_long_is_told_before_any_is_answered(sia: SIA, monkeypatch: pytest.MonkeyPatch) -> None:
+    short, arms = Question("ab", "", ("a", "b")), [Arm("off", SiaConfig(gate="off"))]
+    monkeypatch.setattr(sia, "log_likelihoods", None)
+    for long in (Question("ab" * 400, "", ("a", "b")), Question("ab", "", ("a", "b" * 400))):
+        with pytest.raises(ContextFullError, match=r"question 2: .* tokens, the context holds 128; .*--ctx"):
+            run_quiz(sia, [short, long], arms)
+
+
 def test_quiz_counts_and_pairs(sia: SIA) -> None:
     questions = [Question(f"{a}?", "", ("a", "b", "c"), topic) for a, topic in (("a", "x"), ("b", "x"), ("c", "y"))]
     arms = [Arm("off", SiaConfig(gate="off")), Arm("same", SiaConfig(gate="dense", beta=0.0))]
@@ -109,7 +126,7 @@ def test_questions_come_with_the_program_and_others_are_refused(tmp_path: Path) 
     assert len(questions) == 309
     assert {len(question.choices) for question in questions} == {4}
     bad = tmp_path / "bad.jsonl"
-    for row in ({"question": "a"}, {"question": "a", "choices": ["b"]}, {"question": "a", "choices": ["b", "b"]}):
-        bad.write_text(json.dumps(row))
+    for row in ({}, *({"choices": choices} for choices in (["b"], ["b", "b"], ["b", " "], "bc"))):
+        bad.write_text(json.dumps({"question": "a", **row}))
         with pytest.raises(DataError):
             read_questions(bad)

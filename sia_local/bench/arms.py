@@ -182,8 +182,9 @@ class Arm:
         stats = run.stats
         if self._value_engine:
             rows = self._value_engine.decoded_tokens - rows
-        else:
-            rows = stats.values_asked
+        elif not isinstance(self.sia.value, HiddenValues):
+            # In the base's own decode, where the winner's row is that of the next token.
+            rows = stats.values_asked - stats.junctions
         read = test.n * self.sequences if test.kind == "pp" else made
         return Sample(seconds, read, stats.junctions, stats.value_ms, rows)
 

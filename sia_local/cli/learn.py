@@ -57,7 +57,7 @@ def learn(**options: Any) -> None:
         _go_behind()
     base, values = model_paths({**options, "value": options["value"] or ("none",)})
     teacher: Any = _guides(base, options) if options["plus"] else values
-    given = {"a sentence": options["plus"], "-v": values, "--targets": options["targets"]}
+    given = {"a sentence": options["plus"] or options["minus"], "-v": values, "--targets": options["targets"]}
     if len(several := [name for name, what in given.items() if what]) > 1:
         raise ConfigError(f"{' and '.join(several)} were given; give one teacher")
     out, setup, fitting = options["out"], setup_from(options, base, usual=WRITING), build(FitConfig, dict(options))

@@ -64,6 +64,11 @@ class Arm:
         return self.steers or self.by_value
 
     @property
+    def judges_values(self) -> bool:
+        """Whether values decide where to steer, so that they are asked for at every token."""
+        return "gain" in (self.family if self.config is None else self.config.gate).split("+")
+
+    @property
     def by_entropy(self) -> bool:
         """Whether a threshold, which the unsteered arm's entropies give, decides what this arm steers."""
         return self.family in _BY_ENTROPY and self.config is None
@@ -193,4 +198,7 @@ class Comparison:
                     arms += [Arm("bon", best_of=n, pick=pick) for n in best_of]
                     for steered in [name for name in ("sparse", "gain") if name in self.families and best_of]:
                         arms += [Arm(steered, usual, beta, best_of[0], source, pick=pick) for beta in betas]
-        return arms
+        unique: dict[str, Arm] = {}
+        for arm in arms:
+            unique.setdefault(arm.key, arm)  # the best of one is the arm itself, whatever picks it
+        return list(unique.values())

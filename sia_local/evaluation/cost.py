@@ -22,7 +22,7 @@ _KEPT = ("key", "series", "strength", "beta", "kl_budget", "reward", "judge", "k
 Row = Mapping[str, Any]
 
 
-def value_rows(sample: Sample, kinds: Sequence[str], picked: bool = False) -> int:
+def value_rows(sample: Sample, kinds: Sequence[str], picked: bool = False, judged: bool = False) -> int:
     """Rows that the models behind the values decoded for one text; kinds: of each of them, `guide` or keys.KINDS.
 
     A value model decodes the candidates of every junction and, on its way to the last one, the tokens in between
@@ -30,19 +30,21 @@ def value_rows(sample: Sample, kinds: Sequence[str], picked: bool = False) -> in
     since a sample does not say where that was. `value:3`: a shortlist leaves it three candidates a junction.
     A value-head's candidates run in the base's decode, where the winner saves the base its next row. A Q-head decodes
     nothing. A guide reads the text along, whatever the candidates.
-    picked: the whole text is read once more for the value by which the best of N is chosen.
+    picked: the whole text is read once more for the value by which the best of N is chosen. judged: the gate judges
+    values, so that candidates are scored at every token, steered or not.
     """
     rows = 0
+    looks = sample.steps - sample.thought if judged and sample.values_asked else sample.junctions
     for model in kinds:
         kind, _, few = model.partition(":")
-        if sample.junctions and kind == "value-qhead":
+        if looks and kind == "value-qhead":
             pass
-        elif sample.junctions and kind == "guide":
+        elif looks and kind == "guide":
             rows += sample.steps
-        elif sample.junctions:
+        elif looks:
             read = 0 if kind == "value-head" else sample.steps
-            asked = min(sample.values_asked, int(few) * sample.junctions) if few else sample.values_asked
-            rows += asked - sample.junctions + read
+            asked = min(sample.values_asked, int(few) * looks) if few else sample.values_asked
+            rows += asked - looks + read
         if picked:
             rows += sample.steps
     return rows
@@ -54,7 +56,7 @@ def rows_of(arm: Arm, samples: Sequence[Sample], kinds: Mapping[str, Sequence[st
     scale = arm.best_of / len(samples)
     return {
         "base_rows": scale * sum(s.steps for s in samples),
-        "value_rows": scale * sum(value_rows(s, mine, arm.by_value) for s in samples),
+        "value_rows": scale * sum(value_rows(s, mine, arm.by_value, arm.judges_values) for s in samples),
     }
 
 

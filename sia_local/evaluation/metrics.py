@@ -112,13 +112,13 @@ def lift_share(arm: Frontier, reference: Frontier, kl: float, seed: int = 0) -> 
     """(reward of arm − off) / (reward of reference − off) at equal mean KL, with a bootstrap interval.
 
     Prompts are resampled together in both arms, their KL with them. None where either frontier does not reach
-    `kl`; a resample that falls just short of it takes its strongest point. None, too, where the reference gains nothing
-    in more resamples than a tail of the interval holds: a share of that is no number, and without them the interval
-    would be too narrow.
+    `kl`; a resample that falls just short of it takes its strongest point. None, too, of a single prompt, and where the
+    reference gains nothing in more resamples than a tail of the interval holds: a share of that is no number, and
+    without them the interval would be too narrow.
     """
-    if arm.reward_at(kl) is None or reference.reward_at(kl) is None:
-        return None
     n = arm.kl.shape[1]
+    if n == 1 or arm.reward_at(kl) is None or reference.reward_at(kl) is None:
+        return None
     if reference.kl.shape[1] != n:
         raise ConfigError(f"frontiers over {n} and {reference.kl.shape[1]} prompts; expected the same prompts")
     shares = []

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from ..config import SiaConfig
-from ..errors import DataError
+from ..errors import ContextFullError, DataError
 from ..files import parse_json
 from ..generation.sia import SIA
 from ..packed import lines
-from ..records import Float64
+from ..records import Float64, Prompt
 from .metrics import bootstrap_mean, paired_difference
 
 
@@ -34,8 +34,14 @@ class Question:
     def __post_init__(self) -> None:
         if not all(isinstance(text, str) for text in (self.question, self.stem, self.topic)):
             raise DataError("question, stem and topic have to be text")
-        if len(set(self.choices)) != len(self.choices) or len(self.choices) < 2:
-            raise DataError(f"the question {self.question!r} has the choices {self.choices}; expected two or more")
+        if (
+            len(set(self.choices)) != len(self.choices)
+            or len(self.choices) < 2
+            or not all(map(str.strip, self.choices))
+        ):
+            raise DataError(
+                f"the question {self.question!r} has the choices {self.choices}; expected two or more, none empty"
+            )
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,9 @@ def read_questions(path: str | os.PathLike[str]) -> list[Question]:
     for number, line in lines(path, "questions, JSONL"):
         try:
             row = parse_json(line)
-            choices = tuple(str(choice) for choice in row["choices"])
+            if not isinstance(choices := row["choices"], list):
+                raise TypeError(f"choices are {choices!r}, no list")
+            choices = tuple(map(str, choices))
             questions.append(Question(row["question"], row.get("stem", ""), choices, row.get("topic", "")))
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(
@@ -66,16 +74,24 @@ def read_questions(path: str | os.PathLike[str]) -> list[Question]:
 
 def answer(sia: SIA, question: Question, configs: Sequence[SiaConfig]) -> Float64:
     """float64[configs, choices]: log P of every choice behind the stem, nats, under every configuration."""
-    prompt = sia.prompt(question.question)
+    prompt, answers = _read(sia, question)
+    return np.array(
+        [[sia.log_likelihoods(prompt, tokens, config, known).sum() for tokens, known in answers] for config in configs]
+    )
+
+
+def _read(sia: SIA, question: Question) -> tuple[Prompt, list[tuple[list[int], int]]]:
+    """The prompt, and of every choice the answer's tokens and how many of them are the stem's."""
+    prompt, answers = sia.prompt(question.question), []
     stem = sia.model.tokenize(question.stem, add_special=False, parse_special=False)
-    out = np.empty((len(configs), len(question.choices)))
-    for j, choice in enumerate(question.choices):
+    for choice in question.choices:
         text = f"{question.stem} {choice}" if question.stem else choice
         tokens = sia.model.tokenize(text, add_special=False, parse_special=False)
+        if (n := len(prompt.tokens) + len(tokens)) > sia.n_ctx:
+            raise ContextFullError(f"question and answer are {n} tokens, the context holds {sia.n_ctx}; raise --ctx")
         known = next((i for i, (a, b) in enumerate(zip(stem, tokens, strict=False)) if a != b), len(stem))
-        for i, config in enumerate(configs):
-            out[i, j] = sia.log_likelihoods(prompt, tokens, config, known).sum()
-    return out
+        answers.append((tokens, known))
+    return prompt, answers
 
 
 def run_quiz(
@@ -84,7 +100,13 @@ def run_quiz(
     """Accuracy of every arm with its interval, against the first arm prompt by prompt, and by topic. As JSON data.
 
     right: share of questions whose first choice is the likeliest; p: mean probability of the first among the choices.
+    Raises ContextFullError for a question that the context does not hold, before any is answered.
     """
+    for number, question in enumerate(questions, 1):
+        try:
+            _read(sia, question)
+        except ContextFullError as error:
+            raise ContextFullError(f"question {number}: {error}", error.tokens, error.holds) from None
     scores = np.empty((len(questions), len(arms)), dtype=object)
     for i, question in enumerate(questions):
         for j, logps in enumerate(answer(sia, question, [arm.config for arm in arms])):

@@ -47,21 +47,25 @@ def summarise(
 ) -> dict[str, Any]:
     """The summary as JSON data. Rows keep the arms' order; arms without samples appear under `failed` only.
 
-    Intervals are over prompts; a prompt's samples are averaged first. Arms are compared on the prompts that
-    all of them finished. KL of a text: what steering spent (without truncation to the candidates), plus the
-    bound log N − (N − 1)/N where the best of N was kept. kinds: the models behind a source of values, see
-    cost.value_rows. reused: keys of arms with texts of an earlier run.
+    Intervals are over prompts; a prompt's samples are averaged first, those of equal prompts together, which are no
+    independent draws. Arms are compared on the prompts that all of them finished. KL of a text: what steering spent
+    (without truncation to the candidates), plus the bound log N − (N − 1)/N where the best of N was kept. kinds: the
+    models behind a source of values, see cost.value_rows. reused: keys of arms with texts of an earlier run.
     """
     failed = dict(failed or {})
-    ids = [item.id for item in prompts]
+    equal: dict[str, list[str]] = {}
+    for item in prompts:
+        equal.setdefault(item.text, []).append(item.id)
+    units = {ids[0]: ids for ids in equal.values()}
     kept: dict[str, dict[str, list[Sample]]] = {}
     everything: dict[str, list[Sample]] = {}
     for arm in arms:
         mine = [s for s in samples if s.arm == arm.key and s.reward is not None]
         chosen = winners(mine, arm)
         if chosen and arm.key not in failed:
-            kept[arm.key], everything[arm.key] = chosen, mine
-    common = [i for i in ids if all(i in chosen for chosen in kept.values())]
+            kept[arm.key], everything[arm.key] = _together(chosen, units), mine
+    common = [unit for unit in units if kept and all(unit in chosen for chosen in kept.values())]
+    there = {i for unit in common for i in units[unit]}
     rows: list[dict[str, Any]] = []
     frontiers: dict[str, list[tuple[float, np.ndarray, np.ndarray]]] = {}
     reference = kept.get("off") if common else None
@@ -70,7 +74,7 @@ def summarise(
             continue
         texts = {i: kept[arm.key][i] for i in common}
         bound = bon_kl_bound(arm.best_of) if arm.best_of > 1 else 0.0
-        made = [s for s in everything[arm.key] if s.prompt_id in texts]
+        made = [s for s in everything[arm.key] if s.prompt_id in there]
         told = {"reused": True} if arm.key in reused else {}
         rows.append(_row(arm, texts, made, reference, bound) | rows_of(arm, made, kinds) | told)
         kl, reward = _means(texts, "kl_steering") + bound, _means(texts, "reward")
@@ -92,7 +96,7 @@ def summarise(
         "equal_compute": equal_compute(rows),
         "entropy": _entropy(off),
         "failed": failed,
-        "warnings": _warnings(len(common), len(ids)),
+        "warnings": _warnings(len(common), len(units)),
     }
 
 
@@ -106,6 +110,13 @@ def winners(samples: Sequence[Sample], arm: Arm) -> dict[str, list[Sample]]:
         if len(group) == arm.best_of:
             out.setdefault(prompt_id, []).append(max(group, key=lambda s: s.score(arm.pick)))
     return out
+
+
+def _together(texts: Mapping[str, list[Sample]], units: Mapping[str, Sequence[str]]) -> dict[str, list[Sample]]:
+    """Texts by unit, of the units all of whose prompts have some."""
+    return {
+        unit: [text for i in ids for text in texts[i]] for unit, ids in units.items() if all(i in texts for i in ids)
+    }
 
 
 def _means(texts: Mapping[str, Sequence[Sample]], name: str) -> np.ndarray:

@@ -159,4 +159,6 @@ def _interval(share: Mapping[str, float]) -> str:
 def _plus_minus(interval: Mapping[str, float] | None) -> str:
     if interval is None:
         return "–"
+    if interval["n"] == 1:  # no resample of one prompt differs from another
+        return f"{interval['mean']:.3f}"
     return f"{interval['mean']:.3f} ± {(interval['high'] - interval['low']) / 2:.3f}"

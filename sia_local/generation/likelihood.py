@@ -8,8 +8,10 @@ from dataclasses import replace
 import numpy as np
 
 from ..config import SiaConfig
+from ..errors import ConfigError
 from ..records import Float64, Prompt, Values
 from ..steering.choice import Choice
+from ..steering.tilt import log_softmax
 from .decode import Base
 
 
@@ -30,6 +32,11 @@ def log_likelihoods(
     the tail, so their mean is subtracted. A gate's memory begins at the first counted token. The slot's content is
     replaced. Raises ConfigError for filters (penalties, top_p, a grammar), which would forbid tokens.
     """
+    if config.sampling.filters:
+        raise ConfigError(
+            "the likelihood of a given text was asked for under a penalty, a logit bias, top_p, min_p or a grammar, "
+            "which forbid tokens; give settings without them"
+        )
     config = replace(config.with_sampling(temperature=1.0), tail=True, center=True)
     choice = Choice(config, 0, value, None)
     source = value if choice.uses_value else None
@@ -41,8 +48,9 @@ def log_likelihoods(
         if i >= known:
             look = choice.look(base.logits([slot])[0])
             scored = source.score([(slot, look.asked)], ())[0] if source is not None and look.asks else None
-            verdict = choice.weigh(look, scored)
-            out[i - known] = np.log(verdict.probabilities[np.flatnonzero(look.ids == token)[0]])
+            # Of the scores: a strong tilt leaves probabilities too small for a float.
+            logp = log_softmax(choice.weigh(look, scored).scores)
+            out[i - known] = logp[np.flatnonzero(look.ids == token)[0]]
         base.accept(slot, token)
         if source is not None:
             source.accept(slot, token)
