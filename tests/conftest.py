@@ -99,3 +99,9 @@ def tiny_base(make_hf: Callable[..., Path]) -> Path:
 
     folder = make_hf()
     return export_base(folder, folder.with_name("base-F32.gguf"), "f32")
+
+
+@pytest.fixture(scope="session")
+def scored(make_hf: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Texts of ten prompts and their rewards, read by the tokenizer of make_hf()."""
+    return tiny.tiny_trajectories(tmp_path_factory.mktemp("scored") / "scored.jsonl", make_hf(), prompts=10)
