@@ -10,8 +10,9 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+from afresh import PLACEMENTS, fresh, load, tolerance
 from architectures import ARCHITECTURES, RECURRENT, WINDOW, WINDOWED
-from histories import PLACEMENTS, fresh, load, opened, tolerance
+from histories import opened
 from loading import EXACT, source
 from sia_convert.formats.quantize import quantize_gguf
 

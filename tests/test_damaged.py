@@ -13,6 +13,7 @@ import damage
 import fuzz
 import pytest
 from click.testing import CliRunner
+from targets import gguf_targets, text_targets
 
 from sia_local import SIA
 from sia_local.cli import main
@@ -157,14 +158,14 @@ def test_a_line_nested_too_deeply_is_named(tmp_path: Path) -> None:
 
 def test_what_is_damaged_was_whole(tmp_path: Path) -> None:
     """What is refused undamaged finds nothing."""
-    for target in [*fuzz.gguf_targets(tmp_path), *fuzz.text_targets(tmp_path)]:
+    for target in [*gguf_targets(tmp_path), *text_targets(tmp_path)]:
         for path in target.seeds:
             assert (outcome := fuzz.attempt(target, path)).kind == "used", (path.name, outcome.said)
 
 
 def test_a_few_damaged_files(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """The command's own loop, for a few files of every kind."""
-    targets = [*fuzz.gguf_targets(tmp_path), *fuzz.text_targets(tmp_path)]
+    targets = [*gguf_targets(tmp_path), *text_targets(tmp_path)]
     counts = fuzz.campaign(targets, 8, seed=1000, keep=None)
     counts += fuzz.requests(tmp_path, 30, seed=1000)
     bad = {name for name in counts if name.split(" ", 1)[1] not in fuzz.GOOD}

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from histories import PLACEMENTS, fresh, load, opened
+from afresh import PLACEMENTS, fresh, load
+from histories import opened
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from loading import source
