@@ -70,7 +70,10 @@ def test_a_chat_in_a_terminal_begins_with_what_is_needed_and_marks_steered_words
     (tmp_path / "demo-value.gguf").symlink_to(value_gguf)
     (tmp_path / "g.gbnf").write_text("root ::= [a-z]+")
     master, slave = pty.openpty()
-    asked = [*FEW, "--gate", "dense", "--grammar-file", str(tmp_path / "g.gbnf")]
+    # What a model or a file wrote must not steer the terminal.
+    saved = tmp_path / "chat.json"
+    saved.write_text('{"turns": [{"role": "user", "content": "\\u001b]0;title\\u0007"}]}')
+    asked = [*FEW, "--gate", "dense", "--grammar-file", str(tmp_path / "g.gbnf"), "--load", str(saved)]
     over = {
         "SIA_MODELS": str(tmp_path),
         "XDG_STATE_HOME": str(tmp_path),
@@ -91,8 +94,10 @@ def test_a_chat_in_a_terminal_begins_with_what_is_needed_and_marks_steered_words
     with subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, env=environment) as process:
         os.close(slave)
         read_prompts(1)
-        os.write(master, b"hello\r")
+        os.write(master, b"/undo\r")
         read_prompts(2)
+        os.write(master, b"hello\r")
+        read_prompts(3)
         os.write(master, b"\x04")
     os.close(master)
     screen = said.decode().replace("\r", "")
@@ -100,6 +105,7 @@ def test_a_chat_in_a_terminal_begins_with_what_is_needed_and_marks_steered_words
     assert process.returncode == 0 and "demo-base.gguf, steered by demo-value\n" in plain
     assert "At every token, the value model makes the better\ncandidates likelier" in plain and "/why explains" in plain
     assert "Try: Tell me a story" in plain
+    assert "forgotten: \ufffd]0;title\ufffd\n" in plain
     assert re.search(r"\n8 tokens · 8 steered, \d turned · \d+ tokens/s · cut there, -n allows more\n", plain)
     marks = re.findall(r"\x1b\[((?:1;)?4(?:;[\d;]+)?)m[a-z]", screen)
     assert len(marks) == 8 + 2 and all(("38;5" in mark) == colour for mark in marks)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,20 @@ def test_keys_of_a_terminal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     assert typed('"""\ra\rb"""\r', monkeypatch) == [Entry("a\nb")]
     assert typed("half\x03whole\r", monkeypatch) == [Entry("whole")]  # Ctrl-C
     assert typed("\x1b[A\r", monkeypatch) == [Entry("whole")]  # the history
+
+
+def test_where_answers_go_elsewhere_what_is_typed_shows_on_standard_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    master, slave = os.openpty()
+    with os.fdopen(slave, "w") as screen, create_pipe_input() as keys, create_app_session(input=keys):
+        monkeypatch.setattr("sys.stderr", screen)
+        keys.send_text("a\r\x04")
+        assert list(entry.entries(COMMANDS)) == [Entry("a")]
+        assert capsys.readouterr().out == "" and b"> " in os.read(master, 4096)
+    os.close(master)
 
 
 def test_no_home_no_history(monkeypatch: pytest.MonkeyPatch) -> None:

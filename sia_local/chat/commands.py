@@ -252,6 +252,10 @@ class Commands:
         s, path = self.session, _path(rest, "/report", "answer.html")
         if not s.steps:
             raise ConfigError("there is no answer to report yet; ask something first")
+        if all(math.isnan(step.entropy) for step in s.steps):
+            raise ConfigError(
+                "there is nothing to report: the server tells nothing of its tokens, as it does not steer"
+            )
         from ..files import atomic_write
         from ..views.answer import answer_report
 

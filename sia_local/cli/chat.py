@@ -215,7 +215,7 @@ class Terminal:
 def _talk(session: Session, commands: Commands, terminal: Terminal) -> None:
     from ..chat.commands import COMMANDS
     from .entry import entries
-    from .terminal import notice
+    from .terminal import notice, visible
 
     for entry in entries(COMMANDS):
         try:
@@ -224,7 +224,7 @@ def _talk(session: Session, commands: Commands, terminal: Terminal) -> None:
             else:
                 reply = commands.run(entry.text)
                 if reply.text:
-                    terminal.write(reply.text + "\n")
+                    terminal.write(visible(reply.text) + "\n")
                 if reply.action == "quit":
                     return
                 if reply.action == "retry":

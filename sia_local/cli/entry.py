@@ -99,7 +99,9 @@ def _typed(commands: Sequence[str]) -> Callable[[], str]:
     from prompt_toolkit import PromptSession
     from prompt_toolkit.completion import WordCompleter
     from prompt_toolkit.filters import Condition
+    from prompt_toolkit.output import create_output
 
+    aside = not sys.stdout.isatty() and sys.stderr.isatty()
     session: PromptSession[str] = PromptSession(
         PROMPT,
         multiline=True,
@@ -109,6 +111,8 @@ def _typed(commands: Sequence[str]) -> Callable[[], str]:
         completer=WordCompleter(list(commands), sentence=True),
         complete_while_typing=Condition(lambda: session.default_buffer.text.startswith("/")),
         enable_open_in_editor=True,
+        # A file or pipe gets the answers alone.
+        output=create_output(sys.stderr) if aside else None,
     )
     return session.prompt
 
