@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 from sia_local import shipped
 from sia_local.cli import fetch as fetching
 from sia_local.cli import main
-from sia_local.cli.many import read_items
+from sia_local.cli.many import read_items, shipped_prompts
 from sia_local.cli.resolve import config_from, model_paths, shipped_profile
 from sia_local.errors import ConfigError
 from sia_local.files import scratch
@@ -176,10 +176,25 @@ def test_what_an_evaluation_reads_follows_the_model(
     for model in ("smollm2", "story", folders / "cache" / "some.gguf"):
         assert "enough" in refusal(cli("eval", "-m", model, "--out", folders / "out"))
     assert asked == ["plain", "common", "vader", "polarity", "vader", "polarity"]
-    smollm2 = read_items(None, SOME.prompts, None)
-    assert smollm2 != read_items(None, shipped.STORY.prompts, None)
     with pytest.raises(ConfigError, match=r"examples/none\.txt does not exist here; give a file of prompts"):
-        read_items(None, "examples/none.txt", None)
+        shipped_prompts("examples/none.txt")
+
+
+@pytest.mark.parametrize("what", ["prompts", "training"])
+def test_a_base_of_ones_own_is_measured_on_questions_or_asks_for_prompts(
+    what: str, make_gguf: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Not on beginnings of stories, which only the story model goes on with, under whatever path."""
+
+    def first(base: Path, model: object = None) -> str:
+        asked = {"model": str(model or base), "prompts": None, "limit": 1}
+        return read_items(asked, base, what)[0].text
+
+    own, story = make_gguf("base"), tmp_path / shipped.STORY.file
+    story.write_bytes(own.read_bytes())
+    assert first(own) == first(own, "smollm2") != first(own, "story") == first(story)
+    with pytest.raises(ConfigError, match=r"no chat template, so it is not for questions; .* --prompts FILE"):
+        first(make_gguf("base", template=""))
 
 
 def test_fetch_says_the_size_and_leaves_the_model(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:

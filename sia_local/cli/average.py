@@ -11,7 +11,7 @@ from ..errors import ConfigError
 from ..learning.collect import CollectConfig
 from ..progress import Line
 from .from_dataclass import fill, options_for
-from .many import WRITING, training_prompts
+from .many import WRITING, usual_prompts
 from .options import base_option, setup_options
 from .resolve import model_paths, setup_from
 
@@ -50,7 +50,7 @@ def average(**options: Any) -> None:
     if not paths:
         raise ConfigError("no Q-head was named; name two or more of this base, as in a.gguf:2 b.gguf")
     values = [spec for spec in parse_specs(paths) if isinstance(spec, ValuePath)]
-    prompts = read_prompts(options["prompts"] or training_prompts(options, base))
+    prompts = read_prompts(options["prompts"] or usual_prompts(options, base))
     setup, line = setup_from(options, base, usual=WRITING), Line(every=10.0)
     config = fill(_USUAL, options)
     file = average_files(

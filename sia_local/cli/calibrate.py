@@ -10,7 +10,6 @@ import click
 
 from ..errors import ConfigError
 from ..evaluation.plan import USUAL, Task
-from ..shipped import STORY
 from .from_dataclass import build, options_for
 from .many import SETUP, SIZED, read_items, sized_context
 from .options import STEERING, model_options
@@ -19,7 +18,9 @@ from .resolve import config_from, known_from, load_from, loading_from, model_pat
 
 @click.command()
 @model_options(SETUP, SIZED)
-@click.option("--prompts", type=click.Path(), help="JSON, JSONL, CSV or text.  [default: the model's own]")
+@click.option(
+    "--prompts", type=click.Path(), help="JSON, JSONL, CSV or text.  [default: the model's own, or questions]"
+)
 @click.option(
     "--limit", type=click.IntRange(min=1), default=64, show_default=True, help="Only the first so many prompts."
 )
@@ -40,16 +41,16 @@ def calibrate(**options: Any) -> None:
         raise ConfigError("no value model was given; give one with -v value.gguf, or guides with --guide-plus")
     file = _value_file(values)
     path = _path(options["out"], file or base)
-    model = known_from(options) or STORY
+    model = known_from(options)
     # Not the prompts of `eval`: what is measured there should not have been tuned on.
-    items = read_items(options["prompts"], model.training, options["limit"])
+    items = read_items(options, base, "training")
 
     from ..evaluation.calibrate import calibrate as run
     from ..rewards.load import load_reward
     from .terminal import notice
 
     task = build(Task, dict(options), prompts=items, request=request)
-    usual = model.reward if task.reward_per_kl is not None and known_from(options) is not None else None
+    usual = model.reward if task.reward_per_kl is not None and model is not None else None
     reward = load_reward(named) if (named := options["reward"] or usual) else None
     if task.reward_per_kl is not None and reward is None:
         raise ConfigError("--reward-per-kl was given without --reward; give the reward that is to be weighed")

@@ -36,7 +36,9 @@ BETA_UNIT = {"beta_unit": {"help": "Count betas in spreads of the value model, o
 
 @click.command("eval")
 @model_options(SETUP, SIZED)
-@click.option("--prompts", type=click.Path(), help="JSON, JSONL, CSV or text.  [default: the model's own]")
+@click.option(
+    "--prompts", type=click.Path(), help="JSON, JSONL, CSV or text.  [default: the model's own, or questions]"
+)
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first so many prompts.")
 @click.option("--apart", is_flag=True, help="Compare the value files, each with arms of its own; do not weigh them.")
 @options_for(Comparison)
@@ -70,7 +72,7 @@ def eval(**options: Any) -> None:
     request, setup, ray = request_from(options, config, EACH), loading_from(options, SETUP), build(RayConfig, options)
     setup = replace(setup, n_threads=ray.threads(setup.n_threads))
     arms = _arms(options, config_from({**options, "beta_unit": None}, start) if profile is not None else None)
-    items = read_items(options["prompts"], model.prompts, options["limit"])
+    items = read_items(options, model_paths(options)[0])
     plan = build(Plan, dict(options), prompts=items, arms=arms, request=request)
     alpaca = _alpaca_arm(options, arms)
     reward, judge = _rewards(options, model.judge)

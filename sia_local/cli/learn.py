@@ -15,7 +15,7 @@ from ..learning.collect import CollectConfig
 from ..learning.fit import FitConfig
 from ..progress import Line
 from .from_dataclass import build, options_for
-from .many import WRITING, training_prompts
+from .many import WRITING, usual_prompts
 from .options import model_options
 from .resolve import model_paths, setup_from
 
@@ -68,7 +68,7 @@ def learn(**options: Any) -> None:
         return
     if not teacher:
         raise ConfigError('no teacher was given; give an instruction, as in "Answer in very simple words.", or -v FILE')
-    prompts, folder = options["prompts"] or training_prompts(options, base), options["junctions"] or Path(f"{out}.d")
+    prompts, folder = options["prompts"] or usual_prompts(options, base), options["junctions"] or Path(f"{out}.d")
     made = distill(
         base,
         teacher if options["plus"] else (values[0] if len(values) == 1 else values),

@@ -13,7 +13,7 @@ from click.core import ParameterSource
 from ..config import Setup
 from ..errors import ConfigError
 from ..progress import Line, left
-from ..shipped import SMOLLM2, find_file
+from ..shipped import MODELS, SMOLLM2, find_file
 from .resolve import known_from, model_paths, trained_context
 
 if TYPE_CHECKING:
@@ -25,11 +25,11 @@ WRITING = Setup(n_ctx=1024, slots=4)  # where the base writes to learn from it
 SIZED = "what the longest prompt needs, at most what the model was trained on"
 
 
-def read_items(given: str | None, default: str, limit: int | None) -> list[PromptItem]:
-    """The prompts of a file, or of one that comes with the program. Raises ConfigError, DataError."""
+def read_items(options: Mapping[str, Any], base: Path, what: str = "prompts") -> list[PromptItem]:
+    """The prompts of a file, or those for this base that come with the program. Raises ConfigError, DataError."""
     from ..prompts import read_prompt_items
 
-    return read_prompt_items(given or shipped_prompts(default))[:limit]
+    return read_prompt_items(options["prompts"] or usual_prompts(options, base, what))[: options["limit"]]
 
 
 def shipped_prompts(name: str, instead: str = "give a file of prompts with --prompts") -> Path:
@@ -39,10 +39,12 @@ def shipped_prompts(name: str, instead: str = "give a file of prompts with --pro
     return found
 
 
-def training_prompts(options: dict[str, Any], base: Path) -> Path:
-    """Those of a model known by name; for any other that holds chats, questions and tasks of many kinds."""
-    if (model := known_from(options)) is not None:
-        return shipped_prompts(model.training)
+def usual_prompts(options: Mapping[str, Any], base: Path, what: str = "training") -> Path:
+    """Those of a model known by name or file; for any other that holds chats, questions and tasks of many kinds. what:
+    `prompts` or `training` of KnownModel."""
+    model = known_from(options) or next((known for known in MODELS.values() if known.file == base.name), None)
+    if model is not None:
+        return shipped_prompts(getattr(model, what))
     from ..llama.gguf import GgufMetadata
 
     with GgufMetadata(base) as meta:
@@ -51,7 +53,7 @@ def training_prompts(options: dict[str, Any], base: Path) -> Path:
                 f"no prompts were given, and {base.name} has no chat template, so it is not for questions; give a file "
                 "of beginnings that it can go on with, --prompts FILE, one a line"
             )
-    return shipped_prompts(SMOLLM2.training)
+    return shipped_prompts(getattr(SMOLLM2, what))
 
 
 def sized_context(options: Mapping[str, Any], items: list[PromptItem], max_tokens: int) -> int:
