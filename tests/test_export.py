@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from sia_local import SIA
-from sia_local.errors import IncompatibleError, ModelFileError
+from sia_local.errors import ConfigError, IncompatibleError, ModelFileError
 from sia_local.llama import keys
 from sia_local.llama.gguf import GgufMetadata
 from sia_local.llama.model import Model
@@ -358,3 +359,6 @@ def test_what_does_not_fit_is_refused(make_hf: Callable[..., Path], tiny_base: P
     with pytest.raises(ModelFileError, match="no head at"):
         ValueCheckpoint.open(tmp_path / "lora")
     assert not (tmp_path / "a.gguf").exists()
+    for spread in (0.0, -1.0, math.nan):
+        with pytest.raises(ConfigError, match=f"spread is {spread}; expected more than 0"):
+            ExportConfig(spread=spread)

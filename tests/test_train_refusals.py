@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from sia_local.errors import ConfigError, DataError, IncompatibleError, ModelFileError
+from sia_local.errors import ConfigError, DataError, IncompatibleError, ModelFileError, NumericError
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -78,7 +79,7 @@ def _rewritten(scored: Path, target: Path, **changes: Any) -> str:
         ({"reward": None}, "trajectory 0-0 has no reward: run `sia-convert score` first"),
         ({"tokens": [3, 400]}, "hold token 400, the backbone's vocabulary ends at 399"),
         ({"tokens": []}, "are empty or longer than 512 tokens"),
-        ({"prompt_id": 3}, "all trajectories answer one prompt"),
+        ({"prompt": "the king"}, "all trajectories answer one prompt"),
         ({"tokens": "x"}, "line 1: "),
         ({"finish": "eos"}, "finish is 'eos', expected 'stop' or 'length'"),
     ],
@@ -116,6 +117,34 @@ def test_an_empty_file_and_wrong_settings_are_one_sentence(
     (other / "config.json").write_text(json.dumps({"model_type": "x", "architectures": ["XForCausalLM"], **shape}))
     with pytest.raises(IncompatibleError, match=r"t5 is a XForCausalLM, which llama.cpp .* does not convert"):
         train(dataclasses.replace(config, backbone=str(other)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"head_lr": 0.0}, "head-lr is 0.0; expected more than 0"),
+        ({"clip": 0.0}, "clip is 0.0; expected more than 0"),
+        ({"lr": math.nan}, "lr is nan; expected more than 0"),
+        ({"warmup": -5}, "warmup is -5; expected 0 or more"),
+        ({"weight_decay": -1.0}, "weight-decay is -1.0; expected 0 or more"),
+        ({"head_hidden": -1}, "head-hidden is -1; expected 0 or more"),
+        ({"seed": -1}, "seed is -1; expected 0 or more"),
+        ({"limit": -1}, "limit is -1; expected 1 or more"),
+    ],
+)
+def test_a_setting_that_would_train_nothing_or_the_other_way_is_refused(
+    changes: dict[str, Any], message: str, config: TrainConfig
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        replace(config, **changes)
+    with pytest.raises(ConfigError, match="alpha 0"):
+        LoraSettings(alpha=0)
+
+
+def test_a_last_step_that_diverges_is_an_error_and_leaves_no_model(config: TrainConfig) -> None:
+    with pytest.raises(NumericError, match=r"the held-out loss is nan: lower --lr \(now 1e\+30\)"):
+        train(replace(config, epochs=1, batch=64, lr=1e30))
+    assert not (Path(config.out) / "value.json").exists() and not (Path(config.out) / "training.json").exists()
 
 
 def test_a_missing_lora_is_one_sentence(config: TrainConfig, tiny_base: Path, tmp_path: Path) -> None:

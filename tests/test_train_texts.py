@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -83,6 +84,22 @@ def test_no_prompt_is_on_both_sides_and_training_rewards_set_the_scale(
     rewards = np.array([e.reward for e in split.train])
     assert (split.mean, split.std) == (rewards.mean(), rewards.std())
     assert load_split([scored], reader, 400, held_out=0.3, max_length=512, seed=2).held_out != split.held_out
+
+
+def test_a_prompt_is_what_is_read_whatever_number_a_file_gives_it(
+    make_hf: Callable[..., Path], scored: Path, tmp_path: Path
+) -> None:
+    entries = [json.loads(line) for line in scored.read_text().splitlines()]
+    again = [{**e, "id": f"b{e['id']}", "prompt_id": e["prompt_id"] + 50} for e in entries]
+    others = [{**e, "id": f"c{e['id']}", "prompt": f"Ask {e['prompt']}"} for e in entries]
+    for name, rows in (("again", again), ("others", others)):
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    reader = Reader(load_tokenizer(make_hf()))
+    split = load_split([scored, tmp_path / "again", tmp_path / "others"], reader, 400, 0.3, 512, seed=1)
+    read = [{e.ids[: e.start] for e in part} for part in (split.train, split.held_out)]
+    assert (len(read[0]), len(read[1])) == (14, 6) and not read[0] & read[1]
+    pairs = {(e.prompt_id, e.ids[: e.start]) for e in split.held_out}
+    assert len(pairs) == len({number for number, _ in pairs}) == 6
 
 
 def test_a_backbone_without_positions_sets_no_longest_text(

@@ -15,10 +15,15 @@ import click
 @click.option("--turns", type=click.IntRange(min=1), default=1, help="Answers a dialogue has at most.")
 @click.option("--limit", type=click.IntRange(min=1), help="Use only the first so many pairs.")
 @click.option("--held-out", default=0.2, help="Share of the dialogues that is held out.")
-@click.option("--max-length", default=512, help="Tokens of a dialogue that are read: the first, and its end.")
-@click.option("--batch", default=16, help="Dialogues a forward pass.")
-@click.option("--seed", default=0)
-@click.option("--threads", type=int, help="CPU threads.")
+@click.option(
+    "--max-length",
+    type=click.IntRange(min=1),
+    default=512,
+    help="Tokens of a dialogue that are read: the first, and its end.",
+)
+@click.option("--batch", type=click.IntRange(min=1), default=16, help="Dialogues a forward pass.")
+@click.option("--seed", type=click.IntRange(min=0), default=0)
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads.")
 def reward_model(
     backbone: str,
     pairs: Path,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -120,7 +121,10 @@ class Reader:
 
 @dataclass(frozen=True)
 class Split:
-    """Training and held-out examples, no prompt in both; mean and std of the training rewards."""
+    """Training and held-out examples, no prompt in both; mean and std of the training rewards.
+
+    A prompt is what the value model reads of it: its `prompt_id` here, whatever numbers the files give.
+    """
 
     train: list[Example]
     held_out: list[Example]
@@ -142,7 +146,9 @@ def load_split(
     trajectories = list(in_order(paths))[:limit]
     check_rewards(trajectories)
     examples = [reader.example(t) for t in trajectories]
-    kept = [e for e in examples if e.start < len(e.ids) <= max_length]
+    fitting = [e for e in examples if e.start < len(e.ids) <= max_length]
+    seen: dict[tuple[int, ...], int] = {}
+    kept = [dataclasses.replace(e, prompt_id=seen.setdefault(e.ids[: e.start], len(seen))) for e in fitting]
     if not kept:
         raise DataError(f"all {len(examples)} trajectories are empty or longer than {max_length} tokens")
     highest = max(max(*e.ids, *(t for b in e.branches for t in b.ids)) for e in kept)
@@ -151,11 +157,10 @@ def load_split(
             f"the trajectories hold token {highest}, the backbone's vocabulary ends at {n_vocab - 1}: they were "
             "sampled from a base with another tokenizer"
         )
-    prompts = np.array(sorted({e.prompt_id for e in kept}))
-    if len(prompts) < 2:
+    if len(seen) < 2:
         raise DataError("all trajectories answer one prompt; the held-out split needs at least two")
-    n_held_out = min(len(prompts) - 1, max(1, round(len(prompts) * held_out)))
-    chosen = set(np.random.default_rng(seed).permutation(prompts)[:n_held_out].tolist())
+    n_held_out = min(len(seen) - 1, max(1, round(len(seen) * held_out)))
+    chosen = set(np.random.default_rng(seed).permutation(len(seen))[:n_held_out].tolist())
     train = [e for e in kept if e.prompt_id not in chosen]
     rewards = np.array([e.reward for e in train])
     if rewards.std() == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from sia_local.config import setting
-from sia_local.errors import IncompatibleError, ModelFileError
+from sia_local.errors import ConfigError, IncompatibleError, ModelFileError
 from sia_local.files import aside
 from sia_local.llama import keys
 
@@ -67,6 +68,8 @@ class ExportConfig:
         check_choice("layout", self.layout, (None, *LAYOUTS))
         check_choice("dtype", self.dtype, DTYPES)
         check_choice("rows", self.rows, (None, *ROW_TYPES))
+        if self.spread is not None and not 0 < self.spread < math.inf:
+            raise ConfigError(f"spread is {self.spread}; expected more than 0, in reward units")
 
     @property
     def row_type(self) -> str:

@@ -50,8 +50,11 @@ class LoraSettings:
     )
 
     def __post_init__(self) -> None:
-        if self.r < 1 or not 0.0 <= self.dropout < 1.0 or not self.targets:
-            raise ConfigError(f"LoRA of rank {self.r}, dropout {self.dropout}: expected r >= 1, 0 <= dropout < 1")
+        if self.r < 1 or self.alpha < 1 or not 0.0 <= self.dropout < 1.0 or not self.targets:
+            raise ConfigError(
+                f"LoRA of rank {self.r}, alpha {self.alpha}, dropout {self.dropout}: expected rank and alpha of 1 and "
+                "more, 0 <= dropout < 1"
+            )
         for target in self.targets:
             if self.targets not in [(word,) for word in WORDS] and target.split(".")[-1] not in LINEAR:
                 raise ConfigError(
@@ -118,8 +121,15 @@ class TrainSettings:
             raise ConfigError("placement adapter is a LoRA over the whole base: leave out --tune and --layers")
         if self.placement == "head" and (self.tuning != "none" or self.layers):
             raise ConfigError("placement head trains a head on the whole frozen base: leave out --tune and --layers")
-        if min(self.epochs, self.batch, self.accumulate, self.patience, self.save_every) < 1 or self.lr <= 0:
-            raise ConfigError("epochs, batch, accumulate, patience, save-every and lr must be positive")
+        for name in ("epochs", "batch", "accumulate", "patience", "save_every", "max_length", "lr", "head_lr", "clip"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ConfigError(f"{name.replace('_', '-')} is {value}; expected more than 0")
+        for name in ("head_hidden", "weight_decay", "warmup", "seed"):
+            if not (value := getattr(self, name)) >= 0:
+                raise ConfigError(f"{name.replace('_', '-')} is {value}; expected 0 or more")
+        if self.limit is not None and self.limit < 1:
+            raise ConfigError(f"limit is {self.limit}; expected 1 or more trajectories")
         if not 0.0 < self.held_out < 1.0 or not 0.0 <= self.lam <= 1.0:
             raise ConfigError("expected 0 < held-out < 1 and 0 <= lambda <= 1")
 

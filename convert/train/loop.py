@@ -253,6 +253,8 @@ class Trainer:
             from accelerate.utils import broadcast_object_list
 
             broadcast_object_list(told)  # so that all agree what is better, to the last bit
+        if not math.isfinite(told[0]["loss"]):
+            raise NumericError(f"the held-out loss is {told[0]['loss']}: lower --lr (now {self.config.lr:g})")
         return told[0]
 
     def save_model(self) -> None:
