@@ -135,6 +135,20 @@ def test_prompts_that_do_not_fit_are_left_out_and_counted(base_gguf: Path, value
                 collect(sia, [long], tmp_path / "none", CONFIG, {})
 
 
+def test_prompts_that_the_teachers_template_makes_too_long_are_left_out(
+    base_gguf: Path, make_gguf: Callable[..., Path], tmp_path: Path
+) -> None:
+    """They fit the base, and had ended the whole run."""
+    wordy = make_gguf("merged", seed=1, template="{{ messages[0].content * 16 }}")
+    prompts, said = [*PROMPTS[:3], "a dog " * 4], list[Progress]()
+    with SIA.load(base_gguf, wordy, hidden_states=True, max_candidates=6, setup=EXACT, n_ctx=72) as sia:
+        collect(sia, prompts, tmp_path / "some", CONFIG, {}, said.append)
+        assert (said[-1].texts, said[-1].left_out) == (6, 1)
+        assert set(read_junctions(tmp_path / "some")[0].prompts.tolist()) == {0, 1, 2}
+        with pytest.raises(ContextFullError, match=r"the prompt is \d+ tokens for .*, its context holds \d+"):
+            collect(sia, prompts[3:], tmp_path / "none", CONFIG, {})
+
+
 @pytest.mark.parametrize("kind", ["one", "several", "guides"])
 def test_a_teacher_trained_anew_is_another(make_gguf: Callable[..., Path], tmp_path: Path, kind: str) -> None:
     """Though its file has the name and the size of the one before."""

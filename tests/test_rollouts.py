@@ -158,6 +158,23 @@ def test_a_prompt_that_does_not_fit_is_left_out(tiny_base: Path, sampled: Path, 
     assert sample([PROMPTS[0], "king " * 64], tmp_path / "2.jsonl", tiny_base, CONFIG, MACHINE, Shard(2, 2)) == 0
 
 
+def test_a_prompt_that_the_value_models_template_makes_too_long_is_left_out(
+    base_gguf: Path, make_gguf: Callable[..., Path], tmp_path: Path
+) -> None:
+    """It fits the base, and had ended the whole run: of rollouts, and of the last step of a plan."""
+    from sia_convert.data.calibrate import _fitting
+
+    from sia_local import SIA
+    from sia_local.prompts import PromptItem
+
+    wordy, prompts = make_gguf("merged", seed=1, template="{{ messages[0].content * 16 }}"), ["a", "a dog " * 4, "cat"]
+    out, config = tmp_path / "out.jsonl", dataclasses.replace(CONFIG, n_ctx=72, k=4)
+    assert sample(prompts, out, base_gguf, config, MACHINE, value=wordy) == 4
+    assert {t.prompt_id for t in by_id(out).values()} == {0, 2}
+    with SIA.load(base_gguf, wordy, n_ctx=72, max_candidates=4, n_threads=1) as sia:
+        assert [i.id for i in _fitting(sia, [PromptItem(p, p) for p in prompts], False)] == ["a", "cat"]
+
+
 def test_pairs_become_trajectories(tiny_base: Path, tmp_path: Path) -> None:
     source = tmp_path / "pairs.jsonl"
     rows = [{"instruction": "a", "output": "the king", "score": 1.5}, {"prompt": "b", "response": "x"},

@@ -60,7 +60,10 @@ def _fitting(sia: SIA, items: Sequence[PromptItem], raw: bool) -> list[PromptIte
     kept, too_long = [], []
     for item in items:
         try:
-            sia.prompt(item.text, raw)
+            prompt = sia.prompt(item.text, raw)
+            if sia.value is not None:  # which may read it in a longer template
+                with sia.desk.slot() as slot:
+                    sia.value.begin(slot, prompt)
             kept.append(item)
         except ContextFullError as error:
             too_long.append(error)

@@ -215,7 +215,13 @@ class Sampler:
                     too_long.append((number, error))
                     continue
                 open_items[number] = one
-                yield sia.job(read[one.prompt], self.policy, max_tokens=c.max_tokens, seed=one.seed(c.seed), id=number)
+                job = sia.job(read[one.prompt], self.policy, max_tokens=c.max_tokens, seed=one.seed(c.seed), id=number)
+                job.left_out = partial(leave_out, number)
+                yield job
+
+        def leave_out(number: int, error: ContextFullError) -> None:
+            del open_items[number]
+            too_long.append((number, error))
 
         texts: dict[int, Completion] = {}
         for step in sia.run(jobs()):

@@ -13,6 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
+from ..errors import ContextFullError
 from ..reasoning import ANSWER
 from ..records import Floats, Prompt, Request, Stats, Step, Values
 from ..steering.choice import Choice, Filter, Look, Verdict
@@ -41,7 +42,8 @@ class Sink(Protocol):
 
 @dataclass(eq=False)
 class Job:
-    """A request on its way. `filter` and `sink` belong to this job alone; jobs may share `stats`."""
+    """A request on its way. `filter` and `sink` belong to this job alone; jobs may share `stats`. left_out: is told that
+    the prompt does not fit, by the source of values' own reading of it, in place of an error that ends all jobs."""
 
     request: Request
     prompt: Prompt
@@ -50,6 +52,7 @@ class Job:
     filter: Filter | None = None
     id: int = 0
     stats: Stats = field(default_factory=Stats)
+    left_out: Callable[[ContextFullError], None] | None = None
 
 
 class Loop:

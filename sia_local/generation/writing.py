@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 from ..config import SiaConfig
-from ..errors import SiaError
+from ..errors import ContextFullError, SiaError
 from ..llama.model import Model
 from ..records import Completion, Float64, Messages, Prompt, Request, Stats, Step
 from ..values.sources import Source
@@ -260,7 +260,10 @@ class Desk:
                     break
                 loop.admit(job)
             except Exception as error:
-                ticket.error = error
+                if isinstance(error, ContextFullError) and job is not None and job.left_out is not None:
+                    job.left_out(error)
+                else:
+                    ticket.error = error
             else:
                 ticket.running.append(job)
 

@@ -7,6 +7,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -201,7 +202,12 @@ class Collector:
                     too_long.append((place, error))
                     continue
                 read[place] = one, job.prompt
+                job.left_out = partial(leave_out, place)
                 yield job
+
+        def leave_out(place: int, error: ContextFullError) -> None:
+            del read[place]
+            too_long.append((place, error))
 
         kept: dict[int, list[Step]] = {}
         for step in sia.run(jobs()):
