@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from sia_local.errors import DataError
-from sia_local.files import atomic_write, parse_json, sha256_of
+from sia_local.files import atomic_write, model_files, parse_json, sha256_of
 from sia_local.progress import duration
 
-from .provenance import model_files, provenance
+from .provenance import provenance
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,8 @@ from .packed import check_plain
 
 # A full disk, a quota, a limit of the process on a file's size.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# What decides how a Hugging Face folder behaves; anything else in it may change freely.
+MODEL_FILES = (".json", ".safetensors", ".bin", ".model", ".jinja", ".txt")
 
 
 def at_home(path: str | os.PathLike[str]) -> Path:
@@ -93,6 +95,35 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
         while block := handle.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def file_mark(path: str | os.PathLike[str]) -> str:
+    """Tells large files apart without reading them: size, and a hash of the first and last MiB."""
+    source, part = Path(path), 1 << 20
+    if not source.is_file():
+        raise ModelFileError(f"no file at {source}; check the path")
+    size = source.stat().st_size
+    with source.open("rb") as handle:
+        digest = hashlib.sha256(handle.read(part))
+        handle.seek(max(0, size - part))
+        digest.update(handle.read(part))
+    return f"{size}-{digest.hexdigest()[:12]}"
+
+
+def model_files(folder: str | os.PathLike[str]) -> list[Path]:
+    """Of a Hugging Face folder, by name."""
+    return sorted(file for file in Path(folder).iterdir() if file.suffix in MODEL_FILES)
+
+
+def path_mark(path: str | os.PathLike[str]) -> str:
+    """file_mark of a file, or of the files of a model folder and their names; empty where there is neither, as for an
+    empty path, which is no name of the current folder."""
+    if not os.fspath(path):
+        return ""
+    if not Path(path).is_dir():
+        return file_mark(path) if Path(path).is_file() else ""
+    parts = [f"{file.name} {file_mark(file)}" for file in model_files(path)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 @contextmanager

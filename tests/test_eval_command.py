@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from click.testing import CliRunner, Result
 from sia_local.cli import main
 from sia_local.errors import ConfigError
 from sia_local.evaluation.arms import Comparison
+from sia_local.evaluation.samples import parse_samples
 
 Make = Callable[..., Path]
 
@@ -142,3 +145,30 @@ def test_what_is_missing_is_named_before_any_work(
     result = cli("-m", base_gguf, "-v", value_gguf, *FEW, *out)
     assert result.exit_code == 2 and "pip install 'sia-local[rewards]'" in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_an_edited_reward_scores_all_texts_anew(
+    base_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is known by its file, and had scored only what came later; a folder of an older program has no mark yet."""
+    monkeypatch.chdir(tmp_path)
+    Path("prompts.txt").write_text("ab\ncd\nef\n")
+    args = ["-m", base_gguf, "--prompts", "prompts.txt", "--arms", "off", "-n", 4, "--threads", 1, "--no-report"]
+    args += ["--reward", "edited_reward:score", "--judge", "none", "--ctx", 64]
+
+    def rewards(limit: int, worth: float) -> list[float | None]:
+        Path("edited_reward.py").write_text(f"def score(prompts, responses): return [{worth}] * len(prompts)")
+        monkeypatch.delitem(sys.modules, "edited_reward", raising=False)
+        importlib.invalidate_caches()
+        result = cli(*args, "--limit", limit)
+        assert result.exit_code == 0, result.output
+        samples = parse_samples(Path("eval/samples.jsonl").read_text(), "")[2]
+        return [found.reward for found in {s.place: s for s in samples}.values()]
+
+    assert rewards(2, 1.0) == [1.0, 1.0]
+    assert rewards(3, 22.0) == [22.0] * 3
+    before = Path("eval/samples.jsonl").read_text()
+    assert rewards(3, 22.0) == [22.0] * 3 and Path("eval/samples.jsonl").read_text() == before
+    marked = [line for line in before.splitlines(True) if "reward files" not in line]
+    Path("eval/samples.jsonl").write_text("".join(marked))
+    assert rewards(3, 333.0) == [22.0] * 3

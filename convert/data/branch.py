@@ -17,12 +17,12 @@ import numpy as np
 
 from sia_local.config import ChatSettings, setting
 from sia_local.errors import ConfigError, ContextFullError
+from sia_local.files import file_mark
 from sia_local.records import Candidates, Completion, Prompt, Step
 from sia_local.rewards.load import check_reward_name, load_reward
 from sia_local.seeds import text_seed
 from sia_local.workers import Executor, silent
 
-from ..provenance import file_mark
 from ..settings import Machine, settings_of
 from .rollouts import Rendering, RolloutConfig, SampleConfig, Wanted, collect
 from .score import reward_settings

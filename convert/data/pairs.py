@@ -10,9 +10,9 @@ from typing import Any
 
 from sia_local.config import TemplateSettings
 from sia_local.errors import DataError
+from sia_local.files import file_mark
 from sia_local.prompts import distinct
 
-from ..provenance import file_mark
 from ..settings import settings_of
 from .outputs import Appender
 from .rollouts import Rendering, RolloutConfig

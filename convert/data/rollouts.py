@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from sia_local.config import BETA_UNITS, GATES, ChatSettings, SamplingConfig, SiaConfig, setting
 from sia_local.errors import ConfigError, ContextFullError, DataError
+from sia_local.files import file_mark
 from sia_local.progress import Progress
 from sia_local.tables import exists
 from sia_local.workers import Executor, Here, Worker, silent
 
-from ..provenance import file_mark
 from ..settings import Machine, settings_of
 from .outputs import Appender
 from .trajectories import Shard, Trajectory

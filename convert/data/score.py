@@ -13,10 +13,9 @@ from pathlib import Path
 from sia_local.config import setting
 from sia_local.errors import ConfigError, DataError
 from sia_local.progress import Progress
-from sia_local.rewards.load import Reward, is_function, load_reward, module_file
+from sia_local.rewards.load import Reward, is_function, load_reward, reward_mark
 from sia_local.workers import Executor, Here, silent
 
-from ..provenance import file_mark, path_mark
 from .outputs import Appender
 from .trajectories import Shard, Trajectory, check_rewards, read_trajectories
 
@@ -70,14 +69,11 @@ def score_files(
 
 
 def reward_settings(spec: str) -> dict[str, str]:
-    """What an output with rewards depends on: the reward's name, and the mark of the file or folder in it, wherever
-    that lies, or of its module."""
-    if is_function(spec):
-        module = module_file(spec)
-        return {"reward": spec, **({"reward_files": file_mark(module)} if module else {})}
+    """What an output with rewards depends on: the reward's name, and what it does, wherever its file or folder lies."""
+    mark = reward_mark(spec)
     kind, _, argument = spec.partition(":")
-    mark = path_mark(argument)
-    return {"reward": f"{kind}:{Path(argument).resolve().name}", "reward_files": mark} if mark else {"reward": spec}
+    named = spec if is_function(spec) or not mark else f"{kind}:{Path(argument).resolve().name}"
+    return {"reward": named, **({"reward_files": mark} if mark else {})}
 
 
 class Scorer:

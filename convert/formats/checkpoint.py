@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from sia_local.errors import IncompatibleError, ModelFileError
-from sia_local.files import atomic_write
+from sia_local.files import atomic_write, file_mark
 from sia_local.llama import keys
 
-from ..provenance import file_mark, provenance
+from ..provenance import provenance
 from .gguf_io import KV, f32, f32_array, text, u32, u64
 from .hf import Backbone
 from .lora import Lora

@@ -14,14 +14,13 @@ from pathlib import Path
 import numpy as np
 
 from sia_local.errors import DataError, NumericError
-from sia_local.files import atomic_write
+from sia_local.files import atomic_write, file_mark, path_mark
 from sia_local.progress import Progress
 
 from ..data.examples import Reader
 from ..data.trajectories import Trajectory, in_order
 from ..formats.checkpoint import ValueCheckpoint
 from ..formats.hf import load_tokenizer
-from ..provenance import file_mark, path_mark
 from ..settings import Machine
 from .junctions import Case, JunctionConfig, find_cases, torch_values
 

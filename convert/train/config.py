@@ -10,10 +10,9 @@ from pathlib import Path
 
 from sia_local.config import setting
 from sia_local.errors import ConfigError, DataError
-from sia_local.files import read_text
+from sia_local.files import path_mark, read_text
 from sia_local.tables import is_hub, pinned
 
-from ..provenance import path_mark
 from ..settings import check_choice
 
 LOSSES = ("trajectory-mean", "per-token", "td-lambda", "branched")

@@ -83,6 +83,7 @@ def eval(**options: Any) -> None:
     from ..evaluation.samples import SampleFile
     from ..evaluation.summary import summarise, write_alpaca
     from ..evaluation.tables import tables
+    from ..rewards.load import reward_mark
     from .terminal import notice
 
     if len(items) < FEW_PROMPTS:
@@ -97,6 +98,9 @@ def eval(**options: Any) -> None:
 
     try:
         fix_files(options, arms, store)
+        for score, spec in (("reward", options["reward"]), ("judge", _judge_spec(options["judge"] or model.judge))):
+            if (mark := reward_mark(spec)) and (anew := store.forget(score, mark)):
+                notice(f"the {score} {spec} is another than the one that scored {anew} texts; they are scored anew")
         executor = executor_for(ray) if ray.ray is not None else None
         outcome = evaluate(plan, load, store, reward, judge, line.tell, executor)
     finally:
@@ -177,7 +181,12 @@ def _rewards(options: dict[str, Any], usual: str) -> tuple[Reward, Reward | None
         if not shipped_judge().exists():
             click.echo(f"no second judge: {shipped_judge()} does not exist; give one with --judge", err=True)
             return reward, None
-    return reward, load_reward(f"polarity:{judge}" if judge.endswith(".npz") else judge)
+    return reward, load_reward(_judge_spec(judge))
+
+
+def _judge_spec(judge: str) -> str:
+    """As load_reward takes it."""
+    return f"polarity:{judge}" if judge.endswith(".npz") else judge
 
 
 def _settings(options: dict[str, Any], request: Request) -> dict[str, Any]:

@@ -116,6 +116,19 @@ class SampleFile:
             self.samples[sample.place] = sample
         self._handle.flush()
 
+    def forget(self, score: str, mark: str) -> int:
+        """Of texts that another `score` (`reward` or `judge`) than that of `mark` has scored, which then have none; how
+        many. Those of a folder that has no mark yet count as of this one."""
+        key, texts = f"{score} files", [text for text in self.samples.values() if getattr(text, score) is not None]
+        if self.fixed.get(key, mark) == mark:
+            texts = []
+        for text in texts:
+            setattr(text, score, None)
+        # Before the mark: an interruption between them forgets again.
+        self.add(texts)
+        self.fix(key, mark, anew=True)
+        return len(texts)
+
     def of_arm(self, key: str) -> list[Sample]:
         return [sample for sample in self.samples.values() if sample.arm == key]
 

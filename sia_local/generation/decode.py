@@ -42,8 +42,8 @@ class Sink(Protocol):
 
 @dataclass(eq=False)
 class Job:
-    """A request on its way. `filter` and `sink` belong to this job alone; jobs may share `stats`. left_out: is told that
-    the prompt does not fit, by the source of values' own reading of it, in place of an error that ends all jobs."""
+    """A request on its way. `filter` and `sink` belong to this job alone; jobs may share `stats`. left_out: is told
+    where the prompt does not fit as the source of values reads it, in place of an error that ends all jobs."""
 
     request: Request
     prompt: Prompt

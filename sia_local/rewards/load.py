@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from ..errors import ConfigError, DataError, NumericError, SiaError
+from ..files import file_mark, path_mark
 
 ENTRY_POINT_GROUP = "sia_local.rewards"
 RewardFunction = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
@@ -135,6 +136,15 @@ def module_file(spec: str) -> Path | None:
     except Exception:  # whatever a package above it raises; load_reward says it
         return None
     return Path(found.origin) if found and found.origin and Path(found.origin).is_file() else None
+
+
+def reward_mark(spec: str) -> str:
+    """Tells a reward from another one under the same name: by the file of its function's module, or the file or folder
+    that it names; empty for one that has none of its own."""
+    if is_function(spec):
+        module = module_file(spec)
+        return file_mark(module) if module else ""
+    return path_mark(spec.partition(":")[2])
 
 
 def check_rewards(rewards: Sequence[Any], expected: int, name: str) -> list[float]:
