@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -254,7 +255,7 @@ def test_fresh_processes_tell_time_and_memory(base: Path, values: tuple[Path, ..
     assert plain.of_rival == pytest.approx(plain.ours.seconds / plain.rival.seconds)
     assert adapter.of_rival == pytest.approx(adapter.ours.seconds / plain.rival.seconds) and adapter.rival is None
     assert help.rival is None and help.ours.seconds > 0
-    assert plain.ours.peak_mb is None or plain.ours.peak_mb > 10
+    assert (plain.ours.peak_mb or 0.0) > 10 or not hasattr(os, "wait4")
     # 2 layers, 2 kv heads of 64; keys of 34 bytes in 32 numbers, values of two bytes each
     kv = 2 * 2 * (64 / 32 * 34 + 64 * 2) * 256 / 1e6
     assert adapter.expected_mb == pytest.approx(values[2].stat().st_size / 1e6 + kv)

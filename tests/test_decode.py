@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 
 from sia_local.config import SamplingConfig, SiaConfig
 from sia_local.errors import NumericError
-from sia_local.generation.decode import Job, decode
+from sia_local.generation.decode import Job, Loop, decode
 from sia_local.reasoning import ANSWER
-from sia_local.records import Prompt, Reader, Request, Stats, Step
+from sia_local.records import Float64, IntArray, Prompt, Reader, Request, Stats, Step
+from sia_local.steering.choice import Filter
 from sia_local.text import Shown
 
 END = 3
@@ -29,8 +31,9 @@ class TableBase:
         return free[0]
 
     def begin(self, slot: int, tokens: Sequence[int]) -> int:
+        common = [a == b for a, b in zip(self.held[slot], tokens, strict=False)]
         self.held[slot] = list(tokens)
-        return 0
+        return common.index(False) if False in common else len(common)
 
     def logits(self, slots: Sequence[int]) -> list[np.ndarray]:
         self.decodes += 1
@@ -50,17 +53,20 @@ class TableValues:
 
     def __init__(self, values: Sequence[float]):
         self.values = np.array(values)
+        self.left = 1 << 30
         self.calls: list[list[tuple[int, list[int]]]] = []
+        self.also: list[list[int]] = []
         self.held: dict[int, list[int]] = {}
 
     def begin(self, slot: int, prompt: Prompt) -> None:
         self.held[slot] = list(prompt.tokens)
 
     def room(self, slot: int) -> int:
-        return 1 << 30
+        return self.left
 
     def score(self, requests: Sequence[tuple[int, np.ndarray]], also: Sequence[int]) -> list[np.ndarray]:
         self.calls.append([(s, list(map(int, c))) for s, c in requests])
+        self.also.append(list(also))
         return [self.values[c] for _, c in requests]
 
     def accept(self, slot: int, token: int) -> None:
@@ -68,16 +74,25 @@ class TableValues:
 
 
 class Letters:
+    """stop: the letter that ends a text."""
+
     part = ANSWER
 
+    def __init__(self, stop: str = ""):
+        self.stop, self.lasts = stop, list[bool]()
+
     def push(self, token: int, last: bool) -> Shown:
-        return Shown("abcd"[token])
+        self.lasts.append(last)
+        return Shown("abcd"[token], "abcd"[token] == self.stop)
 
 
-def job(config: SiaConfig, n: int = 6, seed: int = 0, id: int = 0, first: int = 0, trace: bool = True) -> Job:
+def job(
+    config: SiaConfig, n: int = 6, seed: int = 0, id: int = 0, first: int = 0, trace: bool = True, stop: str = "",
+    filter: Filter | None = None,
+) -> Job:  # fmt: skip
     prompt = Prompt((first,))
     request = Request(prompt, config, max_tokens=n, seed=seed, trace=trace)
-    return Job(request, prompt, ends=lambda t: t == END, sink=Letters(), id=id)
+    return Job(request, prompt, ends=lambda t: t == END, sink=Letters(stop), filter=filter, id=id)
 
 
 # Token 0 is unsure about what follows, token 1 is sure of 0, token 2 is sure of 1.
@@ -204,6 +219,105 @@ def test_end_of_generation_is_a_step_and_is_not_accepted() -> None:
 def test_a_full_context_ends_the_text() -> None:
     steps = list(decode(TableBase([[9.0, 0, 0, 0]]), None, [job(SiaConfig(sampling=GREEDY), n=50)], n_ctx=4))
     assert len(steps) == 3 and steps[-1].finish == "context"
+
+
+def test_the_room_is_that_of_whoever_has_less() -> None:
+    row, config = [[9.0, 0, 0, 0]], SiaConfig(k=3, gate="dense", sampling=GREEDY)
+    for left, n_ctx in ((2, 99), (99, 3)):
+        values = TableValues([0.0] * 4)
+        values.left = left
+        steps = list(decode(TableBase(row), values, [job(config, n=50)], n_ctx=n_ctx))
+        assert [s.finish for s in steps] == [None, "context"]
+
+
+@pytest.mark.parametrize(
+    ("stop", "n", "tokens", "finish"),
+    [("b", 6, [2, 1], "stop"), ("b", 2, [2, 1], "stop"), ("a", 2, [2, 1], "length"), ("d", 6, [3], "eog")],
+)
+def test_a_stop_string_ends_a_text_unless_the_model_did(stop: str, n: int, tokens: list[int], finish: str) -> None:
+    base, values = TableBase(TABLE), TableValues([0.0, 0.0, 5.0, 50.0 if finish == "eog" else 0.0])
+    asked = job(SiaConfig(k=4, threshold=0.5, sampling=GREEDY), n, stop=stop)
+    steps = list(decode(base, values, [asked]))
+    assert [s.token for s in steps] == tokens and steps[-1].finish == finish
+    assert base.held[0] == values.held[0] == [0, *tokens[:-1]]
+    # A stop string is seen by the sink itself.
+    assert isinstance(asked.sink, Letters) and asked.sink.lasts[-1] == (finish == "eog" or len(tokens) == n)
+
+
+def test_a_shared_decode_takes_along_who_is_sure_and_goes_on() -> None:
+    """Three texts are sure while the first is at a junction: one goes on, one ends, one had its last token."""
+    table = [[0.0, 1.0, 1.0, -9.0], [9.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 9.0]]
+    base, values = TableBase(table, slots=4), TableValues([0.0, 0.0, 5.0, 0.0])
+    config = SiaConfig(k=3, threshold=0.5, sampling=GREEDY)
+    jobs = [job(config, id=i, first=first, n=n) for i, (first, n) in enumerate([(0, 6), (1, 6), (2, 6), (1, 1)])]
+    loop = Loop(base, values, slots=4)
+    for one in jobs:
+        loop.admit(one)
+    steps = {one.id: step for one, step in loop.round()}
+    assert [steps[i].finish for i in range(4)] == [None, None, "eog", "length"]
+    assert (values.calls, values.also) == ([[(0, [1, 2, 0])]], [[1]])
+    assert sorted(loop.free) == [2, 3]
+
+
+def test_a_cancelled_text_leaves_its_slot_and_the_others_alone() -> None:
+    base = TableBase(TABLE, slots=2)
+    loop, jobs = Loop(base, None, slots=2), [job(SiaConfig(k=3), id=i) for i in range(3)]
+    for one in jobs[:2]:
+        loop.admit(one)
+    loop.round()
+    loop.cancel([jobs[0], jobs[2]])
+    assert loop.free == [0] and [one.id for one, _ in loop.round()] == [1]
+    loop.admit(jobs[2])
+    assert [one.id for one, _ in loop.round()] == [1, 2] and not loop.free
+    # Its prompt is the first token of what the slot held.
+    assert [one.stats.cached_tokens for one in jobs] == [0, 0, 1]
+
+
+class NotTwice:
+    """The last token is not taken again."""
+
+    def __init__(self) -> None:
+        self.last: int | None = None
+
+    def candidates(self, logits: Any, k: int) -> tuple[IntArray, Float64]:
+        ids = np.array([i for i in np.argsort(-logits, kind="stable") if i != self.last][:k], np.int32)
+        return ids, logits[ids].astype(np.float64)
+
+    def narrow(self, ids: IntArray, logits: Float64) -> tuple[IntArray, Float64]:
+        return ids, logits
+
+    def accept(self, token: int) -> None:
+        self.last = token
+
+
+def test_a_filter_hears_what_was_taken() -> None:
+    row, config = [3.0, 2.0, 1.0, 0.0], SiaConfig(k=2, gate="off", sampling=GREEDY)
+    steps = list(decode(TableBase([row] * 4), None, [job(config, n=4, filter=NotTwice())]))
+    assert [s.token for s in steps] == [0, 1, 0, 1]
+    assert steps[1].logprob == pytest.approx(2.0 - np.log(np.exp(row).sum()))
+
+
+class Slow:
+    """A reader that is behind for two pieces."""
+
+    def __init__(self, left: int):
+        self.left = left
+
+    def behind(self, slot: int) -> bool:
+        return self.left > 0
+
+    def read_piece(self, slot: int) -> bool:
+        self.left -= 1
+        return self.behind(slot)
+
+
+def test_a_junction_waits_for_values_and_is_looked_at_once() -> None:
+    base, values = TableBase(TABLE), TableValues([0.0, 0.0, 5.0, 0.0])
+    values.engines = [Slow(2)]
+    loop = Loop(base, values)
+    loop.admit(job(SiaConfig(k=3, threshold=0.5, sampling=GREEDY)))
+    rounds = [[step.token for _, step in loop.round()] for _ in range(4)]
+    assert rounds == [[], [], [2], [1]] and len(values.calls) == 1 and base.decodes == 2
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

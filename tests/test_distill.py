@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from loading import EXACT, source
+from planted import same
 
 from sia_local import SIA, BestOf, Guides, SiaConfig
 from sia_local.cli import main
@@ -96,7 +97,7 @@ def test_an_interrupted_collection_goes_on(base_gguf: Path, value_gguf: Path, tm
             collect(sia, PROMPTS, halves, CONFIG, {}, stop)
         collect(sia, PROMPTS, halves, CONFIG, {})
         a, b = read_junctions(whole)[0], read_junctions(halves)[0]
-        np.testing.assert_array_equal(a.values, b.values)
+        assert len(a.values) > CONFIG.texts and same(a, b)
         with pytest.raises(ConfigError, match="was begun with k = 6, now it is 5"):
             collect(sia, PROMPTS, halves, replace(CONFIG, k=5), {})
 

@@ -9,7 +9,7 @@ import pytest
 from sia_local.config import SiaConfig
 from sia_local.errors import ConfigError
 from sia_local.steering.choice import Choice
-from sia_local.steering.gates import Gate, Moment, RateGate, make_gate
+from sia_local.steering.gates import AnyGate, DenseGate, Gate, Moment, RateGate, make_gate
 
 
 def opened(gate: Gate, entropies: npt.ArrayLike) -> np.ndarray:
@@ -35,12 +35,26 @@ def test_rate_gate_prefers_the_high_entropies() -> None:
     assert entropies[steered].mean() > 2 * entropies[~steered].mean()
 
 
+def test_a_rate_gate_that_spent_too_much_stays_shut_whatever_comes() -> None:
+    """It begins below everything: eight tokens of a tenth are steered, and the ninth is due at the eightieth."""
+    steered = opened(RateGate(0.1, start=0.0, horizon=1), np.arange(1.0, 101.0))
+    assert steered[:8].all() and not steered[8:70].any() and steered[70:].any()
+
+
 def test_gates_by_name() -> None:
     entropies = [0.2, 1.0, 1.7, 0.4]
     assert opened(make_gate(SiaConfig(threshold=1.0)), entropies).tolist() == [False, True, True, False]
     assert opened(make_gate(SiaConfig(gate="dense")), entropies).all()
     assert not opened(make_gate(SiaConfig(gate="off")), entropies).any()
     assert opened(make_gate(SiaConfig(gate="first-n", first_n=2)), entropies).tolist() == [True, True, False, False]
+
+
+def test_a_rate_begins_at_the_threshold_and_each_of_several_gates_sees_every_step() -> None:
+    begun = [make_gate(SiaConfig(gate="rate", threshold=3.0)).opens(Moment(0, h)) for h in (2.0, 4.0)]
+    assert begun == [False, True]
+    seen: list[int] = []
+    watching = SimpleNamespace(opens=lambda moment: seen.append(moment.index))
+    assert opened(AnyGate([DenseGate(), watching]), [0.2, 1.0]).all() and seen == [0, 1]
 
 
 def test_random_gate_repeats_with_its_seed_and_keeps_its_rate() -> None:
@@ -53,6 +67,8 @@ def test_ratio_and_varentropy_gates_and_their_union() -> None:
     ratio = make_gate(SiaConfig(gate="ratio", ratio=2.0))
     assert ratio.opens(Moment(1, 1.0, previous=0.4)) and not ratio.opens(Moment(1, 1.0, previous=0.6))
     assert not ratio.opens(Moment(0, 1.0))
+    # Sure after sure is no rise.
+    assert not ratio.opens(Moment(1, 1e-4, previous=0.0)) and ratio.opens(Moment(1, 2e-3, previous=0.0))
     either = make_gate(SiaConfig(gate="entropy+varentropy", threshold=1.0, varentropy_threshold=2.0))
     assert either.opens(Moment(0, 0.1, varentropy=2.5)) and either.opens(Moment(0, 1.2))
     assert not either.opens(Moment(0, 0.1, varentropy=1.0))

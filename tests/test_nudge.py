@@ -182,8 +182,8 @@ def test_threshold_zero_is_the_base_and_one_is_the_small_model(make_gguf: Make, 
             steps = list(made)
             text = "".join(s.text for s in steps)
             assert made.stats.junctions == sum(s.steered for s in steps) == len(steps) * threshold
-        assert text.startswith(expected) or expected.startswith(text)
-        assert len(text) > 15
+        both = min(len(text), len(expected))
+        assert both > 15 and text[:both] == expected[:both]
 
 
 def test_both_models_read_the_whole_text_and_decode_only_what_is_new(make_gguf: Make) -> None:

@@ -84,6 +84,10 @@ def test_mood_counts_words_and_weighs_the_ending() -> None:
 def test_cut_keeps_a_prefix_within_the_limit(text: str, limit: int) -> None:
     short = cut(text, limit)
     assert text.startswith(short) and (len(short) <= limit or short == text)
+    # Of what is cut, a sentence that ends within the limit is kept, and nothing is left half.
+    whole = [m.end() for m in re.finditer(r"[.!?](?=\s)", text[:limit])]
+    if len(text) > limit:
+        assert bool(short) >= bool(whole) and (not short or short[-1] in ".!?")
 
 
 def test_documents_are_chats_or_plain_text(data: Path) -> None:

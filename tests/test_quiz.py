@@ -30,13 +30,17 @@ def sia(base_gguf: Path, value_gguf: Path) -> SIA:
 def test_what_was_written_is_as_likely_as_the_writing_says(sia: SIA, config: SiaConfig) -> None:
     steps = list(sia.generate("ab", config, max_tokens=12, seed=3, raw=True, trace=True))
     found = sia.log_likelihoods(sia.prompt("ab", raw=True), [step.token for step in steps], config)
+    assert any(step.steered for step in steps) == (config is STEERED)
+    compared = 0
     for step, logp in zip(steps, found, strict=True):
         assert step.candidates is not None
         at = np.flatnonzero(step.candidates.ids == step.token)
         if len(at):  # a token of the tail is in no trace
             assert logp == pytest.approx(float(np.log(step.candidates.p_steered[at[0]])), abs=1e-6)
+            compared += 1
         if not step.steered:
             assert logp == pytest.approx(step.logprob, abs=1e-6)
+    assert compared > 0
 
 
 def test_a_level_of_the_values_makes_nothing_likelier(sia: SIA, monkeypatch: pytest.MonkeyPatch) -> None:
