@@ -212,7 +212,7 @@ def test_equal_prompts_are_one_and_one_alone_is_refused(base_gguf: Path, value_g
 def test_a_base_trained_anew_is_another(make_gguf: Callable[..., Path], tmp_path: Path) -> None:
     base, asked = (
         tmp_path / "base.gguf",
-        ["learn", "Be brief.", "--texts", "2", "--max-tokens", "2", "--threshold", "9"],
+        ["learn", "Be brief.", "--texts", "2", "--max-tokens", "2", "--threshold", "2.302"],
     )
     asked += ["-m", str(base), "-o", str(tmp_path / "a.gguf"), "--threads", "1"]
     for seed, refused in ((0, False), (0, False), (1, True)):
@@ -240,6 +240,9 @@ def test_a_file_from_two_sentences_steers(make_gguf: Callable[..., Path], tmp_pa
             BestOf(sia, 2, "value")
         made = sia.generate("hello", SiaConfig(gate="dense", beta_unit="spread"), max_tokens=5)
         assert len(list(made)) == 5 and made.stats.junctions == 5
+    for unsure in (["--k", "2"], ["--threshold", "2.4"]):
+        none = CliRunner().invoke(main, ["learn", "Be brief.", "-m", str(base), "-o", str(out), *unsure])
+        assert none.exit_code == 2 and "so that no token would be a junction: lower the threshold" in none.stderr
     both = CliRunner().invoke(main, ["learn", *map(str, asked), "-v", str(out)])
     assert both.exit_code == 2 and "a sentence and -v were given" in both.stderr
     away = CliRunner().invoke(main, ["learn", *map(str, asked[1:]), "-v", str(out)])
@@ -250,7 +253,7 @@ def test_a_base_that_holds_chats_is_asked_questions_and_another_needs_its_own(
     make_gguf: Callable[..., Path], tmp_path: Path
 ) -> None:
     asked = ["learn", "Be brief.", "--texts", "2", "--max-tokens", "2", "-o", str(tmp_path / "a.gguf"), "-m"]
-    few = ["--threshold", "9", "--threads", "1"]
+    few = ["--threshold", "2.302", "--threads", "1"]
     done = CliRunner().invoke(main, [*asked, str(make_gguf("base")), *few])
     # Two texts of two tokens teach nothing, but they were written.
     assert "2 of 2 texts" in done.stderr

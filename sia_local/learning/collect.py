@@ -4,6 +4,7 @@ candidates wherever the base is unsure. Imports generation and values; the rest 
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -43,6 +44,11 @@ class CollectConfig:
         for name, least in (("k", 2), ("texts", 1), ("max_tokens", 1), ("seed", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected {least} or more")
+        if self.threshold > (most := math.log(self.k)):
+            raise ConfigError(
+                f"threshold is {self.threshold:g}; that of k = {self.k} candidates is at most {most:.2f} nats, so that no "
+                "token would be a junction: lower the threshold, or raise k"
+            )
 
     @property
     def decisive(self) -> dict[str, Any]:

@@ -244,7 +244,9 @@ def read_junctions(folder: str | os.PathLike[str]) -> tuple[Junctions, dict[str,
         if own := {name: array for name, array in arrays.items() if name in Junctions.__dataclass_fields__}:
             parts.append(Junctions(**own))
     if not parts:
-        raise DataError(f"{folder}: holds no junctions yet; collect some, or lower the entropy threshold")
+        raise DataError(
+            f"{folder}: holds no junctions yet; collect some, or lower the entropy threshold, in another folder"
+        )
     return concatenate(parts), settings
 
 
