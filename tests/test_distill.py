@@ -242,7 +242,7 @@ def test_a_file_from_two_sentences_steers(make_gguf: Callable[..., Path], tmp_pa
         assert len(list(made)) == 5 and made.stats.junctions == 5
     for unsure in (["--k", "2"], ["--threshold", "2.4"]):
         none = CliRunner().invoke(main, ["learn", "Be brief.", "-m", str(base), "-o", str(out), *unsure])
-        assert none.exit_code == 2 and "so that no token would be a junction: lower the threshold" in none.stderr
+        assert none.exit_code == 2 and "so no token would be a junction: lower the threshold" in none.stderr
     both = CliRunner().invoke(main, ["learn", *map(str, asked), "-v", str(out)])
     assert both.exit_code == 2 and "a sentence and -v were given" in both.stderr
     away = CliRunner().invoke(main, ["learn", *map(str, asked[1:]), "-v", str(out)])

@@ -46,7 +46,7 @@ class CollectConfig:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected {least} or more")
         if self.threshold > (most := math.log(self.k)):
             raise ConfigError(
-                f"threshold is {self.threshold:g}; that of k = {self.k} candidates is at most {most:.2f} nats, so that no "
+                f"threshold is {self.threshold:g}; that of k = {self.k} candidates is at most {most:.2f} nats, so no "
                 "token would be a junction: lower the threshold, or raise k"
             )
 
