@@ -183,7 +183,7 @@ def test_steering_needs_a_value_model_and_a_gate(session: Session, scripted: Scr
     assert run("/sia on").text.startswith("steering on: gate entropy") and session.active.gate == "entropy"
     scripted.value = None
     assert run("/beta 3").text == "steering off: there is no value model"
-    with pytest.raises(ConfigError, match="start the chat with -v"):
+    with pytest.raises(ConfigError, match="start chat, or its server, with -v"):
         run("/sia on")
 
 

@@ -32,6 +32,7 @@ if word == b"keep\\n":
 sys.exit(0 if word else 130)
 """
 
+FAILING = (sys.executable, "-c", "import sys; sys.exit('Error: it cannot be')")
 KEPT = (sys.executable, "-c", "import time; print('0 of 3 texts', flush=True); time.sleep(60)")
 
 
@@ -74,7 +75,7 @@ def test_what_is_learned_behind_a_chat_steers_it(
         with pytest.raises(ConfigError, match="nothing is learned yet"):
             said.run("/use")
         assert said.learner is not None
-        out = place_for(str(base_gguf), "Kindly.")
+        out = place_for(base_gguf, "Kindly.", loading)
         assert said.learner.out == out and out.parent == cache and out.name.startswith("kindly-")
         finish(said.learner)
         news = said.news()
@@ -121,7 +122,7 @@ def test_a_chat_ends_what_it_began_or_lets_it_go_on(
             f"sia-local learn --model 'a b' --out {out} -- Kindly."
         )
         assert not said.learner.running and not out.exists()
-        said.run("/learn")
+        said.run("/learn 2")
         said.run("/learn keep")
         finish(said.learner)
         assert said.news() == (
@@ -134,10 +135,29 @@ def test_a_chat_ends_what_it_began_or_lets_it_go_on(
         assert said.run("/learn keep").text == said.run("/learn keep").text
         heard(said.learner, "0 of 3")
         assert said.run("/learn stop").text.startswith("stopped: learning ended: 0 of 3 texts")
+        # Why one ended is told before it goes on.
+        monkeypatch.setattr(commands_module, "Learner", lambda w, out, on: Learner(w, out, on, FAILING))
+        said.run("/learn 3")
+        finish(said.learner)
+        assert said.run("/learn").text == "learning ended: Error: it cannot be"
+        assert said.run("/learn").text.startswith("learning from 96 texts")
+        finish(said.learner)
         monkeypatch.setattr(commands_module, "Learner", lambda w, out, on: Learner(w, out, on, ("/no/such/program",)))
         said.run("/steer sadly")
         with pytest.raises(SiaError, match=r"cannot be started .*; in another terminal: sia-local learn .* -- Sadly\."):
             said.run("/learn")
+
+
+def test_what_is_learned_of_another_base_lies_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    places = []
+    for folder, content in (("one", "a"), ("two", "a"), ("two", "bc")):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        monkeypatch.chdir(tmp_path / folder)
+        Path("b.gguf").write_text(content)
+        places.append(place_for(Path("b.gguf"), "Kindly.", ("--model", "b.gguf")))
+    places.append(place_for(Path("b.gguf"), "Kindly.", ("--model", "b.gguf", "--chat-template", "chatml")))
+    assert len(set(places)) == 4
+    assert places[2] == place_for(tmp_path / "two" / "b.gguf", "Kindly.", ("--model", "b.gguf"))
 
 
 def test_another_value_file_steers_from_the_next_answer_on(

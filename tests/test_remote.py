@@ -98,7 +98,7 @@ def test_a_steering_server_is_told_every_setting(make_gguf: Callable[..., Path],
 def test_any_openai_server_answers_unsteered(plain: str) -> None:
     out, err = talk("--url", f"{plain}/v1", "--temp", "0.5", "--stop", "X", says="Hi\nAgain\n/stats\n/report x.html\n")
     assert "Error: there is nothing to report: the server tells nothing of its tokens" in err
-    assert "plain-model, unsteered" in err and out.startswith("Hello.\nHello.\n")
+    assert "plain-model, unsteered\nno value model: the server has none\n" in err and out.startswith("Hello.\nHello.\n")
     assert [m["role"] for m in Plain.asked["messages"]] == ["user", "assistant", "user"]
     assert (Plain.asked["temperature"], Plain.asked["stop"], "sia" in Plain.asked) == (0.5, ["X"], False)
     _, err = talk("--url", plain, "--temp", "1", "--min-p", "0.1", "--beta", "2", "--best-of", "2", says="Hi\n")

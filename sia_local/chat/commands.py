@@ -100,7 +100,9 @@ class Commands:
             raise ConfigError(f"/sia takes on or off, {rest!r} was given")
         if rest == "on":
             if self.session.sia.value is None:
-                raise ConfigError("there is no value model to steer with; start the chat with -v value.gguf")
+                raise ConfigError(
+                    "there is no value model to steer with; start chat, or its server, with -v value.gguf"
+                )
             if self.session.config.gate == "off":
                 self.session.config = replace(self.session.config, gate=SiaConfig().gate)
         if rest:
@@ -144,13 +146,14 @@ class Commands:
         if learner is not None and (learner.running or (not rest and words in (None, learner.words))):
             if rest and learner.running:
                 raise ConfigError(f"{learner.words!r} is being learned; /learn stop ends that, and what it has is kept")
-            if learner.running or learner.learned:
-                learner.news()
+            # Of one that failed, why, before it goes on.
+            if learner.news() is not None or learner.running or learner.learned:
                 return Reply(self._how_far(learner))
         if words is None:
             raise ConfigError("there is nothing to learn yet; steer by words first, as in /steer in very simple words")
-        base = str(self.session.sia.model.path)
-        learner = self.learner = Learner(words, place_for(base, words), self.loading or ("--model", base))
+        base = self.session.sia.model.path
+        loading = self.loading or ("--model", str(base))
+        learner = self.learner = Learner(words, place_for(base, words, loading), loading)
         learner.start(int(rest or TEXTS))
         return Reply(
             f"learning from {int(rest or TEXTS)} texts of the base, at low priority on one core; /learn says how far "

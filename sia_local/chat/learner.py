@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import shlex
 import subprocess
@@ -19,10 +20,13 @@ PATIENCE = 20.0  # seconds for a process that was told to end: it finishes a tok
 PROGRAM = (sys.executable, "-m", "sia_local")
 
 
-def place_for(base: str, words: str) -> Path:
-    """Where what is learned of an instruction for a base is kept: the same for both, so that it goes on."""
+def place_for(base: Path, words: str, loading: Sequence[str]) -> Path:
+    """Where what is learned of an instruction for a base is kept: the same for the same, so that it goes on. The base
+    is known by its path, size and time; loading: how it is loaded, which `learn` does not mix."""
     slug = re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")[:40].strip("-")
-    mark = hashlib.sha256(f"{base}\n{words}".encode()).hexdigest()[:8]
+    file = base.stat()
+    known = json.dumps([str(base.resolve()), file.st_size, file.st_mtime_ns, words, *loading])
+    mark = hashlib.sha256(known.encode()).hexdigest()[:8]
     return cache_root() / "learned" / f"{slug or 'words'}-{mark}.gguf"
 
 

@@ -67,7 +67,8 @@ def chat(**options: Any) -> None:
         if options["saved"]:
             session.load(options["saved"], _own(options))
         notice(f"{base}, steered by {value}" if steered else f"{base}, unsteered")
-        notice(commands.settings() if steered else "no value model: give one with -v value.gguf to steer")
+        lacks = "the server has none" if options["url"] else "give one with -v value.gguf to steer"
+        notice(commands.settings() if steered else f"no value model: {lacks}")
         if said := spread_notice(sia, config):
             notice(said)
         if style.on:
