@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from sia_local.prompts import read_prompts
 from sia_local.tables import HUB, is_hub
 
 from .plan import CalibrateSection, DistillSection, Plan, RolloutSection
@@ -18,7 +19,7 @@ Section = TypeVar("Section", RolloutSection, DistillSection, CalibrateSection)
 
 @dataclass(frozen=True)
 class HubSet:
-    """A set that a plan names, and where its first `limit` rows are kept (all of them without a limit)."""
+    """A set that a plan names, and where the rows with its first `limit` prompts are kept (all without a limit)."""
 
     name: str
     file: Path
@@ -28,7 +29,10 @@ class HubSet:
         def run() -> None:
             from .data.rows import write_all
 
-            write_all([self.name], self.file, self.limit)
+            rows = self.limit
+            # Rows may share their prompt, as pairs of preferences do, or have none.
+            while write_all([self.name], self.file, rows) == rows and len(read_prompts(self.file)) < (self.limit or 0):
+                rows *= 2
 
         return Step(f"fetch {self.name}", run, {"set": self.name, "limit": self.limit}, (), (self.file,))
 

@@ -6,12 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sia_local.config import setting
+from sia_local.config import SiaConfig, setting
 from sia_local.errors import ConfigError, DataError
 from sia_local.evaluation.plan import Goal
 from sia_local.files import at_home
 from sia_local.learning.collect import CollectConfig
 from sia_local.learning.fit import FitConfig
+from sia_local.records import Request
 from sia_local.rewards.load import check_reward_name, is_function, module_file
 from sia_local.tables import check, exists, is_hub
 
@@ -52,6 +53,11 @@ class RolloutSection(RolloutConfig):
     pairs: bool = False
     texts: Path | None = None
     servers: ServerConfig = field(default_factory=ServerConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.limit is not None and self.limit < 1:
+            raise ConfigError(f"limit is {self.limit}; expected 1 or more, or none for all")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,8 +150,17 @@ class CalibrateSection(Goal):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name in ("limit", "slots"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; expected 1 or more")
+        _ = self.request  # raises for the others
         if self.reward_per_kl is not None and not self.weigh:
             raise ConfigError("reward_per_kl weighs the reward, which weigh = false leaves out; drop one of them")
+
+    @property
+    def request(self) -> Request:
+        """What every text asks for, but for its prompt."""
+        return Request("", SiaConfig(k=self.k), max_tokens=self.max_tokens, seed=self.seed)
 
 
 @dataclass(frozen=True)

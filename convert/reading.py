@@ -37,8 +37,7 @@ def read_plan(*paths: Path) -> Plan:
     """
     tables: dict[str, Any] = {}
     for path in paths:
-        for key, value in _read_toml(path).items():
-            tables[key] = {**tables.get(key, {}), **value} if isinstance(value, dict) else value
+        tables = _over(tables, _read_toml(path))
     folder = paths[0].resolve().parent
 
     def at(name: str) -> Path:
@@ -55,8 +54,15 @@ def read_plan(*paths: Path) -> Plan:
     return _plan(tables, at)
 
 
+def _over(before: Any, now: Any) -> Any:
+    """`before` with the keys of `now`, in tables within tables, too."""
+    if not isinstance(before, dict) or not isinstance(now, dict):
+        return now
+    return {**before, **{key: _over(before.get(key), value) for key, value in now.items()}}
+
+
 def _plan(tables: dict[str, Any], at: Callable[[str], Path]) -> Plan:
-    for name in ("base", "rollouts", "reward", "value", "export", "verify", "distill", "calibrate"):
+    for name in ("base", "rollouts", "value", "verify", "distill"):  # which are changed before they are read
         if not isinstance(tables.get(name, {}), dict):
             raise ConfigError(f"[{name}] is {tables[name]!r}; expected a section")
     take = partial(from_table, at=at)

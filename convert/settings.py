@@ -47,6 +47,8 @@ def from_table(
     `at` makes paths of the values of Path fields. ConfigError names the section and the setting that is unknown,
     missing or of another type than its field.
     """
+    if not isinstance(table, Mapping):
+        raise ConfigError(f"[{section}] is {table!r}; expected a section")
     fields = {f.name: f for f in dataclasses.fields(kind) if f.init and f.name not in more}  # type: ignore[arg-type]
     hints = typing.get_type_hints(kind)
     values = dict(more)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,14 @@ def test_what_is_shared_or_larger_costs_as_it_should() -> None:
     assert seconds(placement="head")["train"] < seconds(placement="adapter")["train"] / 2
     assert seconds(value="qwen3-0.6b")["train"] < seconds()["train"] / 10
     assert "score" not in seconds()
+
+
+def test_what_the_arithmetic_is_not_of_is_refused(make_gguf: Callable[..., Path]) -> None:
+    """Experts had counted as one dense layer."""
+    with pytest.raises(ConfigError, match=r"has \d+ experts; expected a dense transformer"):
+        shape_of(str(make_gguf(arch="qwen3moe")))
+    with pytest.raises(ConfigError, match="the placement head is trained on the base; leave out value"):
+        Work(placement="head", value="qwen3-0.6b")
 
 
 def test_the_table_adds_up_and_says_what_does_not_fit() -> None:

@@ -76,6 +76,17 @@ def test_what_cannot_be_read_again_is_refused(tmp_path: Path) -> None:
             pass
 
 
+def test_rewards_that_were_mended_are_not_passed_over(tmp_path: Path) -> None:
+    source, out = tmp_path / "source.jsonl", tmp_path / "out.jsonl"
+    for mended in (2.0, 3.0):
+        texts = [TEXT, replace(TEXT, id="0-1", reward=mended)]
+        source.write_text("".join(text.to_json() + "\n" for text in texts))
+        if mended == 2.0:
+            assert (score_files([source], out, "data"), score_files([source], out, "data")) == (2, 0)
+    with pytest.raises(DataError, match=r"holds the text 0-1 with the reward 2.0, now it is 3.0; name another"):
+        score_files([source], out, "data")
+
+
 def test_a_line_that_lacks_its_end_alone_is_kept(tmp_path: Path) -> None:
     (tmp_path / "out.jsonl").write_text(TEXT.to_json())
     with Appender(tmp_path / "out.jsonl") as append:

@@ -17,6 +17,7 @@ from sia_local.errors import ConfigError, DataError, SiaError
 from sia_local.evaluation.plan import Task
 from sia_local.evaluation.profile import Profile
 from sia_local.llama.model import Model
+from sia_local.prompts import read_prompts
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -25,6 +26,7 @@ from chains import PLAN, preview, write_plan
 from sia_convert.data.calibrate import calibrate_file
 from sia_convert.data.rollouts import RolloutConfig
 from sia_convert.demo.corpus import COLLECTIONS
+from sia_convert.hubsets import HubSet
 from sia_convert.make import Chain, make
 from sia_convert.plan import CalibrateSection
 from sia_convert.reading import read_plan
@@ -155,6 +157,11 @@ def test_a_set_of_the_hub_is_fetched_once_and_what_it_held_decides(
     file.unlink()
     run_steps([fetch], state, lambda _: None)
     assert state.key(rollouts) != keys[0] and len(asked) == 2
+    # Pairs share their prompts: two prompts are more than two rows.
+    hub[:] = [{"chosen": f"\n\nHuman: {question}\n\nAssistant: b"} for question in ("who", "who", "who", "why", "how")]
+    pairs = HubSet("hub:owner/pairs", tmp_path / "pairs.jsonl", 2)
+    pairs.step().run()
+    assert read_prompts(pairs.file)[:2] == ["who", "why"] and len(pairs.file.read_text().splitlines()) == 4
 
 
 def test_rounds_are_a_list_and_a_step_of_another_room_is_found_by_name(plan: Path, tmp_path: Path) -> None:
@@ -229,6 +236,11 @@ WRONG = {
     "[rollouts]\npairs = true\n[reward]\nsource = 'data'\n[calibrate]\n": r"set weigh = false in \[calibrate\]",
     "[steered]\ngate = 'sometimes'\n": r"\[steered\] unknown gate 'sometimes'",
     "[base]\ngguf = 'none.gguf'\n": r"\[base\] gguf: nothing at .*none.gguf",
+    "[rollouts]\nlimit = -1\n": r"\[rollouts\] limit is -1; expected 1 or more",
+    "steered = 3\n": r"\[steered\] is 3; expected a section",
+    "[calibrate]\nlimit = 0\n": r"\[calibrate\] limit is 0; expected 1 or more",
+    "[calibrate]\nmax_tokens = 0\n": r"\[calibrate\] max_tokens is 0; expected at least 1",
+    "[calibrate]\nk = 0\n": r"\[calibrate\] k is 0",
 }  # fmt: skip
 
 
@@ -239,6 +251,13 @@ def test_a_plan_is_checked_whole_before_its_first_step(plan: Path, text: str) ->
     with pytest.raises(SiaError, match=WRONG[text]):
         make(plan, change, echo=lines.append)
     assert not lines and not (plan.parent / "never").exists()
+
+
+def test_a_key_of_a_table_within_a_section_leaves_the_others(plan: Path) -> None:
+    for name, text in (("one", "r = 8\nalpha = 64"), ("two", "dropout = 0.2")):
+        plan.with_name(f"{name}.toml").write_text(f"[value.lora]\n{text}\n")
+    found = read_plan(plan, plan.with_name("one.toml"), plan.with_name("two.toml")).value.lora
+    assert (found.r, found.alpha, found.dropout) == (8, 64, 0.2)
 
 
 def decisive(plan: Path, text: str) -> dict[str, Any]:

@@ -186,6 +186,10 @@ def test_pairs_become_trajectories(tiny_base: Path, tmp_path: Path) -> None:
     assert {t.finish for t in found} == {"stop"}
     assert found[0].rendered == "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n"
     assert take_pairs(source, tmp_path / "out.jsonl", str(tiny_base)) == 0
+    # Rewards that were mended are not passed over.
+    source.write_text(source.read_text().replace("1.5", "2.5"))
+    with pytest.raises(DataError, match=r"holds the text 0-1 with the reward 1.5, now it is 2.5; name another output"):
+        take_pairs(source, tmp_path / "out.jsonl", str(tiny_base))
     source.write_text('{"prompt": "a"}\n')
     with pytest.raises(DataError, match=r"line 1: expected a prompt .* and a response .*, found prompt"):
         take_pairs(source, tmp_path / "out.jsonl", str(tiny_base))

@@ -80,6 +80,10 @@ def test_our_server_samples_what_this_machine_would(
         pytest.raises(DataError, match="made with served base, not llama"),
     ):
         served(url, out, base_gguf)
+    # What a server renders is no plain text, as it would have been noted.
+    raw = dataclasses.replace(CONFIG, raw=True)
+    with pytest.raises(ConfigError, match=r"--raw was given, so prompts are plain text .*; use --api completions"):
+        sample_served(PROMPTS, tmp_path / "raw.jsonl", base_gguf, raw, chat, None, MACHINE)
 
 
 class Engine:
@@ -180,21 +184,27 @@ def test_another_tokenizer_is_refused(
         served(url, tmp_path / "out.jsonl", base_gguf)
 
 
+@pytest.mark.parametrize(("status", "said"), [(0, "does not answer"), (429, "answers 429")])
 def test_a_server_that_is_lost_leaves_its_work_to_the_others(
-    base_gguf: Path, local: dict[str, Trajectory], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    status: int,
+    said: str,
+    base_gguf: Path,
+    local: dict[str, Trajectory],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     good, fails = Engine(base_gguf, local, "vllm"), Engine(base_gguf, local, "vllm")
 
     def broken(path: str, body: Any) -> tuple[Any, ...]:
         answer = fails(path, body)
-        return answer if body is None or "seed" not in body else (0, None)
+        return answer if body is None or "seed" not in body else (status, None)
 
     with answering(good) as url, answering(broken) as other:
         out = tmp_path / "out.jsonl"
         served((url, other), out, base_gguf, concurrency=2, compare=0, tries=1)
         assert by_id(out) == local
-        assert capsys.readouterr().err.count(f"given up: {other}/v1/completions does not answer") == 1
-        with pytest.raises(EndpointError, match=r"no server is left; the last one: .* does not answer"):
+        assert capsys.readouterr().err.count(f"given up: {other}/v1/completions {said}") == 1
+        with pytest.raises(EndpointError, match=rf"no server is left; the last one: .* {said}"):
             served(other, tmp_path / "none.jsonl", base_gguf, tries=1)
     with pytest.raises(ConfigError, match="has no model 'x'; it has m"), answering(good) as url:
         served(url, tmp_path / "none.jsonl", base_gguf, served_model="x")

@@ -49,6 +49,8 @@ class Work:
     def __post_init__(self) -> None:
         check_choice("placement", self.placement, PLACEMENTS)
         check_choice("quant", self.quant, tuple(BITS))
+        if self.value is not None and self.placement != "separate":
+            raise ConfigError(f"the placement {self.placement} is trained on the base; leave out value")
         counts = ("prompts", "samples", "prompt_tokens", "tokens", "slots", "processes", "k", "epochs", "batch", "rank")
         for name in (*counts, "machines"):
             if getattr(self, name) < 1:

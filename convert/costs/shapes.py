@@ -80,6 +80,8 @@ def shape_of(name: str) -> Shape:
                 raise ConfigError(f"{name}: {arch}.{suffix} is {found!r}; expected a dense transformer's whole number")
             return found
 
+        if experts := meta.get(f"{arch}.expert_count"):
+            raise ConfigError(f"{name}: has {experts} experts; expected a dense transformer, whose arithmetic this is")
         heads = key("attention.head_count")
         width = key("embedding_length")
         tokens = meta.get("tokenizer.ggml.tokens")

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from sia_local import SIA
-from sia_local.config import ChatSettings, SiaConfig
+from sia_local.config import ChatSettings
 from sia_local.errors import ContextFullError
 from sia_local.evaluation.calibrate import calibrate
 from sia_local.evaluation.plan import Goal, Task
 from sia_local.prompts import PromptItem, read_prompt_items
-from sia_local.records import Request
 from sia_local.rewards.load import load_reward
 
 from ..settings import Machine, settings_of
@@ -37,7 +36,7 @@ def calibrate_file(
     Prompts that do not fit its context are left out, as they were there, and counted on stderr. Raises ConfigError for
     a goal that cannot be reached, NumericError for values that do not differ and ContextFullError when no prompt fits.
     """
-    request = Request("", SiaConfig(k=config.k), max_tokens=config.max_tokens, seed=config.seed, raw=sampled.raw)
+    request = dataclasses.replace(config.request, raw=sampled.raw)
     items = read_prompt_items(prompts)[: config.limit]
     with SIA.load(
         base,

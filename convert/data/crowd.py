@@ -8,7 +8,7 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 
-from sia_local.endpoint import Endpoint, EndpointError
+from sia_local.endpoint import PASSING, Endpoint, EndpointError
 
 from .dialects import Answer, Dialect, Question
 
@@ -77,7 +77,7 @@ class Crowd:
                 try:
                     self._done.put((taken[0], dialect.ask(endpoint, taken[1])))
                 except EndpointError as error:
-                    if error.status is not None and 400 <= error.status < 500:
+                    if error.status is not None and 400 <= error.status < 500 and error.status not in PASSING:
                         raise
                     with self._change:
                         self._back.append(taken)

@@ -26,6 +26,7 @@ class Done(NamedTuple):
     prompt_id: int
     prompt: str
     response: str
+    reward: float | None
 
 
 class Appender:
@@ -53,7 +54,8 @@ class Appender:
         try:
             if not hold(self._handle):
                 raise DataError(f"{self.path} is being written by another process: let it end, or name another output")
-            self.done = {t.id: Done(t.prompt_id, t.prompt, t.response) for t in read_trajectories([self.path])}
+            there = read_trajectories([self.path])
+            self.done = {t.id: Done(t.prompt_id, t.prompt, t.response, t.reward) for t in there}
             self._mend_end()
             made = self.path.with_name(f"{self.path.name}.made.json")
             if self.done and made.exists():
@@ -93,8 +95,9 @@ class Appender:
                 "remove it"
             )
 
-    def check_same(self, trajectory: Trajectory, response: bool = True) -> bool:
-        """Whether this trajectory is there already; DataError when its id stands there for something else."""
+    def check_same(self, trajectory: Trajectory, response: bool = True, reward: bool = False) -> bool:
+        """Whether this trajectory is there already; DataError when its id stands there for something else, or with
+        another reward where that counts."""
         found = self.done.get(trajectory.id)
         if found is None:
             return False
@@ -102,6 +105,11 @@ class Appender:
             raise DataError(
                 f"{self.path} holds another text under the id {trajectory.id} (prompt {found.prompt[:40]!r}, now "
                 f"{trajectory.prompt[:40]!r}): its prompts or texts changed; name another output, or remove it"
+            )
+        if reward and found.reward != trajectory.reward:
+            raise DataError(
+                f"{self.path} holds the text {trajectory.id} with the reward {found.reward}, now it is "
+                f"{trajectory.reward}; name another output, or remove it"
             )
         return True
 

@@ -80,7 +80,7 @@ def take_pairs(
                 raw=rendering.raw,
                 told=rendering.told,
             )
-            if not append.check_same(pair):
+            if not append.check_same(pair, reward=True):
                 append(pair.to_json())
                 new += 1
         if not taken:
@@ -124,7 +124,7 @@ def take_texts(
                 )
             if (highest := max(text.tokens, default=0)) >= model.n_vocab:
                 raise DataError(f"{source}, text {text.id}: token {highest} is beyond this base's {model.n_vocab}")
-            if not append.check_same(text):
+            if not append.check_same(text, reward=True):
                 append(text.to_json())
                 new += 1
         if not new and not append.done:

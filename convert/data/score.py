@@ -57,7 +57,7 @@ def score_files(
         twice = next(t.id for t in everything if by_id[t.id] is not t)
         raise DataError(f"the id {twice} stands in several of the files: score them into an output each")
     with Appender(out, reward_settings(spec)) as append:
-        waiting = [t for t in everything if not append.check_same(t)]
+        waiting = [t for t in everything if not append.check_same(t, reward=spec == "data")]
         progress = Progress("score", len(everything), len(everything) - len(waiting))
         if waiting:
             with (executor or Here()).open(partial(Scorer, spec, batch)) as pool:

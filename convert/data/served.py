@@ -78,17 +78,24 @@ def sample_served(
     from .dialects import dialect_of
     from .gap import gap
 
-    if servers.api == "chat" and (config.chat_template or config.template_arg):
+    chat = servers.api == "chat"
+    if chat and (config.chat_template or config.template_arg):
         raise ConfigError(
             "a chat template, or what it is told, was given with --api chat, where the server renders the prompts; use "
             "--api completions, or tell the server"
         )
     with Model(base, vocab_only=True) as model:
         model.template = find_template(config.chat_template) if config.chat_template is not None else None
+        if chat and (config.raw or model.chat_template is None):
+            why = "--raw was given" if config.raw else f"{model.path.name} has no chat template"
+            raise ConfigError(
+                f"{why}, so prompts are plain text to continue, but with --api chat the server renders them; use --api "
+                "completions"
+            )
         ends = [
             Endpoint(url.rstrip("/").removesuffix("/v1"), key, servers.timeout, servers.tries) for url in servers.url
         ]
-        dialects = [dialect_of(end, config, servers.api == "chat", servers.served_model) for end in ends]
+        dialects = [dialect_of(end, config, chat, servers.served_model) for end in ends]
         names = {dialect.model for dialect in dialects}
         if len(names) > 1:
             raise ConfigError(
