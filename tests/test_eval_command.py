@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 from sia_local.cli import main
 from sia_local.errors import ConfigError
 from sia_local.evaluation.arms import Comparison
+from sia_local.evaluation.profile import Profile
 from sia_local.evaluation.samples import parse_samples
 
 Make = Callable[..., Path]
@@ -78,6 +79,26 @@ def test_value_files_apart_have_arms_of_their_own(make_gguf: Make, tmp_path: Pat
     assert merged["value_rows"] == 40 and qhead["value_rows"] == 0
     alone = CliRunner().invoke(main, [*command[:5], *command[7:], "--out", str(tmp_path / "one")])
     assert alone.exit_code == 2 and "needs two or more" in alone.output
+
+
+def test_prompts_that_do_not_fit_are_left_out_and_counted(base_gguf: Path, value_gguf: Path, tmp_path: Path) -> None:
+    prompts, profile, said = (
+        tmp_path / "prompts.txt",
+        tmp_path / "p.toml",
+        "1 of 3 prompts are left out: they do not fit",
+    )
+    prompts.write_text(f"ab\n{'a dog ' * 64}\ncd\n")
+    few = ["-m", base_gguf, "-v", value_gguf, "--prompts", prompts, "-n", 4, "--ctx", 64, "--threads", 1]
+    arms = ["--arms", "off,sparse", "--rates", 0.5, "--betas", 1, "--beta-unit", "raw", "--judge", "none"]
+    result = cli(*few, *arms, "--no-report", "--out", tmp_path / "out")
+    assert result.exit_code == 0 and f"{said} the context of 64 tokens" in result.stderr, result.output
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["prompts"] == 2 and [row["n"] for row in summary["rows"]] == [2, 2]
+    made = CliRunner().invoke(main, ["calibrate", *map(str, few), "--rate", "0.5", "-o", str(profile)])
+    assert made.exit_code == 0 and said in made.stderr, made.output
+    assert Profile.read(profile).measured["prompts"] == 2
+    prompts.write_text("a dog " * 64)
+    assert "the context holds 64; shorten" in cli(*few, *arms, "--out", tmp_path / "none").stderr
 
 
 def test_one_command_leaves_samples_tables_and_pictures(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import click
 from ..errors import ConfigError
 from ..evaluation.plan import USUAL, Task
 from .from_dataclass import build, options_for
-from .many import SETUP, SIZED, read_items, sized_context
+from .many import SETUP, SIZED, fitting, read_items, sized_context
 from .options import STEERING, model_options
 from .resolve import config_from, known_from, load_from, loading_from, model_paths, request_from
 
@@ -57,6 +58,7 @@ def calibrate(**options: Any) -> None:
     ctx = sized_context(options, items, request.max_tokens)
     with load_from({**options, "n_ctx": ctx}, config, setup) as sia:
         assert sia.value is not None
+        task = replace(task, prompts=fitting(options, items, request, lambda: nullcontext(sia)))
         profile = replace(run(sia, task, reward, notice), model=base.name, value=file.name if file else None)
     profile.write(path)
     from ..evaluation.profile import SUFFIX

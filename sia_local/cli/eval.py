@@ -19,7 +19,7 @@ from ..records import Request
 from ..shipped import STORY
 from .eval_sources import NO_GUIDES, check_spreads, fix_files, kinds_of, named_values, only
 from .from_dataclass import build, list_of, options_for
-from .many import SETUP, SIZED, ProgressLine, command_line, read_items, sized_context
+from .many import SETUP, SIZED, ProgressLine, command_line, fitting, read_items, sized_context
 from .options import STEERING, model_options, profile_option
 from .resolve import config_from, known_from, load_from, loading_from, model_paths, profile_from, request_from
 
@@ -86,16 +86,17 @@ def eval(**options: Any) -> None:
     from ..rewards.load import reward_mark
     from .terminal import notice
 
+    def load(source: str) -> SIA:
+        ctx = sized_context(options, items, request.max_tokens)
+        return load_from({**only(options, source), "n_ctx": ctx}, config, setup)
+
+    items = fitting(options, items, request, lambda: load("none"))
+    plan = replace(plan, prompts=items)
     if len(items) < FEW_PROMPTS:
         notice(f"only {len(items)} prompts: the intervals will say little; use at least {FEW_PROMPTS}, better 200")
     folder = Path(options["out"])
     store = SampleFile(folder / SAMPLES, _settings(options, request), options["fresh"])
     line = ProgressLine()
-
-    def load(source: str) -> SIA:
-        ctx = sized_context(options, items, request.max_tokens)
-        return load_from({**only(options, source), "n_ctx": ctx}, config, setup)
-
     try:
         fix_files(options, arms, store)
         for score, spec in (("reward", options["reward"]), ("judge", _judge_spec(options["judge"] or model.judge))):

@@ -15,7 +15,9 @@ NO_GUIDES = dict.fromkeys(GUIDES)
 
 
 def only(options: dict[str, Any], source: str) -> dict[str, Any]:
-    """Options that load only this source of values."""
+    """Options that load only this source of values, or `none`."""
+    if source == "none":
+        return {**options, **NO_GUIDES, "value": ("none",), "shortlist": None}
     if source == "guide":
         return {**options, "value": ("none",)}
     if source.startswith(ONE_OF):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,14 +13,16 @@ import click
 from click.core import ParameterSource
 
 from ..config import Setup
-from ..errors import ConfigError
+from ..errors import ConfigError, ContextFullError
 from ..progress import Line, left
 from ..shipped import MODELS, SMOLLM2, find_file
 from .resolve import known_from, model_paths, trained_context
 
 if TYPE_CHECKING:
     from ..evaluation.run import Progress
+    from ..generation.sia import SIA
     from ..prompts import PromptItem
+    from ..records import Request
 
 SETUP = Setup(slots=8)
 WRITING = Setup(n_ctx=1024, slots=4)  # where the base writes to learn from it
@@ -65,6 +69,35 @@ def sized_context(options: Mapping[str, Any], items: list[PromptItem], max_token
     # A byte-level tokenizer makes no more tokens than bytes.
     longest = max(len(item.text.encode()) for item in items)
     return min(trained_context(model_paths(options)[0]), longest + TEMPLATE_ROOM + max_tokens)
+
+
+def fitting(
+    options: Mapping[str, Any],
+    items: list[PromptItem],
+    request: Request,
+    load: Callable[[], AbstractContextManager[SIA]],
+) -> list[PromptItem]:
+    """The prompts that the context holds; how many it does not is said. Nothing is loaded where all are short enough.
+    Raises ContextFullError where none fits."""
+    from ..llama.chat import TEMPLATE_ROOM
+    from .terminal import notice
+
+    ctx = sized_context(options, items, request.max_tokens)
+    if max(len(item.text.encode()) for item in items) + TEMPLATE_ROOM < ctx:
+        return items
+    fit, too_long = [], []
+    with load() as sia:
+        for item in items:
+            try:
+                sia.prompt_of(replace(request, prompt=item.text))
+                fit.append(item)
+            except ContextFullError as error:
+                too_long.append(error)
+    if not fit:
+        raise too_long[0]
+    if too_long:
+        notice(f"{len(too_long)} of {len(items)} prompts are left out: they do not fit the context of {ctx} tokens")
+    return fit
 
 
 def command_line(ctx: click.Context) -> str:
