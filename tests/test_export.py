@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 from sia_local import SIA
-from sia_local.errors import ConfigError, IncompatibleError, ModelFileError
+from sia_local.errors import ConfigError, DataError, IncompatibleError, ModelFileError
 from sia_local.llama import keys
 from sia_local.llama.gguf import GgufMetadata
 from sia_local.llama.model import Model
@@ -267,6 +268,20 @@ def test_verify_notices_a_head_that_is_not_the_checkpoints(chain: dict[str, Any]
     assert row.failures[0].startswith("max |dV|")
 
 
+def test_a_text_whose_prompt_does_not_fit_is_left_out(
+    make_hf: Callable[..., Path], tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tiny.tiny_trajectories(tmp_path / "data.jsonl", make_hf(), prompts=3, samples=1)
+    first, *rest = map(json.loads, data.read_text().splitlines())
+    long = {**first, "prompt": "the king " * 60, "rendered": "the king " * 60}
+    data.write_text("".join(json.dumps(row) + "\n" for row in (long, *rest)))
+    checkpoint = tiny.tiny_checkpoint(tmp_path / "value", make_hf())
+    found = walk(checkpoint, tiny_base, [data], JunctionConfig(threshold=0.0, n_ctx=64), Machine(threads=1))
+    assert len(found.cases) == 2 and "left out 1 texts: their prompts do not fit 64 tokens" in capsys.readouterr().err
+    with pytest.raises(DataError, match=r"no prompt of these trajectories fits 8 tokens: raise --ctx"):
+        walk(checkpoint, tiny_base, [data], JunctionConfig(threshold=0.0, n_ctx=8), Machine(threads=1))
+
+
 def test_verify_reads_what_was_read_when_the_texts_were_written(
     make_hf: Callable[..., Path], tiny_base: Path, tmp_path: Path
 ) -> None:
@@ -337,6 +352,79 @@ def test_tokenizers_agree_with_hugging_face(style: str, make_hf: Callable[..., P
         assert model.chat_template == tiny.CHAT_TEMPLATE and model.eos == tokenizer.eos_token_id
 
 
+def _spec(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    path = folder / "tokenizer.json"
+    spec = json.loads(path.read_text())
+    change(spec)
+    path.write_text(json.dumps(spec))
+
+
+def _merge_less(spec: dict[str, Any]) -> None:
+    """Words that are known, but that no merges lead to."""
+    spec["model"]["merges"] = spec["model"]["merges"][: len(spec["model"]["merges"]) // 2]
+
+
+@pytest.mark.parametrize(("style", "whole"), [("qwen2", True), ("gpt-2", True), ("llama-bpe", False)])
+def test_known_words_are_taken_whole_where_hugging_face_takes_them(
+    style: str, whole: bool, make_hf: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = tiny.retokenized(make_hf("llama"), tmp_path / "hf", style)
+    _spec(folder, _merge_less)
+    _spec(folder, lambda spec: spec["model"].update(ignore_merges=whole))
+    if whole:
+        with pytest.raises(IncompatibleError, match="splits text in a way that is not known here"):
+            export_base(folder, tmp_path / "base.gguf", "f32")
+        return
+    wanted = transformers.AutoTokenizer.from_pretrained(folder)("the king queen upon", add_special_tokens=False)
+    with Model(export_base(folder, tmp_path / "base.gguf", "f32"), vocab_only=True) as model:
+        assert model.tokenize("the king queen upon") == wanted.input_ids
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda spec: spec["pre_tokenizer"]["pretokenizers"].insert(
+            0, {"type": "Split", "pattern": {"Regex": "e"}, "behavior": "Isolated", "invert": False}
+        ),
+        lambda spec: spec["pre_tokenizer"]["pretokenizers"].__setitem__(
+            0, {"type": "Split", "pattern": {"String": "e"}, "behavior": "Isolated", "invert": False}
+        ),
+        lambda spec: spec.update(normalizer={"type": "Lowercase"}),
+    ],
+)
+def test_a_split_that_llama_cpp_does_not_make_is_refused(
+    change: Callable[[dict[str, Any]], object], make_hf: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = tiny.retokenized(make_hf("llama"), tmp_path / "hf", "qwen2")
+    _spec(folder, change)
+    with pytest.raises(IncompatibleError, match=r"known: gpt-2, llama-bpe, qwen2, smaug-bpe, smollm"):
+        export_base(folder, tmp_path / "base.gguf", "f32")
+
+
+@pytest.mark.parametrize(("style", "said"), [("gpt-2", True), ("llama-bpe", False), ("spm-json", False)])
+def test_a_text_begins_as_transformers_begins_it(
+    style: str, said: bool, make_hf: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Its settings say the opposite of what it does."""
+    folder = tiny.retokenized(make_hf("llama"), tmp_path / "hf", style)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "add_bos_token": said}))
+    wanted = transformers.AutoTokenizer.from_pretrained(folder)("the king").input_ids
+    with Model(export_base(folder, tmp_path / "base.gguf", "f32"), vocab_only=True) as model:
+        assert model.tokenize("the king", add_special=True) == wanted
+
+
+def test_an_added_token_of_spaces_is_found(make_hf: Callable[..., Path], tmp_path: Path) -> None:
+    from tokenizers import AddedToken
+
+    folder = tiny.retokenized(make_hf("llama"), tmp_path / "hf", "spm-json")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens([AddedToken("  ", normalized=False)])
+    tokenizer.save_pretrained(folder)
+    with Model(export_base(folder, tmp_path / "base.gguf", "f32"), vocab_only=True) as model:
+        assert model.tokenize("a  b") == tokenizer("a  b", add_special_tokens=False).input_ids
+
+
 def test_a_tokenizer_of_another_base_is_refused(make_hf: Callable[..., Path], tiny_base: Path, tmp_path: Path) -> None:
     tiny.retokenized(make_hf(), tmp_path / "hf", "gpt-2", words="un deux trois quatre cinq six sept huit neuf dix")
     checkpoint = tiny.tiny_checkpoint(tmp_path / "value", tmp_path / "hf")
@@ -359,6 +447,11 @@ def test_what_does_not_fit_is_refused(make_hf: Callable[..., Path], tiny_base: P
     with pytest.raises(ModelFileError, match="no head at"):
         ValueCheckpoint.open(tmp_path / "lora")
     assert not (tmp_path / "a.gguf").exists()
+    shutil.copytree(make_hf(), tmp_path / "cut")
+    cut = read_json(tmp_path / "cut/config.json")
+    (tmp_path / "cut/config.json").write_text(json.dumps({**cut, "rms_norm_eps": None}))
+    with pytest.raises(IncompatibleError, match=r"config.json of a qwen3 has no rms_norm_eps"):
+        export_base(tmp_path / "cut", tmp_path / "a.gguf")
     for spread in (0.0, -1.0, math.nan):
         with pytest.raises(ConfigError, match=f"spread is {spread}; expected more than 0"):
             ExportConfig(spread=spread)

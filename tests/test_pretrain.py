@@ -180,6 +180,10 @@ def test_resumed_training_equals_training_in_one_go(data: Path, tmp_path: Path) 
     assert all(torch.allclose(once[k], twice[k], atol=1e-6) for k in once)
     last = json.loads((tmp_path / "twice" / "log.jsonl").read_text().splitlines()[-1])
     assert last["finished"] and last["step"] == 4
+    # More rows a step than are held out: the figure is that of the same weights nevertheless.
+    pretrain(replace(config("once", 4), out=tmp_path / "again", work=tmp_path / "wide", batch=10**6, max_steps=1))
+    wide = json.loads((tmp_path / "wide" / "log.jsonl").read_text().splitlines()[-1])
+    assert 4 < wide["held_out_loss"] < 7
     assert not list(tmp_path.glob("**/*.tmp"))
 
 

@@ -121,6 +121,10 @@ def test_a_line_of_data_ends_at_a_line_feed_alone(tmp_path: Path, sign: str) -> 
     assert read_questions(path) == [Question(f"a{sign}b", "", (f"c{sign}", "d"))] * 10
     assert [len(list(seed_tasks(tasks, held_out))) for held_out in (False, True)] == [9, 1]
     assert len(read_stories([stories])) == 10
+    for line in ("{}", '{"text": 1}', "x"):
+        stories.write_text(f'{{"text": "A dog ran."}}\n{line}\n')
+        with pytest.raises(DataError, match=r"stories.jsonl, line 2"):
+            read_stories([stories])
 
 
 def test_questions_come_with_the_program_and_others_are_refused(tmp_path: Path) -> None:

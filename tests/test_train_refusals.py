@@ -24,9 +24,10 @@ pytest.importorskip("transformers")
 import tiny
 from safetensors.torch import load_file, save_file
 from sia_convert.cli import main
+from sia_convert.formats.checkpoint import ValueCheckpoint
 from sia_convert.formats.export import export_value
 from sia_convert.train.config import LoraSettings, TrainConfig
-from sia_convert.train.loop import train
+from sia_convert.train.loop import Trainer, train
 from sia_convert.train.model import _check_stored, build
 from training import two_epochs
 
@@ -49,6 +50,35 @@ def test_a_lora_over_what_the_checkpoint_lacks_is_refused(make_hf: Callable[...,
     save_file({f"other.{name}": x for name, x in weights.items()}, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(IncompatibleError, match=r"hf has no layers\.0\..*\.weight, which a LoRA was to change"):
         _check_stored(model, folder)
+
+
+def test_a_tokenizer_without_an_end_needs_one_where_texts_are_learnt_alone(
+    config: TrainConfig, tiny_base: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(config.backbone, tmp_path / "hf")
+    settings = json.loads((tmp_path / "hf/tokenizer_config.json").read_text())
+    (tmp_path / "hf/tokenizer_config.json").write_text(json.dumps({**settings, "eos_token": None}))
+    config = replace(config, backbone=str(tmp_path / "hf"), template="raw", epochs=1)
+    with pytest.raises(ConfigError, match="no stop token '': name one with --stop-token"):
+        Trainer(config)
+    train(replace(config, stop_token="<|im_end|>"))
+    found = ValueCheckpoint.open(config.out)
+    assert found.meta.stop_token == 2
+    row = tiny.prove(
+        found, export_value(found, tmp_path / "v.gguf", tiny_base), tiny_base, Path(config.data[0]), limit=2
+    )
+    assert row.failures == ()
+
+
+@pytest.mark.parametrize("damage", [lambda whole: whole[: len(whole) // 2], lambda whole: b"\x80" + whole[1:]])
+def test_a_damaged_state_says_how_to_begin_again(config: TrainConfig, damage: Callable[[bytes], bytes]) -> None:
+    config = replace(config, epochs=1, tune="none")
+    train(config)
+    state = Path(config.out) / "state.pt"
+    state.write_bytes(damage(state.read_bytes()))
+    with pytest.raises(ConfigError, match=r"state.pt is damaged: begin again with --restart"):
+        train(config)
+    assert train(config, anew=True)["steps"] == 9
 
 
 def test_a_run_over_another_backbone_under_the_same_path_is_not_continued(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -53,11 +54,13 @@ class Reader:
         self.template = {"chat": own or RAW_TEMPLATE, "raw": RAW_TEMPLATE}.get(template, template)
         self.bos, self.eos = tokenizer.bos_token or "", tokenizer.eos_token or ""
         self._adds_bos = adds_bos(tokenizer)
-        self.stop_token = self._find_stop(stop_token)
+        self._named_stop = stop_token
         self._prompts: dict[str, tuple[int, ...]] = {}
 
-    def _find_stop(self, wanted: str | None) -> int:
-        vocab = self.tokenizer.get_vocab()
+    @functools.cached_property
+    def stop_token(self) -> int:
+        """Id of what ends a response that does not tell. ConfigError where nothing says it; prompts need none."""
+        vocab, wanted = self.tokenizer.get_vocab(), self._named_stop
         if wanted:
             names = [wanted]
         elif found := self._behind_an_answer():

@@ -21,8 +21,9 @@ from typing import Any
 import numpy as np
 
 from sia_local.errors import ConfigError, DataError
-from sia_local.files import parse_json
 from sia_local.rewards.judge import PolarityJudge, features
+
+from ..data.trajectories import read_jsonl
 
 STORY_CHARACTERS = 15_000_000  # of each file; in the shared classics, the children's books
 PIECE_WORDS = 60  # about 80 tokens of a small byte-level BPE
@@ -47,7 +48,10 @@ def read_sentences(path: Path) -> list[Labelled]:
     rows = []
     with _archive(path) as archive:
         for name, label in (("rt-polarity.pos", 1), ("rt-polarity.neg", 0)):
-            text = archive.read(f"sentence_polarity/{name}").decode("latin-1")
+            try:
+                text = archive.read(f"sentence_polarity/{name}").decode("latin-1")
+            except KeyError as error:
+                raise DataError(f"'{path}' holds no sentence_polarity/{name}; expected the data set's zip") from error
             lines = (line.strip() for line in text.splitlines())
             rows += [Labelled(line, label, split_of(line)) for line in lines if line]
     return rows
@@ -67,15 +71,17 @@ def read_stories(paths: Iterable[Path]) -> list[str]:
     """Unlabelled stories: JSONL with `text`, or plain text with a blank line between paragraphs."""
     stories: list[str] = []
     for path in paths:
+        if ".jsonl" in path.name:
+            for number, entry in read_jsonl(path):
+                if not isinstance(entry.get("text"), str):
+                    raise DataError(f"{path}, line {number}: expected an object with a story as `text`")
+                stories.append(entry["text"])
+            continue
         try:
-            text = _read_text(path)
+            text = _read_text(path)[:STORY_CHARACTERS]
         except (OSError, lzma.LZMAError, UnicodeDecodeError) as error:
             raise DataError(f"the stories '{path}' cannot be read ({error}); give .txt or .jsonl, also .xz") from error
-        if ".jsonl" in path.name:
-            stories += [parse_json(line)["text"] for line in text.split("\n") if line.strip()]
-        else:
-            text = text[:STORY_CHARACTERS]
-            stories += [part for part in text.split("\n\n") if part.strip()]
+        stories += [part for part in text.split("\n\n") if part.strip()]
     return [piece for story in stories for piece in pieces(story)]
 
 

@@ -234,10 +234,11 @@ def pretrain(config: PretrainConfig, anew: bool = False) -> Progress:
     def measure() -> float:
         total, count = 0.0, 0
         with torch.no_grad():
-            for i in range(0, len(held) - config.batch + 1, config.batch):
-                total += float(losses(torch.from_numpy(held[i : i + config.batch]).long()))
-                count += 1
-        return total / max(1, count)
+            for i in range(0, len(held), config.batch):
+                ids = torch.from_numpy(held[i : i + config.batch]).long()
+                tokens = int((ids[:, 1:] >= 0).sum())
+                total, count = total + float(losses(ids)) * tokens, count + tokens
+        return total / count
 
     def save() -> None:
         with atomic_write(state_file, "wb") as handle:

@@ -108,6 +108,10 @@ class Hparams:
         kind = str(config.get("model_type", "?"))
         if kind not in _FAMILY:
             raise IncompatibleError(f"architecture {kind!r} is not supported: expected one of {', '.join(SUPPORTED)}")
+        needed = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
+        for name in (*needed, "max_position_embeddings", "rms_norm_eps"):
+            if config.get(name) is None:
+                raise IncompatibleError(f"config.json of a {kind} has no {name}; expected a language model")
         if config.get("hidden_act", "silu") != "silu":
             raise IncompatibleError(f"activation {config['hidden_act']!r} is not supported: expected 'silu'")
         windowed = config.get("use_sliding_window", kind == "mistral") and config.get("sliding_window")
@@ -164,6 +168,9 @@ class Hparams:
         }
         if "attention_factor" in scaling:
             scaling["attention_factor"] *= _yarn_magnitude(scaling["factor"])
+        rope = get("rope.scaling.type", "none")
+        if rope not in ("none", "linear", "yarn"):
+            raise IncompatibleError(f"RoPE scaling {rope!r} is not taken back to Hugging Face: expected linear or yarn")
         return cls(
             arch=arch,
             n_layer=get("block_count"),
@@ -176,7 +183,7 @@ class Hparams:
             rms_eps=get("attention.layer_norm_rms_epsilon"),
             n_vocab=len(tokens.value) if tokens else get("vocab_size"),
             tied=False,
-            rope=Rope(get("rope.freq_base", 10000.0), get("rope.scaling.type", "default"), scaling),
+            rope=Rope(get("rope.freq_base", 10000.0), "default" if rope == "none" else rope, scaling),
         )
 
     def fields(self, n_layer: int | None = None) -> dict[str, KV]:

@@ -19,11 +19,6 @@ ARCH = "gemma3"
 _SCALED_BY_WIDTH = 62
 _PERIOD = 6
 _LOCAL_THETA = 10000.0
-_IDS = {
-    "bos": "tokenizer.ggml.bos_token_id",
-    "eos": "tokenizer.ggml.eos_token_id",
-    "pad": "tokenizer.ggml.padding_token_id",
-}
 _PARTS = {
     "attn_norm": "input_layernorm",
     "post_attention_norm": "post_attention_layernorm",
@@ -75,7 +70,6 @@ class Gemma3Form:
         elif kind != "none":
             raise IncompatibleError(f"a gemma3 with RoPE scaling {kind!r}: expected linear, or none")
         local = {"rope_type": "default", "rope_theta": get("rope.freq_base_swa", _LOCAL_THETA)}
-        ids = {f"{name}_token_id": fields[key].value for name, key in _IDS.items() if key in fields}
         return cls(
             {
                 "architectures": ["Gemma3ForCausalLM"],
@@ -96,7 +90,6 @@ class Gemma3Form:
                 "hidden_activation": "gelu_pytorch_tanh",
                 "attention_bias": False,
                 "torch_dtype": "float32",
-                **ids,
             }
         )
 

@@ -19,8 +19,10 @@ from .arch import Hparams, Rope, hf_name, restore_rows
 from .gemma3 import Gemma3Form
 from .gguf_io import KV, files_of, read_gguf
 from .pieces import is_sentencepiece, write_pieces
+from .tensors import read_json
 
 ROPE_FACTORS = "rope_freqs.weight"
+IDS = {name: f"tokenizer.ggml.{key}_token_id" for name, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"))}
 LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 # Where tokenizers differ: contractions, digits, runs of spaces and lines, letters beyond ASCII, punctuation.
 PROBES = (
@@ -40,6 +42,8 @@ def gguf_to_hf(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> 
     """
     source, target = Path(path), Path(folder)
     fields, tensors = read_gguf(source)
+    # Said even where there is none: transformers' own defaults are the ids of Llama 2.
+    ids = {f"{ours}_token_id": fields[key].value if key in fields else None for ours, key in IDS.items()}
     form = _form(source, fields)
     for tensor in tensors:
         if form.name(tensor.name) is None:
@@ -53,14 +57,22 @@ def gguf_to_hf(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> 
         made = room / "new"
         made.mkdir()
         load_tokenizer(source).save_pretrained(made)
+        _keep_tokens(made / "tokenizer.json", len(fields["tokenizer.ggml.tokens"].value))
         if is_sentencepiece(fields):
             write_pieces(fields, made)
-        _write_weights(source, form, made)
+        _write_weights(source, form, made, ids)
         check_tokenizer(source, made)
         if target.exists():
             target.rmdir()
         put(made, target)
     return target
+
+
+def _keep_tokens(path: Path, count: int) -> None:
+    """Takes out what transformers adds beyond the model's `count` tokens: an `<|endoftext|>` where there is none."""
+    spec = read_json(path)
+    spec["added_tokens"] = [token for token in spec.get("added_tokens", ()) if token["id"] < count]
+    path.write_text(json.dumps(spec, ensure_ascii=False), encoding="utf-8")
 
 
 class Form(Protocol):
@@ -115,7 +127,7 @@ def _form(source: Path, fields: Mapping[str, KV]) -> Form:
     return NativeForm(Hparams.from_gguf(fields), source)
 
 
-def _write_weights(source: Path, form: Form, made: Path) -> None:
+def _write_weights(source: Path, form: Form, made: Path, ids: Mapping[str, int | None]) -> None:
     from gguf import GGUFReader
     from gguf.quants import dequantize
     from safetensors.numpy import save_file
@@ -126,7 +138,7 @@ def _write_weights(source: Path, form: Form, made: Path) -> None:
         weights[str(form.name(tensor.name))] = form.restore(tensor.name, rows)
     config, weights = form.checkpoint(weights)
     save_file(weights, made / "model.safetensors", metadata={"format": "pt"})
-    (made / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
+    (made / "config.json").write_text(json.dumps({**config, **ids}, indent=1), encoding="utf-8")
 
 
 def _with_llama3_rope(source: Path, hparams: Hparams, factors: np.ndarray) -> Hparams:

@@ -23,7 +23,7 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # a damaged file may raise anything
         name = Path(folder).name
         raise DataError(f"{name} has no tokenizer that transformers can read ({str(error)[:120]})") from error
 

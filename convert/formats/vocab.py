@@ -14,6 +14,7 @@ from sia_local.files import read_text
 from sia_local.llama.keys import vocab_sha256
 
 from .gguf_io import KV, boolean, f32_array, i32_array, read_gguf, text, text_array, u32
+from .hf import adds_bos, load_tokenizer
 from .tensors import read_json
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
@@ -23,12 +24,14 @@ _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s|"
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-# (expression of the Split step or None, digits one by one, ByteLevel's own expression) -> llama.cpp's name
+# (expression of the Split step or None, digits one by one, ByteLevel's own expression, known words taken whole without
+# merging) -> llama.cpp's name
 _PRE_TOKENIZERS = {
-    (_WORDS % "", False, False): "qwen2",
-    (_WORDS % "{1,3}", False, False): "llama-bpe",
-    (None, False, True): "gpt-2",
-    (None, True, True): "smollm",
+    (_WORDS % "", False, False, False): "qwen2",
+    (_WORDS % "{1,3}", False, False, True): "llama-bpe",
+    (_WORDS % "{1,3}", False, False, False): "smaug-bpe",
+    (None, False, True, False): "gpt-2",
+    (None, True, True, False): "smollm",
 }
 
 
@@ -86,6 +89,8 @@ class Vocab:
                 "or a SentencePiece tokenizer.model"
             )
         fields.update(_specials(root, settings, spec, tokens))
+        # What transformers does, which settings and post-processor do not always say alike.
+        fields["tokenizer.ggml.add_bos_token"] = boolean(adds_bos(load_tokenizer(root)))
         template = _chat_template(root, settings)
         if template:
             fields["tokenizer.chat_template"] = text(template)
@@ -134,9 +139,13 @@ def _is_byte_level(spec: Mapping[str, Any]) -> bool:
 
 
 def _pre_name(spec: Mapping[str, Any]) -> str | None:
-    regex, digits, own, other = None, False, False, False
+    # llama.cpp changes no text before it splits; that it does not compose characters (NFC) is the same for all models.
+    before = spec.get("normalizer") or {}
+    other = any(step.get("type") not in (None, "NFC") for step in before.get("normalizers", [before]))
+    regex, digits, own = None, False, False
     for step in _steps(spec):
         if step["type"] == "Split" and step.get("behavior") == "Isolated" and not step.get("invert"):
+            other |= regex is not None or "Regex" not in step["pattern"]
             regex = step["pattern"].get("Regex")
         elif step["type"] == "Digits":
             digits = bool(step.get("individual_digits"))
@@ -145,7 +154,8 @@ def _pre_name(spec: Mapping[str, Any]) -> str | None:
             other |= bool(step.get("add_prefix_space"))
         else:
             other = True
-    return None if other else _PRE_TOKENIZERS.get((regex, digits, own))
+    whole = bool(spec["model"].get("ignore_merges"))
+    return None if other else _PRE_TOKENIZERS.get((regex, digits, own, whole))
 
 
 def _byte_level(root: Path, spec: dict[str, Any], n_vocab: int, pre: str | None) -> tuple[list[bytes], dict[str, KV]]:
@@ -266,7 +276,8 @@ def _sentencepiece(
         index = entry["id"]
         if index in kinds and kinds[index] in (UNKNOWN, BYTE):
             continue
-        by_id[index] = entry["content"] if entry.get("special") else entry["content"].replace(" ", SPACE)
+        # llama.cpp looks for these in the text as it was given, not in pieces.
+        by_id[index] = entry["content"] if entry.get("special") else entry["content"].replace(SPACE, " ")
         kinds[index] = CONTROL if entry.get("special") else USER_DEFINED
         scores.setdefault(index, -1000.0)
     tokens, types = _padded(by_id, kinds, n_vocab, Path("."))
@@ -302,11 +313,10 @@ def _specials(
         key = f"tokenizer.ggml.{ours}_token_id"
         if key not in found and isinstance(value, int) and 0 <= value < len(tokens):
             found[key] = u32(value)
-    for ours in ("bos", "eos"):
-        value = settings.get(f"add_{ours}_token")
-        if value is None:
-            value = _added_by_template(spec, mapped.get(f"{ours}_token"))
-        found[f"tokenizer.ggml.add_{ours}_token"] = boolean(bool(value))
+    value = settings.get("add_eos_token")
+    if value is None:
+        value = _added_by_template(spec, mapped.get("eos_token"))
+    found["tokenizer.ggml.add_eos_token"] = boolean(bool(value))
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sia_local.config import setting
-from sia_local.errors import ConfigError, DataError
+from sia_local.errors import ConfigError, ContextFullError, DataError
 from sia_local.progress import Progress
 
 from ..data.examples import Reader
@@ -90,17 +91,20 @@ def find_cases(
 ) -> list[Case]:
     """Feeds each trajectory to the base and keeps up to `per_trajectory` positions with top-k entropy >= threshold.
 
-    Kept positions are spread evenly over those found. DataError when there is no junction at all.
+    Kept positions are spread evenly over those found. Texts whose prompt does not fit the context are left out, and
+    counted on stderr. DataError when there is no junction at all.
     """
     from sia_local.steering.entropy import entropy, top_candidates
 
     cases = []
     waiting = [t for t in trajectories if t.tokens]
-    progress = Progress("junctions", len(waiting))
     with load_runtime(base, None, config, machine) as sia:
-        for trajectory in waiting:
-            prompt = prompt_of(sia, trajectory)
-            tokens = trajectory.tokens[: max(0, sia.n_ctx - 1 - len(prompt.tokens))]
+        fitting = [fit for t in waiting if (fit := _fitting(sia, t, reader))]
+        if len(fitting) < len(waiting):
+            left = len(waiting) - len(fitting)
+            print(f"left out {left} texts: their prompts do not fit {sia.n_ctx} tokens", file=sys.stderr)
+        progress = Progress("junctions", len(fitting))
+        for trajectory, prompt, read, tokens in fitting:
             found: list[tuple[int, np.ndarray]] = []
             t = 0
             for rows in sia.engine.trail(0, prompt.tokens[:-1], [prompt.tokens[-1], *tokens[:-1]]):
@@ -116,15 +120,31 @@ def find_cases(
                 cases.append(
                     Case(
                         trajectory,
-                        reader.prompt_ids(trajectory),
+                        read,
                         [t for t, _ in found],
                         np.stack([ids for _, ids in found]),
                     )
                 )
             progress.update()
+    if waiting and not fitting:
+        raise DataError(f"no prompt of these trajectories fits {config.n_ctx} tokens: raise --ctx")
     if not cases:
         raise DataError(f"no step of these trajectories reaches an entropy of {config.threshold} nats: lower threshold")
     return cases
+
+
+def _fitting(
+    sia: SIA, trajectory: Trajectory, reader: Reader
+) -> tuple[Trajectory, Prompt, tuple[int, ...], list[int]] | None:
+    """With the prompt as the base and as the value model reads it, and the tokens that fit behind both; None if none
+    do."""
+    read = reader.prompt_ids(trajectory)
+    try:
+        prompt = prompt_of(sia, trajectory)
+    except ContextFullError:
+        return None
+    tokens = trajectory.tokens[: max(0, sia.n_ctx - 1 - max(len(prompt.tokens), len(read)))]
+    return (trajectory, prompt, read, tokens) if tokens else None
 
 
 def torch_values(model: ValueModel, case: Case) -> np.ndarray:

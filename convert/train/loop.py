@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sia_local.errors import ConfigError, DataError, NumericError
+from sia_local.errors import ConfigError, DataError, ModelFileError, NumericError
 from sia_local.files import alone, atomic_write, finite, sweep
 from sia_local.progress import Progress, duration
 
@@ -68,8 +68,6 @@ class Trainer:
         # FSDP 1 flattens LoRA and backbone together, so they have one type.
         flat = self.accelerator.distributed_type.value == "FSDP" and not self.accelerator.is_fsdp2
         torch.manual_seed(config.seed)
-        tokenizer = load_tokenizer(config.backbone)
-        self.reader = Reader(tokenizer, config.template, config.stop_token, config.placement == "head")
         self.model = build(
             config.backbone,
             config.tuning,
@@ -79,6 +77,9 @@ class Trainer:
             torch.bfloat16 if half and gpu and not flat else torch.float32,
             config.checkpointing,
         )
+        tokenizer = load_tokenizer(config.backbone)
+        self.reader = Reader(tokenizer, config.template, config.stop_token, config.placement == "head")
+        self.stop_token = self.reader.stop_token  # refused now, not behind the first epoch
         n_vocab = int(self.model.backbone.get_input_embeddings().num_embeddings)
         # A model without positions names no longest text.
         longest = min(
@@ -275,7 +276,7 @@ class Trainer:
             train_tokens=self.place.tokens,
             prompt_template=self.reader.template,
             base_name=c.base_name,
-            stop_token=self.reader.stop_token,
+            stop_token=self.stop_token,
             made_by=provenance(),
         )
         ValueCheckpoint(self.out, meta, self.model.head.to_head()).save()
@@ -307,7 +308,12 @@ class Trainer:
         The first process reads it for all: machines need share no folder.
         """
         path = self.out / "state.pt"
-        state = load_torch_file(path) if resume and self.accelerator.is_main_process and path.exists() else None
+        try:
+            state = load_torch_file(path) if resume and self.accelerator.is_main_process and path.exists() else None
+        except ModelFileError as error:
+            if not self.anew:
+                raise ConfigError(f"{path} is damaged: begin again with --restart, or name another output") from error
+            state = None
         told = [{name: state.get(name) for name in ("key", "random", "place")} if state else None]
         if self.world > 1:
             from accelerate.utils import broadcast_object_list
