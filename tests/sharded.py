@@ -17,8 +17,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
-from sia_convert.train.config import LoraSettings, TrainConfig
+from sia_convert.train.config import LoraSettings, Place, TrainConfig
 from sia_convert.train.loop import Trainer
+from sia_convert.train.run_folder import RunFolder
 
 
 class Interrupted(Exception):
@@ -46,10 +47,10 @@ def main(job: str) -> None:
     on_the_cpu()
     with open(job) as handle:
         runs = json.load(handle)
-    save = Trainer.save_state
+    save = RunFolder.save_state
 
-    def save_then_stop(self: Trainer) -> None:
-        save(self)
+    def save_then_stop(self: RunFolder, place: Place) -> None:
+        save(self, place)
         raise Interrupted
 
     for environment, settings in runs:
@@ -57,7 +58,7 @@ def main(job: str) -> None:
         lora = settings["lora"] | {"targets": tuple(settings["lora"]["targets"])}
         config = TrainConfig(**settings | {"data": tuple(settings["data"]), "lora": LoraSettings(**lora)})
         for method, ends in ((save_then_stop, [Interrupted]), (save, [])):
-            Trainer.save_state = method  # type: ignore[method-assign]
+            RunFolder.save_state = method  # type: ignore[method-assign]
             with contextlib.suppress(*ends):
                 trainer = Trainer(config)
                 trainer.run(True)

@@ -41,7 +41,7 @@ NEVER = {
     ("sia_convert.formats.quantize", "--rows"): "reads what --rows was given",
     ("sia_convert.train.config", "--tune"): "made by train and make alone",
     ("sia_convert.train.config", "--layers"): "as above",
-    ("sia_convert.train.loop", "--restart"): "make removes the state of another run first",
+    ("sia_convert.train.run_folder", "--restart"): "make removes the state of another run first",
     ("sia_local.cli.many", "--prompts"): "quiz says what it reads instead",
     ("sia_local.generation.prompting", "--ctx"): "bench makes its context as long as its prompts; inspect reads none",
     ("sia_local.llama.context", "--ctx"): "as above",

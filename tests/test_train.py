@@ -22,9 +22,10 @@ pytest.importorskip("transformers")
 import tiny
 from sia_convert.cli import main
 from sia_convert.formats.checkpoint import ValueCheckpoint
-from sia_convert.train import loop
-from sia_convert.train.config import LoraSettings, TrainConfig
+from sia_convert.train import run_folder
+from sia_convert.train.config import LoraSettings, Place, TrainConfig
 from sia_convert.train.loop import Trainer, _line, train
+from sia_convert.train.run_folder import RunFolder
 from training import two_epochs
 
 
@@ -48,7 +49,7 @@ def test_a_run_goes_on_elsewhere_and_under_other_names(
     found = ValueCheckpoint.open(config.out)
     assert (found.meta.backbone, found.meta.reward_name, found.meta.base_name) == (str(moved), "kind", "other")
     assert found.spread() == 0.5 and (found.folder / "head.safetensors").read_bytes() == head
-    monkeypatch.setattr(loop, "LAYOUT", 99)
+    monkeypatch.setattr(run_folder, "LAYOUT", 99)
     with pytest.raises(ConfigError, match="or of another version: name another output, or begin again"):
         train(config)
     anew = train(config, anew=True)
@@ -66,18 +67,18 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(
 ) -> None:
     config = dataclasses.replace(config, placement=placement, head_hidden=8 if placement == "head" else 0)
     whole = train(dataclasses.replace(config, out=f"{config.out}-whole"))
-    save_state, left = Trainer.save_state, [saves]
+    save_state, left = RunFolder.save_state, [saves]
 
-    def save_then_stop(self: Trainer) -> None:
-        save_state(self)
+    def save_then_stop(self: RunFolder, place: Place) -> None:
+        save_state(self, place)
         left[0] -= 1
         if not left[0]:
             raise Interrupted
 
-    monkeypatch.setattr(Trainer, "save_state", save_then_stop)
+    monkeypatch.setattr(RunFolder, "save_state", save_then_stop)
     with pytest.raises(Interrupted):
         train(config)
-    monkeypatch.setattr(Trainer, "save_state", save_state)
+    monkeypatch.setattr(RunFolder, "save_state", save_state)
     report = train(config)
     assert report["epochs"] == whole["epochs"] and report["loss_curve"] == whole["loss_curve"]
     assert len(report["loss_curve"]) == 18
@@ -111,17 +112,17 @@ def test_branches_are_learnt_and_a_run_goes_on_with_them(
     over = [a["train_loss"] - b["train_loss"] for a, b in zip(whole["epochs"], plain["epochs"], strict=True)]
     assert 0 < over[-1] < 0.8 * over[0]
     stopped = dataclasses.replace(config, out=f"{config.out}-stopped", save_every=4)
-    save = Trainer.save_state
+    save = RunFolder.save_state
 
-    def interrupt(self: Trainer) -> None:
-        save(self)
-        if self.place.total == 13:
+    def interrupt(self: RunFolder, place: Place) -> None:
+        save(self, place)
+        if place.total == 13:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(Trainer, "save_state", interrupt)
+    monkeypatch.setattr(RunFolder, "save_state", interrupt)
     with pytest.raises(KeyboardInterrupt):
         train(stopped)
-    monkeypatch.setattr(Trainer, "save_state", save)
+    monkeypatch.setattr(RunFolder, "save_state", save)
     assert train(stopped)["loss_curve"] == whole["loss_curve"]
     with pytest.raises(DataError, match="no text has branches"):
         train(dataclasses.replace(config, data=(str(scored),), out=f"{config.out}-none"))

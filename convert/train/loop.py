@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-import io
-import json
 import math
-import os
 import time
 from functools import partial
 from pathlib import Path
@@ -16,29 +12,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sia_local.errors import ConfigError, DataError, ModelFileError, NumericError
-from sia_local.files import alone, atomic_write, finite, sweep
-from sia_local.progress import Progress, duration
+from sia_local.errors import DataError, NumericError
+from sia_local.files import alone
+from sia_local.progress import Progress
 
 from ..data.examples import Example, Reader, Split, batches, load_split
-from ..formats.checkpoint import ValueCheckpoint, ValueMeta
 from ..formats.hf import load_tokenizer
-from ..formats.tensors import load_torch_file
-from ..provenance import provenance
 from .branches import Tried, branch_loss, draw
 from .config import MOVING, Place, TrainConfig
-from .metrics import pairwise_accuracy, r2, spearman
-from .model import build, save_changes, value_loss
-from .shared import SharedModel
-
-# What a killed run may have been writing.
-WRITTEN = (
-    "state.pt", "value.json", "head.safetensors", "training.json", "tuned.safetensors",
-    "lora_weights/adapter_model.safetensors", "lora_weights/adapter_config.json",
-)  # fmt: skip
-
-# Of state.pt: what it holds, and under which names.
-LAYOUT = 2
+from .metrics import of_texts
+from .model import build, value_loss
+from .run_folder import RunFolder, key_of
+from .shared import SharedModel, accelerator_for
 
 
 def train(config: TrainConfig, resume: bool = True, anew: bool = False) -> dict[str, Any]:
@@ -48,25 +33,16 @@ def train(config: TrainConfig, resume: bool = True, anew: bool = False) -> dict[
     was saved; another one is refused or, with `anew`, replaced. The folder always holds the best model so far. Errors:
     ConfigError, DataError, NumericError.
     """
-    return Trainer(config, anew).run(resume)
+    return Trainer(config).run(resume, anew)
 
 
 class Trainer:
     """One run: model, data and optimiser; `run` is the loop."""
 
-    def __init__(self, config: TrainConfig, anew: bool = False):
-        from accelerate import Accelerator
-
-        self.config, self.anew = config, anew
-        self.out = Path(config.out)
-        self.key = f"{LAYOUT}-{config.fingerprint()}"
-        gpu = torch.cuda.is_available()
-        half = _half(config.bf16, gpu)
-        self.accelerator = Accelerator(mixed_precision="bf16" if half else "no", cpu=not gpu)
-        self.accelerator.gradient_accumulation_steps = 1  # the loop here adds passes up, as the recipe says
-        _check_layout(self.accelerator)
-        # FSDP 1 flattens LoRA and backbone together, so they have one type.
-        flat = self.accelerator.distributed_type.value == "FSDP" and not self.accelerator.is_fsdp2
+    def __init__(self, config: TrainConfig):
+        self.config, key = config, key_of(config)
+        self.accelerator, half, flat = accelerator_for(config.bf16)
+        gpu = self.accelerator.device.type == "cuda"
         torch.manual_seed(config.seed)
         self.model = build(
             config.backbone,
@@ -98,22 +74,20 @@ class Trainer:
         self.shared = SharedModel(
             self.accelerator, self.model, config.batch, max(config.batch, 32), config.weight_decay, config.clip
         )
+        self.folder = RunFolder(config, key, self.accelerator, self.shared)
         self.place = Place()
 
-    def run(self, resume: bool) -> dict[str, Any]:
+    def run(self, resume: bool, anew: bool = False) -> dict[str, Any]:
         """The main process of several holds the folder, so that no other run writes it meanwhile."""
         if not self.accelerator.is_main_process:
-            return self._run(resume)
-        with alone(self.out):
-            return self._run(resume)
+            return self._run(resume, anew)
+        with alone(Path(self.config.out)):
+            return self._run(resume, anew)
 
-    def _run(self, resume: bool) -> dict[str, Any]:
-        c, p, main = self.config, self.place, self.accelerator.is_main_process
-        if main:
-            for name in WRITTEN:
-                sweep(self.out / name)
-        self.restore(resume)
-        p = self.place
+    def _run(self, resume: bool, anew: bool) -> dict[str, Any]:
+        c, main = self.config, self.accelerator.is_main_process
+        self.folder.clear()
+        p = self.place = (self.folder.restore(anew) if resume else None) or self.place
         n, m = len(self.split.train), len(self.split.held_out)
         if main:
             trained = self.shared.trained
@@ -129,9 +103,9 @@ class Trainer:
             if main:
                 print(_line(metrics, better, c.loss), flush=True)
             if better:
-                self.save_model()
-            self.save_state()
-        return self.finish() if main else {}
+                self.folder.save_model(self.split, p.tokens, self.reader.template, self.stop_token)
+            self.folder.save_state(p)
+        return self.folder.finish(p, self.split) if main else {}
 
     def epoch(self) -> None:
         """Trains from where the place says to the end of the epoch."""
@@ -168,7 +142,7 @@ class Trainer:
             if self.accelerator.is_main_process:
                 progress.update(1, f"loss {p.loss_sum / p.loss_count:.4f}")
             if p.step % c.save_every == 0 and p.step < len(steps):
-                self.save_state()
+                self.folder.save_state(p)
 
     def _set_rate(self, steps_an_epoch: int) -> float:
         c, done = self.config, self.place.total
@@ -235,20 +209,9 @@ class Trainer:
 
             rows = gather_object(rows)
         table = np.array(sorted({int(row[0]): row for row in rows}.values()))
-        order = table[:, 0].astype(int)
-        actual = np.array([self._standard(examples[i].reward) for i in order])
-        groups = [examples[i].prompt_id for i in order]
-        averages, lasts = table[:, 3], table[:, 4]
-        metrics = {
-            "loss": float(table[:, 1].mean()),
-            "r2": r2(averages, actual),
-            "r2_last": r2(lasts, actual),
-            "r2_token": 1.0 - float(table[:, 2].mean()) / max(float(actual.var()), 1e-12),
-            "spearman": spearman(averages, actual),
-            "spearman_last": spearman(lasts, actual),
-            "pairwise": pairwise_accuracy(averages, actual, groups),
-            "pairwise_last": pairwise_accuracy(lasts, actual, groups),
-        }
+        read = [examples[int(index)] for index in table[:, 0]]
+        rewards_of = np.array([self._standard(e.reward) for e in read])
+        metrics = of_texts(table[:, 1:], rewards_of, [e.prompt_id for e in read])
         told = [metrics]
         if world > 1:
             from accelerate.utils import broadcast_object_list
@@ -257,138 +220,6 @@ class Trainer:
         if not math.isfinite(told[0]["loss"]):
             raise NumericError(f"the held-out loss is {told[0]['loss']}: lower --lr (now {self.config.lr:g})")
         return told[0]
-
-    def save_model(self) -> None:
-        """Writes the model as it is now as the folder's value model."""
-        c, weights = self.config, self.shared.weights()
-        if not self.accelerator.is_main_process:
-            return
-        save_changes(self.model, weights, self.out, c.tuning)
-        meta = ValueMeta(
-            backbone=str(Path(c.backbone).resolve()),
-            placement=c.placement,
-            tune=c.tuning,
-            layers=c.layers,
-            reward_mean=self.split.mean,
-            reward_std=self.split.std,
-            reward_name=c.reward_name,
-            loss=f"{c.loss} {c.lam:g}" if c.loss in MOVING else c.loss,
-            train_tokens=self.place.tokens,
-            prompt_template=self.reader.template,
-            base_name=c.base_name,
-            stop_token=self.stop_token,
-            made_by=provenance(),
-        )
-        ValueCheckpoint(self.out, meta, self.model.head.to_head()).save()
-
-    def save_state(self) -> None:
-        """Writes `state.pt`: weights, optimiser, random generators and place."""
-        random = [torch.get_rng_state()]
-        if self.device.type == "cuda":
-            random.append(torch.cuda.get_rng_state(self.device))
-        if self.world > 1:
-            from accelerate.utils import gather_object
-
-            everyone = gather_object([random])
-        else:
-            everyone = [random]
-        model = self.shared.save(self.out, self.place.total)
-        if self.accelerator.is_main_process:
-            place = json.dumps(dataclasses.asdict(self.place))
-            buffer = io.BytesIO()
-            torch.save({"key": self.key, "model": model, "random": everyone, "place": place}, buffer)
-            with atomic_write(self.out / "state.pt", "wb") as handle:
-                handle.write(buffer.getvalue())
-        self.accelerator.wait_for_everyone()
-        self.shared.body.tidy(self.out, self.place.total)
-
-    def restore(self, resume: bool) -> None:
-        """Continues from `state.pt` if there is one. ConfigError if it belongs to another run.
-
-        The first process reads it for all: machines need share no folder.
-        """
-        path = self.out / "state.pt"
-        try:
-            state = load_torch_file(path) if resume and self.accelerator.is_main_process and path.exists() else None
-        except ModelFileError as error:
-            if not self.anew:
-                raise ConfigError(f"{path} is damaged: begin again with --restart, or name another output") from error
-            state = None
-        told = [{name: state.get(name) for name in ("key", "random", "place")} if state else None]
-        if self.world > 1:
-            from accelerate.utils import broadcast_object_list
-
-            broadcast_object_list(told)
-        if (found := told[0]) is None:
-            return
-        if found["key"] != self.key and self.anew:
-            return
-        if found["key"] != self.key:
-            raise ConfigError(
-                f"{self.out} holds a run with other settings or data, or of another version: name another output, or "
-                "begin again with --restart"
-            )
-        self.shared.load(state["model"] if state else None, self.out)
-        random = found["random"][self.accelerator.process_index % len(found["random"])]
-        torch.set_rng_state(random[0])
-        if self.device.type == "cuda" and len(random) > 1:
-            torch.cuda.set_rng_state(random[1], self.device)
-        self.place = Place(**json.loads(found["place"]))
-        if self.accelerator.is_main_process:
-            print(f"continuing at epoch {self.place.epoch + 1}, step {self.place.step}", flush=True)
-
-    def finish(self) -> dict[str, Any]:
-        """Writes training.json and loss.png and returns the report."""
-        from .plot import loss_curve
-
-        p, c = self.place, self.config
-        if (self.out / "value.json").is_file():  # maybe written elsewhere, or under other names
-            ValueCheckpoint.open(self.out, Path(c.backbone).resolve()).called(c.reward_name, c.base_name).save()
-        best = min(p.history, key=lambda h: h["loss"]) if p.history else {}
-        report = {
-            "config": dataclasses.asdict(c),
-            "best": best,
-            "epochs": p.history,
-            "steps": p.total,
-            "seconds": round(p.seconds, 1),
-            "response_tokens": p.tokens,
-            "training_trajectories": len(self.split.train),
-            "held_out_trajectories": len(self.split.held_out),
-            "dropped": self.split.dropped,
-            "reward_mean": self.split.mean,
-            "reward_std": self.split.std,
-            "processes": self.world,
-            "stopped_early": p.stale >= self.config.patience,
-            "loss_curve": p.curve,
-            **provenance(),
-        }
-        with atomic_write(self.out / "training.json") as handle:
-            json.dump(finite(report), handle, indent=1, allow_nan=False)
-        loss_curve(p.curve, p.history, self.out / "loss.png")
-        print(f"best epoch {int(best.get('epoch', 0))}, {duration(p.seconds)} of training; wrote {self.out}")
-        return report
-
-
-def _half(told: bool | None, gpu: bool) -> bool:
-    """Whether it computes in bfloat16: as the recipe says, else as accelerate's configuration, else on a GPU."""
-    asked = os.environ.get("ACCELERATE_MIXED_PRECISION")
-    if told is not None or asked is None:
-        return gpu if told is None else told
-    if asked not in ("no", "bf16"):
-        raise ConfigError(f"accelerate's configuration asks for mixed precision {asked}: expected bf16 or no")
-    return asked == "bf16"
-
-
-def _check_layout(accelerator: Any) -> None:
-    """Every process must have texts of its own, and the backbone be PyTorch's."""
-    if accelerator.distributed_type.value == "MEGATRON_LM":
-        raise ConfigError("accelerate's configuration asks for MEGATRON_LM: expected MULTI_GPU, FSDP or DEEPSPEED")
-    layout = getattr(accelerator, "parallelism_config", None)
-    if layout is not None and layout.non_data_parallel_size > 1:
-        raise ConfigError(
-            "accelerate's configuration shares one text among processes (tensor, context or sequence parallel): give "
-            "each its own, with dp_replicate_size and dp_shard_size alone"
-        )
 
 
 def _line(m: dict[str, float], better: bool, loss: str) -> str:
@@ -401,6 +232,3 @@ def _line(m: dict[str, float], better: bool, loss: str) -> str:
         f"R2 {m['r2']:.3f} "
         f"(last {m['r2_last']:.3f}), Spearman {m['spearman']:.3f}, {pairs}{', best so far' if better else ''}"
     )
-
-
-__all__ = ["TrainConfig", "Trainer", "train"]

@@ -41,3 +41,19 @@ def pairwise_accuracy(predicted: np.ndarray, actual: np.ndarray, groups: Sequenc
         right += float((given[used] == wanted[used]).sum()) + 0.5 * float((given[used] == 0).sum())
         pairs += float(used.sum())
     return right / pairs if pairs else float("nan")
+
+
+def of_texts(table: np.ndarray, rewards: np.ndarray, groups: Sequence[int]) -> dict[str, float]:
+    """What a run reports of held-out texts. A row of `table` is a text's loss, squared error a token, mean of V over
+    the response and V at its last token; rewards [n], standardised; groups: the prompt of each text."""
+    losses, squares, means, lasts = table.T
+    return {
+        "loss": float(losses.mean()),
+        "r2": r2(means, rewards),
+        "r2_last": r2(lasts, rewards),
+        "r2_token": 1.0 - float(squares.mean()) / max(float(rewards.var()), 1e-12),
+        "spearman": spearman(means, rewards),
+        "spearman_last": spearman(lasts, rewards),
+        "pairwise": pairwise_accuracy(means, rewards, groups),
+        "pairwise_last": pairwise_accuracy(lasts, rewards, groups),
+    }

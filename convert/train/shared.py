@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -180,3 +181,42 @@ class SharedModel:
             for i, state in zip(batch, states, strict=True):
                 self._kept[id(examples[i])] = state[: len(examples[i].ids)].clone().cpu()
             progress.update()
+
+
+def accelerator_for(told: bool | None) -> tuple[Any, bool, bool]:
+    """The Accelerator of this process, whether it computes in bfloat16 (`told`, or as _half() finds), and whether all
+    weights of the backbone must be of one type.
+
+    ConfigError for a configuration of accelerate's that gives a process no texts of its own, or other types.
+    """
+    from accelerate import Accelerator
+
+    gpu = torch.cuda.is_available()
+    half = _half(told, gpu)
+    made = Accelerator(mixed_precision="bf16" if half else "no", cpu=not gpu)
+    made.gradient_accumulation_steps = 1  # the loop adds passes up itself, as the recipe says
+    _check_layout(made)
+    # FSDP 1 flattens LoRA and backbone together, so they have one type.
+    return made, half, made.distributed_type.value == "FSDP" and not made.is_fsdp2
+
+
+def _half(told: bool | None, gpu: bool) -> bool:
+    """Whether it computes in bfloat16: as the recipe says, else as accelerate's configuration, else on a GPU."""
+    asked = os.environ.get("ACCELERATE_MIXED_PRECISION")
+    if told is not None or asked is None:
+        return gpu if told is None else told
+    if asked not in ("no", "bf16"):
+        raise ConfigError(f"accelerate's configuration asks for mixed precision {asked}: expected bf16 or no")
+    return asked == "bf16"
+
+
+def _check_layout(accelerator: Any) -> None:
+    """Every process must have texts of its own, and the backbone be PyTorch's."""
+    if accelerator.distributed_type.value == "MEGATRON_LM":
+        raise ConfigError("accelerate's configuration asks for MEGATRON_LM: expected MULTI_GPU, FSDP or DEEPSPEED")
+    layout = getattr(accelerator, "parallelism_config", None)
+    if layout is not None and layout.non_data_parallel_size > 1:
+        raise ConfigError(
+            "accelerate's configuration shares one text among processes (tensor, context or sequence parallel): give "
+            "each its own, with dp_replicate_size and dp_shard_size alone"
+        )
