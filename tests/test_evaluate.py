@@ -423,6 +423,20 @@ def test_only_prompts_that_every_arm_finished_are_compared() -> None:
     assert nothing["prompts"] == 0 and nothing["warnings"][0].startswith("No prompt was finished by every arm")
 
 
+def test_steering_away_is_a_series_of_its_own() -> None:
+    away, towards = Arm("dense", beta=-1.0), Arm("dense", beta=1.0)
+    texts = [sample(arm.key, i, reward=r, kl_steering=kl) for arm, r, kl in
+             ((Arm("off"), 0.0, 0.0), (away, -1.0, 1.0), (towards, 1.0, 2.0)) for i in (1, 2)]  # fmt: skip
+    prompts = [PromptItem("p1", "prompt 1"), PromptItem("p2", "prompt 2")]
+    summary = summarise([Arm("off"), away, towards], prompts, texts, {}, at_kl=[1.0])
+    (level,) = summary["equal_kl"]
+    assert {name: one["reward"]["mean"] for name, one in level["series"].items()} == {
+        "dense, beta < 0": -1,
+        "dense": 0.5,
+    }
+    assert [bool(one["share"]) for one in level["series"].values()] == [True, False]  # dense towards is the reference
+
+
 def test_equal_prompts_are_one_draw() -> None:
     """Rows of one prompt are no more independent than its samples."""
     prompts = [PromptItem(f"p{i}", f"prompt {i % 2}") for i in (1, 2, 3, 4)]

@@ -80,6 +80,8 @@ class Arm:
         label = self.name or names.get(self.family, self.family)
         if self.rate is not None:
             label += f" {100 * self.rate:g} %"
+        if self.beta < 0:
+            label += ", beta < 0"  # between opposite directions nothing can be interpolated
         if self.best_of > 1 and self.steers:
             label += f", best of {self.best_of}"
         if self.source.startswith(ONE_OF):

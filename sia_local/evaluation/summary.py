@@ -178,8 +178,9 @@ def _equal_kl(curves: Mapping[str, Frontier], at_kl: Sequence[float]) -> list[di
 
     The levels are dense's own measured points that others reach, else the points of others; unless given.
     """
-    # Where several value files are compared, the first is the reference.
-    reference = next((name for name in curves if name.split(",")[0] == "dense"), None)
+    # Where several value files are compared, the first is the reference; steering away comes last.
+    dense_ones = (name for name in sorted(curves, key=lambda name: "beta < 0" in name) if name.split(",")[0] == "dense")
+    reference = next(dense_ones, None)
     dense = curves[reference] if reference is not None else None
     levels = list(at_kl)
     if not levels and dense is not None:
