@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 
@@ -110,6 +111,9 @@ class Line:
             return
         self._last, self._open = now, self._terminal
         start, end = ("\r\033[K", "") if self._terminal else ("", "\n")
+        if self._terminal and not last:
+            # A line that wraps is not rewritten.
+            text = text[: (os.get_terminal_size(sys.stderr.fileno()).columns or 80) - 1]
         print(f"{start}{text}", end=end, file=sys.stderr, flush=True)
         if last:
             self.end()

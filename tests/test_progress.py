@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import re
+import struct
+import termios
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +33,22 @@ from sia_local.records import Request
 from sia_local.workers import Here, silent
 
 LOADING, SLOTS = 300.0, 8
+
+
+def test_a_narrow_terminal_sees_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    master, slave = os.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("4H", 24, 40, 0, 0))
+    with os.fdopen(slave, "w") as screen:
+        monkeypatch.setattr("sys.stderr", screen)
+        line = Line()
+        line._every = 0.0
+        line.show("a" * 60)
+        line.show("b" * 60, last=True)
+        said = b""
+        while not said.endswith(b"\r\n"):
+            said += os.read(master, 999)
+    assert said == b"\r\x1b[K" + b"a" * 39 + b"\r\x1b[K" + b"b" * 60 + b"\r\n"
+    os.close(master)
 
 
 class Clock:
