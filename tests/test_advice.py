@@ -210,15 +210,14 @@ def test_extras_that_are_named_exist_and_hold_what_is_missing() -> None:
     assert found >= {"rewards", "hub", "server", "ray", "datasets", "bench", "convert"}
 
 
-def test_files_targets_variables_and_names_exist() -> None:
-    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+def test_files_variables_names_and_sections_exist() -> None:
     words = {
         node.value
         for path in modules().values()
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
     }
-    names = set()
+    names, found = set(), set()
     for path in modules().values():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.arg):
@@ -228,15 +227,18 @@ def test_files_targets_variables_and_names_exist() -> None:
     for module, text in sentences():
         for path_name in re.findall(r"\b(?:docs|examples|models)/[\w/-]+\.\w+", text):
             assert (ROOT / path_name).exists(), (module, text)
-        for target in re.findall(r"\bmake ([a-z]+)`", text):
-            assert target in targets, (module, text)
+            found.add("file")
         for variable in re.findall(r"\bSIA_[A-Z_]+\b", text):
             assert variable in words, (module, text)
+            found.add("variable")
         for name in re.findall(r"(?<![\w.#-])([a-z_]+)=(?=True|False|\{\})", text):
             assert name in names, (module, name, text)
+            found.add("name")
         if module in ("sia_convert.plan", "sia_convert.reading", "sia_convert.make"):
             for section in re.findall(r"(?<![\w'])\[([a-z]+)\]", text):
                 assert section in SECTIONS, (module, text)
+                found.add("section")
+    assert found == {"file", "variable", "name", "section"}
 
 
 def test_commands_of_a_chat_exist() -> None:

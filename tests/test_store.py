@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from afresh import PLACEMENTS, fresh, load, tolerance
 from architectures import ARCHITECTURES, RECURRENT, WINDOWED
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from loading import EXACT, source
-from test_architectures import tolerance
-from test_engine import PLACEMENTS, fresh, load
 
 from sia_local import SIA
 from sia_local.llama.store import StateStore
@@ -74,6 +73,9 @@ def test_a_text_that_comes_back_is_read_from_where_it_was(make_gguf: Make, kind:
         first.append(9)
         assert begin(sia, 0, first) == 43
         agrees(sia, 0, oracle, first, atol)
+        # Who borrows from it can go back no further than it can.
+        assert begin(sia, 1, [*first, 5]) == 44
+        agrees(sia, 1, oracle, [*first, 5], atol)
         for slot in (1, 0):
             begin(sia, slot, first[:35])
             agrees(sia, slot, oracle, first[:35], atol)
