@@ -83,6 +83,12 @@ def test_a_favourite_that_changed_is_told() -> None:
     assert told == [(True, 2), (False, 0), (False, 0)]
 
 
+def test_who_was_not_scored_is_average_and_a_kept_tail_is_as_the_base_has_it() -> None:
+    one = choice(2, k=4, gate="dense", tail=True)
+    verdict = one.weigh(one.look(Z), V[:2])
+    np.testing.assert_allclose(verdict.scores - Z, [0.3, -0.2, 0.05, 0.05, 0.0, 0.0], atol=1e-12)
+
+
 class Penalty:
     """Token 0 is two nats less likely; only the best `kept` are left."""
 
