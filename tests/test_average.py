@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from loading import EXACT
-from test_qhead import FORMS, made
+from qheads import FORMS, made
 
 from sia_local import SIA, SiaConfig, ValuePath
 from sia_local.cli import main

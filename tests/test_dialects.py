@@ -13,7 +13,7 @@ import pytest
 from openai.types.responses import Response, ResponseFunctionToolCall
 from pydantic import TypeAdapter
 from serving import Running, running
-from test_tools import TEMPLATE, TOOLS, written
+from tooling import TEMPLATE, TOOLS, written
 
 CALL = 'Well.\n<tool_call>\n{"name": "look", "arguments": {"where": "up"}}\n</tool_call>'
 THOUGHT = "<think>\nSo.\n</think>\n\nYes."

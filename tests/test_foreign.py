@@ -23,6 +23,7 @@ import hybrids
 import tiny
 import torch
 import transformers
+from references import BASES, IDS, load, peft_values
 from safetensors.torch import load_file, save_file
 from sia_convert.cli import main
 from sia_convert.formats import llamacpp
@@ -34,7 +35,6 @@ from sia_convert.formats.llamacpp import Job
 from sia_convert.formats.vocab import CONTROL
 from sia_convert.train.config import LoraSettings
 from sia_convert.train.model import build
-from test_export import BASES, IDS, load, peft_values
 from tiny import prove
 
 RUN = llamacpp.run  # in a process a call, where `kept` has one for all

@@ -18,12 +18,12 @@ pytest.importorskip("transformers")
 import tiny
 import torch
 import transformers
+from references import BASES, IDS, LLAMA3
 from sia_convert.formats.export import export_base
 from sia_convert.formats.gguf_io import read_gguf, stored_tensors, text, write_gguf
 from sia_convert.formats.gguf_to_hf import gguf_to_hf
 from sia_convert.formats.quantize import quantize_gguf
 from sia_convert.formats.vocab import Vocab
-from test_export import BASES, IDS, LLAMA3
 
 
 def logits(folder: Path) -> torch.Tensor:

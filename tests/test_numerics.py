@@ -70,6 +70,15 @@ def test_top_candidates_over_a_real_vocabulary_size() -> None:
     assert top_candidates(row, 12).tolist() == sorted(range(len(row)), key=lambda i: (-row[i], i))[:12]
 
 
+@pytest.mark.parametrize("n", [1, 16_384, 16_385, 151_937])
+def test_the_partition_is_over_the_whole_vocabulary(n: int) -> None:
+    row = np.random.default_rng(4).standard_normal(n).astype(np.float32)
+    row[-1] = 11.0
+    expected = float(np.log(np.exp(row.astype(np.float64)).sum()))
+    assert log_partition(row) == pytest.approx(expected, abs=1e-6)
+    assert log_partition(row, row.max()) == log_partition(row)
+
+
 @given(rows)
 def test_entropy_is_within_its_bounds(row: np.ndarray) -> None:
     assert -1e-6 <= entropy(row) <= np.log(len(row)) + 1e-5

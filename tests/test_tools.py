@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from serving import CHAT, Running, running
+from tooling import TEMPLATE, TOOLS, tool, written
 
 from sia_local.server.calls import GRANITE, HERMES, LLAMA, MISTRAL, Calls, Form, Piece, find_form
 
@@ -89,32 +90,10 @@ def test_the_template_says_how_calls_are_written(template: str, form: Form | Non
     assert find_form(template) == form
 
 
-TEMPLATE = (
-    "{% if tools %}<|im_start|>system\n{{ tools | map(attribute='function.name') | join }} in <tool_call>"
-    "<|im_end|>\n{% endif %}"
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}"
-    "{% for c in m.tool_calls or [] %}<tool_call>{{ c.function | tojson }}</tool_call>{% endfor %}<|im_end|>\n"
-    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-
-
-def tool(name: str, **properties: Any) -> dict[str, Any]:
-    schema = {"type": "object", "properties": properties, "required": list(properties)}
-    return {"type": "function", "function": {"name": name, "description": "A tool.", "parameters": schema}}
-
-
-TOOLS = [tool("look", where={"enum": ["up", "down"]}), tool("wait", long={"type": "boolean"})]
-
-
 @pytest.fixture(scope="module")
 def on(make_gguf: Callable[..., Path]) -> Iterator[Running]:
     with running(make_gguf("base", ascii=True, template=TEMPLATE), None, slots=2, n_ctx=512) as server:
         yield server
-
-
-def written(text: str) -> str:
-    """A grammar of one text, which stands in for a model that has learned to call."""
-    return f"root ::= {json.dumps(text)}"
 
 
 def test_openais_client_is_told_of_calls(on: Running) -> None:
