@@ -134,6 +134,20 @@ class TestRecurrent:
             assert cached == 33
             np.testing.assert_allclose(row, fresh(sia, 1, longer, np.array([1], np.int32))[0], atol=TOLERANCE)
 
+    def test_values_of_a_retry_read_nothing_but_the_last_token_again(self, make_gguf: Make, arch: str) -> None:
+        with load(make_gguf, "merged", arch) as sia:
+            value, ids = source(sia, ValueModel), np.array([1, 2, 3, 4], np.int32)
+            seen = []
+            for _ in range(2):
+                before = value.engine.decoded_tokens
+                value.begin(0, Prompt(tuple(range(30))))
+                values = value.score([(0, ids)])[0].copy()
+                seen.append((value.engine.decoded_tokens - before, values))
+                value.accept(0, 3)
+                value.score([(0, ids)])
+            assert [tokens for tokens, _ in seen] == [30 + 4, 1 + 4]
+            np.testing.assert_allclose(seen[1][1], seen[0][1], atol=TOLERANCE)
+
     def test_samples_of_one_prompt_read_it_once(self, make_gguf: Make, arch: str) -> None:
         with load(make_gguf, "merged", arch, slots=3) as sia:
             for slot in range(3):

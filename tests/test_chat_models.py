@@ -118,7 +118,8 @@ def test_steering_by_words_and_back(base_gguf: Path, value_gguf: Path, monkeypat
         assert guide.model is sia.model and not closed
         said.run("/steer kindly")
         assert guide.engine.context in closed and source(sia, GuidePair).plus.engine.context not in closed
-        assert "beta 1.5" in said.run(f"/use {value_gguf}").text
+        # Half a unit of reward a spread, as the value file before.
+        assert "beta 0.75 spreads" in said.run(f"/use {value_gguf}").text
         said.run("/steer kindly")
         assert "beta 1.5" in said.run("/steer off").text
         assert sia.value is before and session.config == SiaConfig(beta=1.5)

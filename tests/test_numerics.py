@@ -105,6 +105,11 @@ def test_a_low_temperature_leaves_the_kl_finite() -> None:
     assert 0 < beta_for_kl(z, v, 2.0, 0.01, 5.0) < 0.81
 
 
+def test_without_temperature_a_budget_leaves_all_of_beta_or_nothing() -> None:
+    found = [beta_for_kl(Z[C], V, beta, 0.0, 5.0) for beta in (1.0, 3.0, -1.0)]
+    assert found == [1.0, 0.0, -1.0]  # at 3 another candidate would be the best
+
+
 @settings(max_examples=50)
 @given(
     hnp.arrays(np.float64, 6, elements=st.floats(-5, 5)),

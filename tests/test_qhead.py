@@ -131,6 +131,12 @@ def test_one_of_a_batch_is_what_it_is_alone(form: str) -> None:
         np.testing.assert_array_equal(projected[i], np.stack([qhead.project(row) for row in rows[i]]))
 
 
+def test_a_qhead_without_a_single_unit_is_refused() -> None:
+    none = np.zeros((0, 3), np.float32)
+    with pytest.raises(IncompatibleError, match=r"the Q-head's token_weight is \[0, 3\]"):
+        Bilinear(weight=none, bias=none[:, 0], token_weight=none, token_bias=array(1, 2, 3))
+
+
 def test_activations_do_not_overflow() -> None:
     far = array(-3e4, -100, 100, 3e4)
     with np.errstate(all="raise", under="ignore"):

@@ -165,6 +165,24 @@ def test_states_beside_beginnings_that_were_lent_and_not_read_yet(make_gguf: Mak
         agrees(sia, 1, oracle, [*lent, 6], tolerance(arch))
 
 
+@pytest.mark.parametrize("arch", RECURRENT)
+def test_the_end_of_a_prompt_is_kept_beside_that_of_its_answer(make_gguf: Make, arch: str) -> None:
+    rng = np.random.default_rng(7)
+    first, second = (rng.integers(0, 200, 40).tolist() for _ in range(2))
+    with load(make_gguf, "merged", arch) as sia, load(make_gguf, "merged", arch) as oracle:
+        keep(sia)
+        begin(sia, 0, first)
+        agrees(sia, 0, oracle, first, tolerance(arch))
+        for token in (3, 1, 4):
+            sia.engine.accept(0, token)
+            source(sia).accept(0, token)
+        agrees(sia, 0, oracle, [*first, 3, 1, 4], tolerance(arch))
+        begin(sia, 0, second)
+        agrees(sia, 0, oracle, second, tolerance(arch))
+        assert begin(sia, 0, first) == 39
+        agrees(sia, 0, oracle, first, tolerance(arch))
+
+
 class Table:
     """A context and its memory: ten bytes a token, from which one may go back, or may not."""
 
