@@ -206,6 +206,7 @@ def test_several_sequences_score_in_one_call_and_slots_take_the_next_job() -> No
     alone = [s.token for s in decode(TableBase(TABLE), values, [job(config, n=3)])]
     assert [s.token for s in steps if s.job == 0] == alone
     assert {s.job for s in steps} == {0, 1, 2} and stats.tokens == 7
+    assert stats.base_ms > stats.prefill_ms > 0 < stats.value_ms
     assert values.calls[0] == [(0, [1, 2, 0]), (1, [1, 2, 0])]
     assert base.decodes <= 4 + 3
 

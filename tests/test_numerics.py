@@ -116,15 +116,18 @@ def test_without_temperature_a_budget_leaves_all_of_beta_or_nothing() -> None:
     hnp.arrays(np.float64, 6, elements=st.floats(-3, 3)),
     st.floats(-8, 8),
     st.floats(0, 1),
+    st.sampled_from([0.5, 1.0, 2.0]),
 )
-def test_a_kl_budget_holds_and_is_used(z: np.ndarray, v: np.ndarray, beta: float, budget: float) -> None:
-    lowered = beta_for_kl(z, v, beta, 1.0, budget)
-    base = np.log(softmax(z))
-    spent = kl(tilt(z, v, lowered, 1.0), base)
+def test_a_kl_budget_holds_and_is_used(
+    z: np.ndarray, v: np.ndarray, beta: float, budget: float, temperature: float
+) -> None:
+    lowered = beta_for_kl(z, v, beta, temperature, budget)
+    base = log_softmax(z, temperature)
+    spent = kl(tilt(z, v, lowered, temperature), base)
     assert spent <= budget + 1e-9
     assert abs(lowered) <= abs(beta)
     if lowered != beta:
-        assert kl(tilt(z, v, lowered + 1e-3 * beta, 1.0), base) > budget - 1e-9
+        assert kl(tilt(z, v, lowered + 1e-3 * beta, temperature), base) > budget - 1e-9
 
 
 @given(hnp.arrays(np.float64, 5, elements=st.floats(0, 1)), st.floats(0, 1, exclude_max=True))

@@ -131,6 +131,11 @@ def test_one_of_a_batch_is_what_it_is_alone(form: str) -> None:
         np.testing.assert_array_equal(projected[i], np.stack([qhead.project(row) for row in rows[i]]))
 
 
+def test_a_key_of_a_term_holds_what_that_of_a_whole_head_does() -> None:
+    for key in (keys.QHEAD_FORM, keys.QHEAD_RANK, keys.QHEAD_WEIGHT):
+        assert keys.expected(keys.of_term(key, 12)) == keys.expected(key) is not None
+
+
 def test_a_qhead_without_a_single_unit_is_refused() -> None:
     none = np.zeros((0, 3), np.float32)
     with pytest.raises(IncompatibleError, match=r"the Q-head's token_weight is \[0, 3\]"):
