@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sia_local.errors import ConfigError, DataError, IncompatibleError, ModelFileError
+from sia_local.errors import ConfigError, DataError, IncompatibleError, ModelFileError, SiaError
 from sia_local.llama import keys
 from sia_local.llama.gguf import GgufMetadata
 from sia_local.llama.model import Model
@@ -31,7 +31,8 @@ from sia_convert.formats.export import LAYOUTS, ExportConfig, default_layout, ex
 from sia_convert.formats.quantize import quantize_gguf, rows_hint
 from sia_convert.formats.tensors import read_json
 from sia_convert.proof.junctions import JunctionConfig
-from sia_convert.proof.walk import store_spread, walk
+from sia_convert.proof.verify import table, verify
+from sia_convert.proof.walk import Walk, store_spread, walk
 from sia_convert.settings import Machine
 from tiny import prove
 
@@ -289,6 +290,17 @@ def test_quantizing_leaves_the_head_and_a_lean_files_rows(chain: dict[str, Any])
     assert rows_hint(halved) is None and halved.stat().st_size == path.stat().st_size - 400 * 64 * 2
     row = prove(chain["lora"], path, chain["base"], chain["data"], limit=6)
     assert row.type == "Q8_0" and row.failures == () and 0 < row.mean_in_spreads < 0.1
+    # Only what has a limit is said to keep it.
+    _, limited, free = table([row, replace(row, type="Q2_K")]).splitlines()
+    assert limited.endswith(" ok") and free.endswith(" no limit")
+
+
+def test_a_quantization_that_cannot_be_is_refused_before_anything_is_compared(chain: dict[str, Any]) -> None:
+    nothing = Walk(JunctionConfig(), [], [])
+    for layout, kind, message in (("lean", "Q9", "unknown quantization 'Q9'"), ("adapter", "Q8_0", "is an adapter or")):
+        path = export_value(chain["lora"], chain["root"] / f"{layout}.gguf", chain["base"], ExportConfig(layout, "f32"))
+        with pytest.raises(SiaError, match=message):
+            verify(nothing, [path], chain["base"], [kind])
 
 
 TEXTS = (

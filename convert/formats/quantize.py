@@ -29,12 +29,9 @@ def quantize_gguf(
     """
     import gguf
 
-    from sia_local.llama.gguf import GgufMetadata
     from sia_local.llama.quantize import quantize
 
-    with GgufMetadata(src) as meta:
-        if meta.get("general.type") == "adapter" or meta.get(keys.KIND) == "value-head":
-            raise IncompatibleError(f"{src} is an adapter or a head: there is nothing in it to quantize")
+    check_quantizable(src, ftype)
     table = EmbeddingRows.from_trailer(src)
     target = Path(dst)
     with aside(target) as temporary:
@@ -52,6 +49,18 @@ def quantize_gguf(
         elif rows is not None:
             raise ConfigError(f"--rows {rows}: {src} carries no embedding rows")
     return target
+
+
+def check_quantizable(src: str | os.PathLike[str], ftype: str) -> None:
+    """IncompatibleError for an adapter or a head, ConfigError for an unknown type."""
+    from sia_local.llama.gguf import GgufMetadata
+    from sia_local.llama.quantize import quantization_types
+
+    with GgufMetadata(src) as meta:
+        if meta.get("general.type") == "adapter" or meta.get(keys.KIND) == "value-head":
+            raise IncompatibleError(f"{src} is an adapter or a head: there is nothing in it to quantize")
+    if ftype.upper() not in (known := quantization_types()):
+        raise ConfigError(f"unknown quantization {ftype!r}; expected one of {', '.join(known)}")
 
 
 def rows_hint(path: str | os.PathLike[str]) -> str | None:
