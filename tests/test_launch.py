@@ -90,3 +90,8 @@ def test_threads_are_those_of_each_process(
     for more in ([], ["--threads", "3"]):
         assert CliRunner().invoke(main, [*words, *more]).exit_code == 0
     assert asked == ["1", "3"]
+    # What the processes read lies beside the folder, wherever that is.
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    words[4] = "."
+    assert CliRunner().invoke(main, words).exit_code == 0 and (tmp_path / "here-train.json").is_file()

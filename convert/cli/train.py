@@ -55,7 +55,7 @@ def train(
     config = build(TrainConfig, options, backbone=backbone, data=tuple(map(pinned, data)), out=str(out))
     config = dataclasses.replace(config, template=read_template(config.template))
     if accelerate is not None or (processes or 1) > 1:
-        launch(config, out.with_name(f"{out.name}-train.json"), processes, accelerate, restart, threads)
+        launch(config, Path(f"{out.resolve()}-train.json"), processes, accelerate, restart, threads)
         return
     import torch
 
