@@ -16,13 +16,15 @@ from sia_local.ray_workers import RayConfig, executor_for
 from sia_local.shipped import PROFILE_SUFFIX
 
 from .advice import in_plan
+from .data.served import ServerConfig
 from .formats.export import BaseConfig, ExportConfig
 from .hubsets import from_files, hub_sets
 from .paths import Artefact, Round
-from .plan import Plan, RolloutSection, SteeredSection
+from .plan import CalibrateSection, Plan, RolloutSection, SteeredSection
 from .reading import read_plan
-from .settings import settings_of
+from .settings import decisive, free, settings_of
 from .steps import State, Step, preview, run_steps
+from .train.config import TrainSettings, read_template
 
 
 class VerificationError(SiaError):
@@ -154,17 +156,17 @@ class Chain:
             executor = executor_for(self.ray)
             sample(prompts, out, self.base, section, machine, None, value, steering, executor)
 
-        settings = dataclasses.asdict(section)
+        settings = dataclasses.asdict(section) | free(RolloutSection, "pace")
         settings.pop("prompts")
         settings["chat_template"] = section.template_mark
         texts = settings.pop("texts")
         served = settings.pop("servers")
         if served["url"]:
-            settings |= {name: served[name] for name in ("api", "served_model")}
+            settings |= decisive(ServerConfig, section.servers)
         if steered is not None:
             settings["steering"] = dataclasses.asdict(steered.steering)
         inputs = tuple(path for path in (self.base, section.prompts, value, texts) if path is not None)
-        return Step(name, run, settings, inputs, (out,), (out,))
+        return Step(name, run, settings, inputs, (out,), (out,), amount=tuple(free(RolloutSection, "amount")))
 
     def _score(self, at: Round) -> Step:
         def run() -> None:
@@ -194,7 +196,7 @@ class Chain:
         plan = self.plan
 
         def run() -> None:
-            from .train.config import TrainConfig, read_template
+            from .train.config import TrainConfig
 
             config = TrainConfig(
                 **{**plan.value.recipe, "template": read_template(plan.value.template)},
@@ -218,10 +220,12 @@ class Chain:
                 torch.set_num_threads(plan.machine.threads)
             train(config, anew=True)
 
-        recipe = {**plan.value.recipe, "lora": dataclasses.asdict(plan.value.lora)}
-        template = Path(plan.value.template)
-        inputs = (*data, self.backbone, *([template] if template.is_file() else []))
-        return Step(at.name, run, recipe, inputs, (at.value / "value.json", at.value / "training.json"), (at.state,))
+        recipe = {**plan.value.recipe, "lora": dataclasses.asdict(plan.value.lora), **free(TrainSettings, "pace")}
+        recipe["template"] = read_template(plan.value.template)
+        # A learning rate that falls until the last epoch is another one in every step, where there are more of them.
+        amount = tuple(free(TrainSettings, "amount")) if plan.value.schedule == "constant" else ()
+        inputs, outputs = (*data, self.backbone), (at.value / "value.json", at.value / "training.json")
+        return Step(at.name, run, recipe, inputs, outputs, (at.state,), amount=amount)
 
     def _walk(self, checkpoint: Path) -> Any:
         """The checkpoint and its one pass over the junctions, made or read."""
@@ -326,7 +330,8 @@ class Chain:
             reward = plan.reward_spec if section.weigh else None
             self.echo(calibrate_file(self.base, value, prompts, section, plan.rollouts, reward, out, plan.machine))
 
-        settings = {**dataclasses.asdict(section), "n_ctx": plan.rollouts.n_ctx, **plan.rollouts.unusual}
+        usual = free(CalibrateSection, "pace")
+        settings = {**dataclasses.asdict(section), **usual, "n_ctx": plan.rollouts.n_ctx, **plan.rollouts.unusual}
         if plan.rollouts.raw:
             settings["raw"] = True
         inputs = (value, self.base, prompts, *(plan.reward_files if section.weigh else ()))

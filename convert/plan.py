@@ -49,7 +49,7 @@ class RolloutSection(RolloutConfig):
     answered already, and so are the prompts of `texts`, which were sampled before."""
 
     prompts: Path
-    limit: int | None = None
+    limit: int | None = setting(None, free="amount")
     pairs: bool = False
     texts: Path | None = None
     servers: ServerConfig = field(default_factory=ServerConfig)
@@ -144,7 +144,7 @@ class CalibrateSection(Goal):
     limit: int = 64
     max_tokens: int = 80
     k: int = 10
-    slots: int = 8
+    slots: int = setting(8, free="pace")
     seed: int = 0
     weigh: bool = True
 

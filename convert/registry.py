@@ -13,7 +13,7 @@ from typing import Any
 
 from sia_local.errors import ConfigError
 
-from .settings import from_table
+from .settings import free, from_table
 
 # name: module, dataclass of its settings, function that takes them and writes a Hugging Face folder to `out`
 MAKERS = {"pretrain": (".demo.pretrain", "PretrainConfig", "pretrain")}
@@ -38,7 +38,8 @@ class Maker:
 
     @property
     def settings(self) -> dict[str, Any]:
-        return asdict(self.config)
+        """What decides what is made; what does not is as usual."""
+        return asdict(self.config) | free(type(self.config), "pace")
 
     def check(self) -> None:
         """Raises what `run` would raise for want of its inputs."""

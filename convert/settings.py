@@ -1,6 +1,7 @@
 """Settings that stand once: a frozen dataclass a step, whose fields carry the help of the option and are TOML keys.
 
 `sia_local.cli.from_dataclass` makes command-line options of them, `from_table` reads a section of a plan into them.
+A field whose metadata say `free` may change while its work goes on: how that is done (`pace`), or how much (`amount`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from sia_local.config import setting
 from sia_local.errors import ConfigError
 
 T = TypeVar("T")
+FREE = ("pace", "amount")
 
 
 def check_choice(name: str, value: Any, allowed: Iterable[Any]) -> None:
@@ -37,6 +39,16 @@ class Machine:
 def settings_of(kind: type, instance: Any) -> dict[str, Any]:
     """The fields that `kind` has, of an instance of it or of a class made from it; by name, not copied."""
     return {f.name: getattr(instance, f.name) for f in dataclasses.fields(kind)}
+
+
+def free(kind: type, *sorts: str) -> dict[str, Any]:
+    """The fields that are free, of these sorts or of any, with their defaults."""
+    return {f.name: f.default for f in dataclasses.fields(kind) if f.metadata.get("free") in (sorts or FREE)}
+
+
+def decisive(kind: type, instance: Any) -> dict[str, Any]:
+    """settings_of() without those that are free: what a run must share to go on where another one was stopped."""
+    return {name: value for name, value in settings_of(kind, instance).items() if name not in free(kind)}
 
 
 def from_table(

@@ -20,8 +20,9 @@ from .provenance import provenance
 @dataclass(frozen=True)
 class Step:
     """One link of the chain. `settings` and the content of `inputs`, files or model folders, decide whether it
-    must run again. `resumes` are left in place for an interrupted run of the same key, removed otherwise.
-    `estimate`: seconds it will take, where its settings say so."""
+    must run again. `resumes` are left in place for a run of the same key, or of one that differs in settings named in
+    `amount` alone, none of which is less (None is the most); removed otherwise. `estimate`: seconds it will take, where
+    its settings say so."""
 
     name: str
     run: Callable[[], object]
@@ -30,14 +31,15 @@ class Step:
     outputs: tuple[Path, ...] = ()
     resumes: tuple[Path, ...] = ()
     estimate: float | None = None
+    amount: tuple[str, ...] = ()
 
 
 @dataclass
 class State:
     """What was made from what, in `make.json` of the work folder; file hashes are cached by size and time.
 
-    Of a step: key, finished, seconds (of all runs of this key), began (the clock when a run began that did not
-    report its end), took (seconds when it was last finished, whatever its key).
+    Of a step: key, kind (the key without its amounts), amount, finished, seconds (of all runs of this key), began (the
+    clock when a run began that did not report its end), took (seconds when it was last finished, whatever its key).
     """
 
     path: Path
@@ -73,14 +75,23 @@ class State:
         self.hashes[str(path)] = [stat.st_size, stat.st_mtime_ns, found]
         return found
 
-    def key(self, step: Step) -> str:
-        parts = [step.name, json.dumps(step.settings, sort_keys=True, default=str)]
+    def key(self, step: Step, amount: bool = True) -> str:
+        settings = step.settings if amount or not step.amount else {**step.settings, **dict.fromkeys(step.amount)}
+        parts = [step.name, json.dumps(settings, sort_keys=True, default=str)]
         parts += [self.content(path) for path in step.inputs]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def done(self, step: Step, key: str) -> bool:
         entry = self.steps.get(step.name, {})
         return entry.get("key") == key and bool(entry.get("finished")) and all(p.exists() for p in step.outputs)
+
+    def continues(self, step: Step, key: str) -> bool:
+        """Whether what the last run left is what this one begins with."""
+        entry = self.steps.get(step.name, {})
+        if entry.get("kind") != self.key(step, amount=False):
+            return bool(entry.get("key") == key)
+        pairs = [(before, step.settings[name]) for name, before in entry["amount"].items()]
+        return all(now is None or (before is not None and before <= now) for before, now in pairs)
 
     def spent(self, step: Step, key: str) -> float:
         """Seconds that unfinished runs of this key took. A killed one counts to the last file it wrote."""
@@ -101,10 +112,11 @@ def run_steps(steps: Sequence[Step], state: State, echo: Callable[[str], None] =
             echo(f"{step.name}: done before, in {duration(before['seconds'])}")
             continue
         spent = state.spent(step, key)
-        if before.get("key") != key:
+        if not state.continues(step, key):
             for path in step.resumes:
                 path.unlink(missing_ok=True)
         entry: dict[str, Any] = {"key": key, "finished": False, "seconds": spent, "began": time.time()}
+        entry |= {"kind": state.key(step, amount=False), "amount": {n: step.settings[n] for n in step.amount}}
         if (took := _took(before)) is not None:
             entry["took"] = took
         state.steps[step.name] = entry

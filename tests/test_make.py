@@ -257,6 +257,39 @@ def test_the_time_of_a_killed_run_counts(tmp_path: Path, monkeypatch: pytest.Mon
     assert "began" not in State.load(state.path).steps["rollouts"]
 
 
+def test_more_of_the_same_goes_on_and_less_or_anything_else_begins_anew(tmp_path: Path) -> None:
+    out, state = tmp_path / "texts.jsonl", State(tmp_path / "make.json")
+    found = list[bool]()
+
+    def settings(samples: int | None, k: int = 10) -> Step:
+        def run() -> None:
+            found.append(out.exists())
+            out.write_text("text")
+
+        asked = {"samples": samples, "k": k, "limit": None}
+        return Step("rollouts", run, asked, (), (out,), (out,), amount=("samples", "limit"))
+
+    for step in map(settings, (2, 4, 3, None, 4)):
+        run_steps([step], state, lambda _: None)
+    assert found == [False, True, False, True, False]
+    run_steps([settings(4, 9)], State.load(state.path), lambda _: None)
+    run_steps([settings(5, 9)], State.load(state.path), lambda _: None)
+    assert found[5:] == [False, True]
+
+
+def test_texts_that_are_there_stay_where_more_are_asked_for(plan: Path) -> None:
+    """The base answers as it did, and as it would have, had all been asked for at first."""
+    change, written = plan.with_name("more.toml"), list[list[str]]()
+    for work, samples in (("one", 2), ("one", 3), ("two", 3)):
+        change.write_text(f"work = '{work}'\n[base]\ngguf = 'base.gguf'\n[rollouts]\nsamples = {samples}\nslots = 1\n")
+        chain = Chain(read_plan(plan, change))
+        (step,) = (step for step in chain.steps() if step.name == "rollouts")
+        run_steps([step], State.load(chain.files.state), lambda _: None)
+        written.append(chain.files.rounds[0].rollouts.read_text().splitlines())
+    first, more, whole = written
+    assert len(first) == 12 and more[:12] == first and sorted(more) == sorted(whole)
+
+
 def test_a_dry_run_sees_that_a_model_folder_will_be_another(tmp_path: Path) -> None:
     folder, state = tmp_path / "hf", State(tmp_path / "make.json")
 

@@ -82,6 +82,35 @@ def test_a_chat_template_lies_beside_the_plan_and_decides_by_what_it_holds(plan:
     assert differing(before, keys(plan, change)) == asking
 
 
+def test_what_a_command_may_change_while_it_goes_on_makes_nothing_anew(plan: Path) -> None:
+    """Nor does a template that is moved; how much is made decides of its step alone."""
+    change, own = plan.with_name("paced.toml"), plan.with_name("own.jinja")
+    own.write_text("{{ messages[0].content }}")
+
+    def found(text: str) -> dict[str, str]:
+        change.write_text(f"{text}\n[distill]\nout = 'q.gguf'\n")
+        return keys(plan, change)
+
+    usual = found("[calibrate]")
+    served = "[calibrate]\n[rollouts.servers]\nurl = ['http://a']"
+    for before, text in (
+        (usual, "threads = 2\ngpu_layers = 1\n[rollouts]\nslots = 3\n[calibrate]"),
+        (usual, "[value]\nsave_every = 7\nprocesses = 2\n[reward]\nbatch = 3\n[calibrate]\nslots = 2"),
+        (found(served), f"{served.replace('/a', '/b')}\nconcurrency = 3\ntimeout = 9.0\ntries = 2\ncompare = 0"),
+    ):
+        assert differing(before, found(text)) == []
+    for text, steps in (
+        ("[rollouts]\nsamples = 4\n[calibrate]", ["rollouts"]),
+        ("[value]\nepochs = 3\n[calibrate]", ["train"]),
+        ("[value]\npatience = 3\n[calibrate]", ["train"]),
+    ):
+        assert differing(usual, found(text)) == steps
+    templated = found("[value]\ntemplate = 'own.jinja'\n[calibrate]")
+    own.rename(plan.with_name("other.jinja"))
+    assert differing(templated, found("[value]\ntemplate = 'other.jinja'\n[calibrate]")) == []
+    assert differing(templated, usual) == ["train"]
+
+
 def test_what_a_reward_says_is_read_off_its_file(plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     change, module = plan.with_name("rewarded.toml"), tmp_path / "some_reward.py"
     monkeypatch.chdir(tmp_path)
@@ -181,6 +210,9 @@ def test_rounds_are_a_list_and_a_step_of_another_room_is_found_by_name(plan: Pat
         "second export", "steered-3 rollouts", "score steered-3", "third round", "spread", "export", "value to Q8_0",
         "verify",
     ]  # fmt: skip
+    settings = Chain(read_plan(plan, change)).steps()[0].settings
+    change.write_text(f"{base}threads = 1\nwork = 'elsewhere'\n")
+    assert Chain(read_plan(plan, change)).steps()[0].settings == settings
     change.write_text(f"{base}width = 3\n")
     with pytest.raises(ConfigError, match=r"\[base\.pretrain\] has no setting 'width'; expected data, work, minutes"):
         preview(plan, change)

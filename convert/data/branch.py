@@ -23,7 +23,7 @@ from sia_local.rewards.load import check_reward_name, load_reward
 from sia_local.seeds import text_seed
 from sia_local.workers import Executor, silent
 
-from ..settings import Machine, settings_of
+from ..settings import Machine, decisive, settings_of
 from .rollouts import Rendering, RolloutConfig, SampleConfig, Wanted, collect
 from .score import reward_settings
 from .trajectories import Branch, Shard, Trajectory
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 class BranchConfig(SampleConfig):
     """Texts of the base, some junctions of each, and what is tried there."""
 
-    texts: int = setting(1, "Texts a prompt whose junctions are branched.")
+    texts: int = setting(1, "Texts a prompt whose junctions are branched.", free="amount")
     junctions: int = setting(3, "Junctions a text, drawn from those that are unsure enough.")
     threshold: float = setting(1.0, "Entropy from which on a token is a junction, nats.")
     candidates: int = setting(6, "The likeliest candidates, which are continued.")
@@ -94,10 +94,14 @@ def branch(
     reward: as `sia_local.rewards.load_reward` takes it. Raises as `sample` does, and ConfigError for an unknown reward.
     """
     check_reward_name(reward)
-    kept = {name: value for name, value in settings_of(BranchConfig, config).items() if name not in ("texts", "slots")}
-    decisive = {**kept, "chat_template": config.template_mark, "base": file_mark(base), **reward_settings(reward)}
+    kept = {
+        **decisive(BranchConfig, config),
+        "chat_template": config.template_mark,
+        "base": file_mark(base),
+        **reward_settings(reward),
+    }
     make = partial(Brancher, base, reward, config, machine or Machine())
-    return collect(prompts, out, decisive, config.rollouts, make, shard, executor)
+    return collect(prompts, out, kept, config.rollouts, make, shard, executor)
 
 
 class Brancher:

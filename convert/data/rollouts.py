@@ -16,7 +16,7 @@ from sia_local.progress import Progress
 from sia_local.tables import exists
 from sia_local.workers import Executor, Here, Worker, silent
 
-from ..settings import Machine, settings_of
+from ..settings import Machine, decisive, settings_of
 from .outputs import Appender
 from .trajectories import Shard, Trajectory
 
@@ -30,7 +30,7 @@ class SampleConfig(ChatSettings):
 
     max_tokens: int = setting(128, "Longest response, in tokens.")
     k: int = setting(10, "Sample from the k likeliest tokens, as steering will.")
-    slots: int = setting(16, "Sequences decoded at once.")
+    slots: int = setting(16, "Sequences decoded at once.", free="pace")
     n_ctx: int = setting(512, "Tokens a sequence may hold, prompt included.", option="--ctx")
     raw: bool = setting(False, "Continue the prompt as plain text, without the chat template.")
     seed: int = setting(0, "The same seed draws the same numbers for every text.")
@@ -40,7 +40,7 @@ class SampleConfig(ChatSettings):
 class RolloutConfig(SampleConfig):
     """How texts are sampled from the base."""
 
-    samples: int = setting(4, "Responses a prompt.")
+    samples: int = setting(4, "Responses a prompt.", free="amount")
     temperature: float = setting(1.0, "Of sampling.")
 
     def __post_init__(self) -> None:
@@ -107,37 +107,36 @@ def sample(
     another process; ContextFullError when no prompt fits.
     """
     steering = (steering or Steering()) if value is not None else None
-    decisive = settings(config, base)
+    kept = settings(config, base)
     if value is not None and steering is not None:
-        decisive |= {**asdict(steering), "value": file_mark(value)}
+        kept |= {**asdict(steering), "value": file_mark(value)}
     make = partial(Sampler, base, config, machine or Machine(), value, steering)
-    return collect(prompts, out, decisive, config, make, shard, executor)
+    return collect(prompts, out, kept, config, make, shard, executor)
 
 
 def settings(config: RolloutConfig, base: str | os.PathLike[str]) -> dict[str, Any]:
     """What the texts depend on: of the base alone, where nothing steers it and no server samples."""
-    free = ("samples", "slots")
-    kept = {name: value for name, value in settings_of(RolloutConfig, config).items() if name not in free}
+    kept = decisive(RolloutConfig, config)
     return {**kept, "chat_template": config.template_mark, "base": file_mark(base), "value": None, "served": None}
 
 
 def collect(
     prompts: list[str],
     out: str | os.PathLike[str],
-    decisive: dict[str, Any],
+    kept: dict[str, Any],
     config: RolloutConfig,
     make: Callable[[], Worker[Wanted, Trajectory | ContextFullError]],
     shard: Shard | None = None,
     executor: Executor | None = None,
     together: int | None = None,
 ) -> int:
-    """Appends what workers write; see sample(). decisive: settings that an output that is there must share. together:
-    texts that a worker has in hand at once, where they are not its slots."""
+    """Appends what workers write; see sample(). kept: settings that an output that is there must share. together: texts
+    that a worker has in hand at once, where they are not its slots."""
     if not prompts:
         raise DataError("the prompt file is empty: expected one prompt a line, or JSONL with a field `prompt`")
     too_long: list[ContextFullError] = []
     new, shard = 0, shard or Shard()
-    with Appender(out, decisive) as append:
+    with Appender(out, kept) as append:
         wanted = list(_missing(prompts, append, config.samples, shard))
         if not wanted:
             return 0

@@ -38,14 +38,20 @@ class ServerConfig:
     """Servers that sample in place of this machine."""
 
     url: tuple[str, ...] = setting(
-        (), "Sample from this OpenAI-compatible server; several share the work.", multiple=True, metavar="URL"
+        (),
+        "Sample from this OpenAI-compatible server; several share the work.",
+        multiple=True,
+        metavar="URL",
+        free="pace",
     )
     api: str = setting("completions", "With --url: what is asked; chat renders prompts at the server.", choices=APIS)
     served_model: str | None = setting(None, "With --url: the model's name there.", show="the first it lists")
-    concurrency: int = setting(16, "With --url: requests open at each server.")
-    timeout: float = setting(600.0, "With --url: seconds without a word from a server.")
-    tries: int = setting(6, "With --url: times that a request is sent before a server is given up.")
-    compare: int = setting(32, "With --url: texts whose log-probabilities are compared with the base GGUF; 0: none.")
+    concurrency: int = setting(16, "With --url: requests open at each server.", free="pace")
+    timeout: float = setting(600.0, "With --url: seconds without a word from a server.", free="pace")
+    tries: int = setting(6, "With --url: times that a request is sent before a server is given up.", free="pace")
+    compare: int = setting(
+        32, "With --url: texts whose log-probabilities are compared with the base GGUF; 0: none.", free="pace"
+    )
 
     def __post_init__(self) -> None:
         check_choice("api", self.api, APIS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,9 @@ from sia_local.config import setting
 from sia_local.errors import ConfigError
 from sia_local.files import atomic_write, parse_json, sha256_of
 
+from ..settings import decisive
 from .corpus import COLLECTIONS, check_sources
 
-# Where, how long and how fast: what may change while a run goes on.
-FREE = (
-    "data", "work", "out", "minutes", "tokens", "threads", "compiled", "save_minutes", "eval_steps", "max_steps",
-)  # fmt: skip
 DATA, WORK, OUT = Path("../shared/data"), Path("build/base"), Path("build/base-hf")
 
 
@@ -25,24 +22,27 @@ DATA, WORK, OUT = Path("../shared/data"), Path("build/base"), Path("build/base-h
 class PretrainConfig:
     """Everything a run depends on. Widths are multiples of 256 because K-quant blocks are that long."""
 
-    data: Path = field(default=DATA, metadata={"help": "Folder with the story collections."})
+    data: Path = field(default=DATA, metadata={"help": "Folder with the story collections.", "free": "pace"})
     work: Path = field(
         default=WORK,
-        metadata={"help": "Checkpoints, tokenizer and log.jsonl; an interrupted run continues from here."},
+        metadata={
+            "help": "Checkpoints, tokenizer and log.jsonl; an interrupted run continues from here.",
+            "free": "pace",
+        },
     )
-    out: Path = field(default=OUT, metadata={"help": "Hugging Face folder written at the end."})
-    minutes: float = setting(55.0, "Training time, resumed time included.")
-    tokens: int = setting(60_000_000, "Stop after this many tokens.")
+    out: Path = field(default=OUT, metadata={"help": "Hugging Face folder written at the end.", "free": "pace"})
+    minutes: float = setting(55.0, "Training time, resumed time included.", free="amount")
+    tokens: int = setting(60_000_000, "Stop after this many tokens.", free="amount")
     layers: int = setting(6, "Blocks.")
     hidden_size: int = setting(256, "Width.")
     intermediate_size: int = setting(768, "Width of the feed-forward layers.")
     batch: int = setting(8, "Rows of 512 tokens a step.")
     lr: float = setting(2e-3, "Peak learning rate.")
-    threads: int = setting(2, "CPU threads.")
+    threads: int = setting(2, "CPU threads.", free="pace")
     seed: int = setting(1, "Decides the split, the requests and the weights to begin with.")
     bf16: bool = setting(True, "bfloat16 autocast.", option="--bf16/--fp32")
     compiled: bool = setting(
-        True, "torch.compile; needs g++ and is skipped without it.", option="--compile/--no-compile"
+        True, "torch.compile; needs g++ and is skipped without it.", option="--compile/--no-compile", free="pace"
     )
     vocab_size: int = setting(4096, cli=False)
     heads: int = setting(4, cli=False)
@@ -53,11 +53,11 @@ class PretrainConfig:
     weight_decay: float = setting(0.1, cli=False)
     classics: float = setting(0.12, cli=False)
     late_classics: float = setting(0.04, cli=False)
-    save_minutes: float = setting(3.0, cli=False)
-    eval_steps: int = setting(100, cli=False)
+    save_minutes: float = setting(3.0, cli=False, free="pace")
+    eval_steps: int = setting(100, cli=False, free="pace")
     held_out: int = setting(120, cli=False)
     story_limit: int | None = setting(None, cli=False)
-    max_steps: int | None = setting(None, cli=False)
+    max_steps: int | None = setting(None, cli=False, free="amount")
 
     def __post_init__(self) -> None:
         if self.minutes <= 0 or self.tokens <= 0:
@@ -81,8 +81,7 @@ class PretrainConfig:
 
     def decisive(self) -> dict[str, Any]:
         """What a run must share to go on where this one was stopped: settings, and the collections by sha256."""
-        settings = {name: value for name, value in asdict(self).items() if name not in FREE}
-        return settings | {path.name: sha256_of(path) for path in self.inputs}
+        return decisive(PretrainConfig, self) | {path.name: sha256_of(path) for path in self.inputs}
 
 
 def begin(config: PretrainConfig, anew: bool) -> None:

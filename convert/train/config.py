@@ -13,7 +13,7 @@ from sia_local.errors import ConfigError, DataError
 from sia_local.files import path_mark, read_text
 from sia_local.tables import is_hub, pinned
 
-from ..settings import check_choice
+from ..settings import check_choice, free
 
 LOSSES = ("trajectory-mean", "per-token", "td-lambda", "branched")
 # Targets that move with the model: what is held out is compared with the reward itself.
@@ -87,7 +87,7 @@ class TrainSettings:
     layers: int | None = setting(None, "Keep only the first N blocks of the backbone.", metavar="N")
     head_hidden: int = setting(0, "Width of a hidden layer in the head; 0: a linear head.")
     lora: LoraSettings = field(default_factory=LoraSettings, metadata={"prefix": "lora_"})
-    epochs: int = setting(3, "Passes over the data.")
+    epochs: int = setting(3, "Passes over the data.", free="amount")
     batch: int = setting(16, "Trajectories a forward pass.")
     accumulate: int = setting(1, "Forward passes an optimiser step.")
     lr: float = setting(1e-4, "Learning rate.")
@@ -97,7 +97,7 @@ class TrainSettings:
     schedule: str = setting("constant", "What the learning rate does after the warm-up.", choices=SCHEDULES)
     warmup: int = setting(0, "Optimiser steps of linear warm-up.")
     held_out: float = setting(0.1, "Share of the prompts that is held out.")
-    patience: int = setting(2, "Epochs without a better held-out loss before stopping.")
+    patience: int = setting(2, "Epochs without a better held-out loss before stopping.", free="amount")
     max_length: int = setting(1024, "Longest prompt and response together, in tokens.")
     template: str = setting("chat", "chat (the tokenizer's), raw (the plain prompt), or a jinja file.")
     stop_token: str | None = setting(
@@ -108,7 +108,7 @@ class TrainSettings:
     bf16: bool | None = setting(None, "Compute in bfloat16.", show="on a GPU")
     checkpointing: bool = setting(False, "Gradient checkpointing: less memory, more time.")
     seed: int = setting(0, "Decides the split, the order and the dropout.")
-    save_every: int = setting(200, "Optimiser steps between resumable states.")
+    save_every: int = setting(200, "Optimiser steps between resumable states.", free="pace")
     limit: int | None = setting(None, "Use only the first N trajectories.", metavar="N")
 
     def __post_init__(self) -> None:
@@ -152,8 +152,7 @@ class TrainConfig(TrainSettings):
         by its path_mark(), wherever it lies, or by its name. What is merely stored in the model is not part of it."""
         settings = dataclasses.asdict(self)
         mark = path_mark(self.backbone)
-        free = ("out", "data", "epochs", "save_every", "patience", "reward_name", "base_name")
-        for name in (*free, *(["backbone"] if mark else [])):
+        for name in (*free(TrainSettings), "out", "data", "reward_name", "base_name", *(["backbone"] if mark else [])):
             settings.pop(name)
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
         digest.update(mark.encode())
