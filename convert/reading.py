@@ -37,7 +37,9 @@ def read_plan(*paths: Path) -> Plan:
     """
     tables: dict[str, Any] = {}
     for path in paths:
-        tables = _over(tables, _read_toml(path))
+        now = _read_toml(path)
+        tables = _over(tables, now)
+        _check_base(path, now.get("base"), tables.get("base"))
     folder = paths[0].resolve().parent
 
     def at(name: str) -> Path:
@@ -59,6 +61,17 @@ def _over(before: Any, now: Any) -> Any:
     if not isinstance(before, dict) or not isinstance(now, dict):
         return now
     return {**before, **{key: _over(before.get(key), value) for key, value in now.items()}}
+
+
+def _check_base(path: Path, now: Any, whole: Any) -> None:
+    """ConfigError for what makes a base where there is one; it may stand in a file that this one is laid over."""
+    if isinstance(now, dict) and isinstance(whole, dict) and "gguf" in whole:
+        made = ("pretrain", "out", "dtype", "pre", "name", "quantize")
+        if idle := [name for name in made if name in now]:
+            raise ConfigError(
+                f"{path}: [base] gguf is a base that is made already, so nothing reads {', '.join(idle)}: leave off "
+                "one or the other"
+            )
 
 
 def _plan(tables: dict[str, Any], at: Callable[[str], Path]) -> Plan:

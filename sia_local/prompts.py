@@ -73,6 +73,13 @@ def distinct(id: str, place: int, taken: set[str]) -> str:
     return id
 
 
+def with_input(prompt: str, column: str | None, row: Mapping[str, Any]) -> str:
+    """The prompt, found in this column, and what it is about below it, as Alpaca has them; behind other columns than
+    `instruction` fields of these names are something else."""
+    given = next((row[name] for name in INPUTS if isinstance(row.get(name), str)), "").strip()
+    return f"{prompt}\n\n{given}" if column == "instruction" and given else prompt
+
+
 def _read_file(source: Path) -> list[PromptItem]:
     if is_table(source):
         return _from_records(list(rows(source)), source)
@@ -155,9 +162,7 @@ def _from_records(records: list[Any], source: Path) -> list[PromptItem]:
         seen.add(prompt)
         if isinstance(by_name.get(CONTEXT), str) and by_name[CONTEXT].strip():
             prompt = f"{by_name[CONTEXT].strip()}\n\n---\n\n{prompt}"  # as HarmBench joins them
-        given = next((by_name[name] for name in INPUTS if isinstance(by_name.get(name), str)), "").strip()
-        if column == "instruction" and given:
-            prompt = f"{prompt}\n\n{given}"  # as Alpaca has them: what the instruction is about
+        prompt = with_input(prompt, column, by_name)
         identifier = by_name.get("id", by_name.get("behaviorid", by_name.get("prompt_id", index)))
         meta = {str(k): v for k, v in record.items() if str(k).strip().lower() not in (column, "id")}
         items.append(PromptItem(str(identifier), prompt, meta))

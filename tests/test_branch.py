@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from sia_local import SIA
+from sia_local.cli import main as sia_main
 from sia_local.errors import ConfigError, DataError
 from sia_local.llama.model import Model
 from sia_local.records import Prompt
@@ -138,6 +139,23 @@ def test_the_command(tiny_base: Path, tmp_path: Path) -> None:
     assert (done.exit_code, done.stdout) == (0, f"1 newly branched texts in {files[1]}\n"), done.output
     none = CliRunner().invoke(main, ["branch", *map(str, files), "--base", str(tiny_base), "--reward", "nothing"])
     assert none.exit_code and "reward 'nothing' is not known" in none.stderr
+
+
+def test_rewards_that_stand_in_files_are_refused_before_a_model_is_loaded(tmp_path: Path) -> None:
+    prompts, base, out = tmp_path / "p.txt", tmp_path / "base.gguf", tmp_path / "out"
+    prompts.write_text("the king")
+    base.write_bytes(b"which no command has read")
+    words_of_branch = ["branch", prompts, out, "--base", base, "--reward", "data"]
+    given = ["-m", base, "--prompts", prompts]
+    for command, words in (
+        (main, words_of_branch),
+        (sia_main, ["eval", *given, "--arms", "off", "--reward", "data", "--judge", "none", "--out", out]),
+        (sia_main, ["eval", *given, "--arms", "off", "--reward", "plain", "--judge", "data", "--out", out]),
+        (sia_main, ["generate", "-m", base, "--best-of", "2", "--reward", "data", "-p", "hello"]),
+    ):
+        done = CliRunner().invoke(command, list(map(str, words)))
+        assert done.exit_code == 2 and "cannot score new text; name a reward that can" in done.output, done.output
+    assert not out.exists()
 
 
 def test_refusals() -> None:

@@ -268,6 +268,8 @@ WRONG = {
     "[rollouts]\npairs = true\n[reward]\nsource = 'data'\n[calibrate]\n": r"set weigh = false in \[calibrate\]",
     "[steered]\ngate = 'sometimes'\n": r"\[steered\] unknown gate 'sometimes'",
     "[base]\ngguf = 'none.gguf'\n": r"\[base\] gguf: nothing at .*none.gguf",
+    "[base]\ngguf = 'plan.toml'\nout = 'b'\nquantize = ['Q8_0']\n": r"nothing reads out, quantize: leave off one",
+    "[base]\ngguf = 'plan.toml'\npretrain = {}\n": r"\[base\] gguf is a base that is made .* nothing reads pretrain:",
     "[rollouts]\nlimit = -1\n": r"\[rollouts\] limit is -1; expected 1 or more",
     "steered = 3\n": r"\[steered\] is 3; expected a section",
     "[calibrate]\nlimit = 0\n": r"\[calibrate\] limit is 0; expected 1 or more",

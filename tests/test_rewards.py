@@ -74,8 +74,6 @@ def test_bad_returns_are_named() -> None:
         check_rewards(["high"], 1, "r")
     with pytest.raises(ConfigError, match="2 prompts and 1 responses"):
         FunctionReward("r", lambda p, r: [0.0])(["a", "b"], ["c"])
-    with pytest.raises(ConfigError, match="already stored"):
-        load_reward("data")(["p"], ["r"])
 
 
 def _no_knights(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:

@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from sia_local.errors import ConfigError, ContextFullError, DataError, NumericError
+from sia_local.prompts import read_prompts
 from sia_local.rewards.judge import shipped_judge
 
 pytest.importorskip("torch")
@@ -93,6 +94,9 @@ def test_a_template_of_ones_own_and_what_it_is_told_reach_base_and_value_model(
     assert (taken.rendered, taken.told, taken.raw) == ("the old so", {"wide": True}, False)
     again = CliRunner().invoke(main, words)
     assert again.exit_code == 2 and "made with template_arg ['wide=true'], not []" in again.output
+    for more in (["--value", "v.gguf"], ["--url", "http://localhost:1"]):
+        refused = CliRunner().invoke(main, [*words, *more])
+        assert refused.exit_code == 2 and f"answers that are there, {more[0]} samples new ones" in refused.output
     # A file is what it holds, wherever it lies.
     (tmp_path / "moved").mkdir()
     moved = dataclasses.replace(config, chat_template=str(own.rename(tmp_path / "moved" / own.name)))
@@ -224,13 +228,18 @@ def test_alpacas_input_is_part_of_the_prompt_and_what_is_left_out_is_said(
         {"instruction": "Translate.", "input": "the king", "output": "x"},
         {"instruction": "Translate.", "input": "", "output": "y"},
         {"instruction": "Who?", "context": "A cat sat.", "response": "z", "system": "Be kind.", "history": []},
+        {"question": "Who?", "context": "A dog sat.", "answer": "z"},
+        {"prompt": "Go on.", "input": "no part of it", "completion": "z"},
     ]
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
     take_pairs(source, tmp_path / "out.jsonl", tiny_base)
     found = list(read_trajectories([tmp_path / "out.jsonl"]))
-    assert [t.prompt for t in found] == ["Translate.\n\nthe king", "Translate.", "Who?\n\nA cat sat."]
-    assert "Translate.\n\nthe king<|im_end|>" in found[0].rendered and [t.prompt_id for t in found] == [0, 1, 2]
-    assert capsys.readouterr().err == f"{source}: the field system of 1 rows is not used\n"
+    assert [t.prompt for t in found] == ["Translate.\n\nthe king", "Translate.", "Who?\n\nA cat sat.", "Who?", "Go on."]
+    assert read_prompts(source) == [t.prompt for t in found]
+    assert "Translate.\n\nthe king<|im_end|>" in found[0].rendered and [t.prompt_id for t in found] == list(range(5))
+    assert capsys.readouterr().err == "".join(
+        f"{source}: the field {name} of 1 rows is not used\n" for name in ("system", "context", "input")
+    )
 
 
 def test_texts_that_were_sampled_before_are_taken_over(sampled: Path, tiny_base: Path, tmp_path: Path) -> None:

@@ -51,10 +51,13 @@ def rollouts(
 
     part = Shard.parse(shard)
     config, machine = build(RolloutConfig, options), build(Machine, options)
+    steering, servers, ray = build(Steering, options), build(ServerConfig, options), build(RayConfig, options)
+    if pairs and (servers.url or value is not None):
+        other = "--url" if servers.url else "--value"
+        raise ConfigError(f"--pairs takes answers that are there, {other} samples new ones: give one of them")
     if pairs:
         click.echo(f"{take_pairs(prompts, out, base, part, config)} new trajectories in {out}")
         return
-    steering, servers, ray = build(Steering, options), build(ServerConfig, options), build(RayConfig, options)
     if servers.url and value is not None:
         raise ConfigError("--url samples from what a server runs, --value steers on this machine: give one of them")
     if servers.url and ray.ray is not None:

@@ -11,7 +11,7 @@ from typing import Any
 from sia_local.config import TemplateSettings
 from sia_local.errors import DataError
 from sia_local.files import file_mark
-from sia_local.prompts import distinct
+from sia_local.prompts import INPUTS, distinct, with_input
 
 from ..settings import settings_of
 from .outputs import Appender
@@ -19,7 +19,6 @@ from .rollouts import Rendering, RolloutConfig
 from .trajectories import Shard, Trajectory, read_jsonl, read_trajectories
 
 PROMPT_FIELDS = ("prompt", "instruction", "question", "query")
-INPUT_FIELDS = ("input", "context")  # what an Alpaca or Dolly instruction is about
 RESPONSE_FIELDS = ("response", "completion", "output", "answer", "chosen")
 REWARD_FIELDS = ("reward", "score")
 # Said by name when they hold something, since a text means something else without them.
@@ -55,18 +54,20 @@ def take_pairs(
         model.template = find_template(config.chat_template) if config.chat_template is not None else None
         rendering = Rendering(model, config)
         for line, entry in read_jsonl(source):
-            prompt, response = pair_prompt(entry), _first(entry, RESPONSE_FIELDS)
-            if prompt is None or response is None:
+            column, response = _named(entry, PROMPT_FIELDS), _named(entry, RESPONSE_FIELDS)
+            if column is None or response is None:
                 raise DataError(
                     f"{source}, line {line}: expected a prompt ({', '.join(PROMPT_FIELDS)}) and a response "
                     f"({', '.join(RESPONSE_FIELDS)}), found {', '.join(entry) or 'nothing'}"
                 )
+            prompt, response = with_input(entry[column], column, entry), entry[response]
             p = numbers.setdefault(prompt, len(numbers))
             # Before rows of other shards are left out, so that none of theirs gets the same.
             id = distinct(str(entry.get("id", f"{p}-{line}")), line, taken)
             if not shard.mine(p) or (limit is not None and p >= limit):
                 continue
-            ignored.update(name for name in IGNORED_FIELDS if entry.get(name))
+            unused = IGNORED_FIELDS if column == "instruction" else (*IGNORED_FIELDS, *INPUTS)
+            ignored.update(name for name in unused if entry.get(name))
             reward = next((entry[name] for name in REWARD_FIELDS if isinstance(entry.get(name), (int, float))), None)
             pair = Trajectory(
                 id=id,
@@ -136,11 +137,6 @@ def _spoken(config: TemplateSettings) -> dict[str, Any]:
     return {**settings_of(TemplateSettings, config), "chat_template": config.template_mark}
 
 
-def pair_prompt(entry: Mapping[str, Any]) -> str | None:
-    """The prompt of a row, with what it is about below it, as Alpaca's `input` stands below the instruction."""
-    prompt, about = _first(entry, PROMPT_FIELDS), _first(entry, INPUT_FIELDS)
-    return f"{prompt}\n\n{about}" if prompt is not None and about else prompt
-
-
-def _first(entry: Mapping[str, Any], names: tuple[str, ...]) -> str | None:
-    return next((entry[name] for name in names if isinstance(entry.get(name), str)), None)
+def _named(entry: Mapping[str, Any], names: tuple[str, ...]) -> str | None:
+    """The first of these fields that holds text."""
+    return next((name for name in names if isinstance(entry.get(name), str)), None)

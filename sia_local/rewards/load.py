@@ -74,10 +74,10 @@ class FunctionReward:
 def load_reward(spec: str) -> Reward:
     """The reward that `spec` names.
 
-    `vader`, `plain`, `common`, `refusal`, `polarity[:FILE.npz]`, `data`, `pkg.module:name`, `url:ADDRESS`, `hf:MODEL`.
+    `vader`, `plain`, `common`, `refusal`, `polarity[:FILE.npz]`, `pkg.module:name`, `url:ADDRESS`, `hf:MODEL`.
 
     Raises ConfigError when nothing answers to the name or what answers cannot be imported; the sentence
-    names the extra that brings it.
+    names the extra that brings it. So it does for `data`, which scores no new text.
     """
     prefix, _, argument = spec.partition(":")
     if spec == "vader":
@@ -99,7 +99,10 @@ def load_reward(spec: str) -> Reward:
 
         return load_url(argument)
     if spec == "data":
-        return FunctionReward("data", _from_data)
+        raise ConfigError(
+            "reward 'data' means the rewards already stored with the trajectories, so it cannot score new text; "
+            "name a reward that can, such as vader or package.module:name"
+        )
     if ":" in spec:
         if (entry := _registered(prefix)) is not None:
             return _from_entry_point(entry, argument, spec)
@@ -187,13 +190,6 @@ def _vader() -> Reward:
         return [analyser.polarity_scores(response)["compound"] for response in responses]
 
     return FunctionReward("vader", compound)
-
-
-def _from_data(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
-    raise ConfigError(
-        "reward 'data' means the rewards already stored with the trajectories, so it cannot score new text; "
-        "name a reward that can, such as vader or package.module:name"
-    )
 
 
 def _from_entry_point(entry: metadata.EntryPoint, argument: str, spec: str) -> Reward:
