@@ -35,6 +35,8 @@ def _require(ok: bool, sentence: str) -> None:
 MOST_THREADS = 512
 # Below it a logit's difference over the temperature is no float any more.
 LEAST_TEMPERATURE = 1e-9
+# Of a beta or a weight: times the widest float of 32 bits, over the smallest, it is still one of 64 bits.
+MOST_BETA = 1e30
 
 
 @dataclass(frozen=True)
@@ -165,7 +167,9 @@ class SiaConfig:
         )
         _require(0 <= self.rate <= 1, f"rate is {self.rate}; expected a share from 0 to 1, such as 0.2")
         _require(self.first_n >= 0, f"first_n is {self.first_n}; expected 0 or more tokens")
-        _require(math.isfinite(self.beta), f"beta is {self.beta}; expected a finite number")
+        _require(
+            abs(self.beta) <= MOST_BETA, f"beta is {self.beta}; expected {-MOST_BETA:g} to {MOST_BETA:g}, such as 1.0"
+        )
         _require(self.ratio > 0, f"ratio is {self.ratio}; expected above 0")
         _require(0 <= self.min_share < 1, f"min_share is {self.min_share}; expected 0 (off) to below 1")
         _require(self.row_group >= 1, f"row_group is {self.row_group}; expected at least 1")

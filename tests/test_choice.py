@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,10 +11,13 @@ import numpy as np
 import pytest
 
 from sia_local import SiaConfig
+from sia_local.config import MOST_BETA
+from sia_local.errors import ConfigError
 from sia_local.reasoning import ANSWER, REASONING
 from sia_local.records import Float64, IntArray
 from sia_local.steering.choice import Choice
 from sia_local.steering.entropy import log_partition
+from sia_local.values.guides import check_weight
 
 Z = np.array([2.0, 1.0, 0.5, 0.0, -1.0, -3.0])
 V = np.array([0.3, -0.2, 1.1, 0.7])
@@ -48,6 +53,21 @@ def test_the_likely_candidates_are_asked_for_in_whole_groups(
 def test_entropy_is_over_the_candidates_or_over_all_tokens() -> None:
     found = {name: choice(k=4, entropy=name).look(Z).entropy for name in ("topk", "full")}
     assert found == {"topk": pytest.approx(1.1097670015), "full": pytest.approx(1.2267832955)}
+
+
+def test_a_strength_that_floats_cannot_hold_is_refused_and_the_strongest_takes_the_best() -> None:
+    for beta in (1e308, -1e31, math.inf, math.nan):
+        with pytest.raises(ConfigError, match=rf"beta is {re.escape(str(beta))}; expected -1e\+30 to 1e\+30"):
+            SiaConfig(beta=beta)
+    with pytest.raises(ConfigError, match=r"the weight of tone is 1e\+308; expected -1e\+30 to 1e\+30"):
+        check_weight(1e308, "tone")
+    # The widest values and the smallest spread that a file can hold.
+    for beta, best in ((MOST_BETA, 2), (-MOST_BETA, 1)):
+        source = SimpleNamespace(spread=float(np.finfo(np.float32).smallest_subnormal), max_candidates=4)
+        one = Choice(SiaConfig(gate="dense", beta=beta, beta_unit="spread", k=4), 0, source)
+        verdict = one.weigh(one.look(Z), V * np.finfo(np.float32).max / 2)
+        assert verdict.probabilities.tolist() == np.eye(4)[best].tolist()
+        assert math.isfinite(verdict.kl) and np.isfinite(verdict.scores).all()
 
 
 def test_a_rise_is_over_the_token_before_whether_that_was_steered_or_not() -> None:

@@ -6,7 +6,6 @@ alone (an autoregressive reward model, GenARM, arXiv 2410.08193).
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..config import Setup
+from ..config import MOST_BETA, Setup
 from ..errors import ConfigError, IncompatibleError
 from ..llama.chat import TEMPLATE_ROOM, tokenize_chat
 from ..llama.context import Context, options_for
@@ -68,8 +67,10 @@ def instruction(sentence: str) -> str:
 
 
 def check_weight(weight: float | None, name: str) -> None:
-    if weight is not None and not math.isfinite(weight):
-        raise ConfigError(f"the weight of {name} is {weight}; expected a finite number, such as {name}:0.7")
+    if weight is not None and not abs(weight) <= MOST_BETA:
+        raise ConfigError(
+            f"the weight of {name} is {weight}; expected {-MOST_BETA:g} to {MOST_BETA:g}, such as {name}:0.7"
+        )
 
 
 class Guide:

@@ -147,7 +147,7 @@ class MixedValues:
         return all(source.rates_texts for source, _ in self.parts())
 
     def set_weight(self, name: str, weight: float) -> None:
-        """Raises ConfigError for an unknown name or a weight that is not finite."""
+        """Raises ConfigError for an unknown name or a weight out of bounds."""
         if name not in self.sources:
             raise ConfigError(f"no value is named {name!r}; expected one of {', '.join(self.sources)}")
         check_weight(weight, name)
