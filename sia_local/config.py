@@ -75,7 +75,10 @@ class SamplingConfig:
             _require(math.isfinite(penalty), f"{name} is {penalty}; expected a finite number (0 = off)")
         _require(self.penalty_last_n >= 0, f"penalty_last_n is {self.penalty_last_n}; expected 0 or more")
         for token, bias in self.logit_bias:
-            _require(not math.isnan(bias), f"the logit bias of token {token} is nan; expected a number")
+            # llama.cpp adds it in 32 bits; an infinite logit would leave nothing to choose from.
+            _require(
+                bias < 3e38, f"the logit bias of token {token} is {bias}; expected a finite number, or -inf for never"
+            )
 
     @property
     def penalizes(self) -> bool:

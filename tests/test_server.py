@@ -130,6 +130,16 @@ def test_echo_gives_the_log_likelihood_of_a_prompt(on: Running, make_gguf: Calla
     assert none.endswith("data: [DONE]\n\n")
 
 
+def test_log_probabilities_of_parts_of_characters_are_told_apart(on: Running) -> None:
+    text = "<|im_start|>ñ 日 b"
+    body = {"prompt": text, "max_tokens": 0, "echo": True, "logprobs": 10}
+    told = on.http.post("/v1/completions", json=body).json()["choices"][0]["logprobs"]
+    parts = [r"bytes:\xc3", r"bytes:\xb1", " ", r"bytes:\xe6", r"bytes:\x97", r"bytes:\xa5", " ", "b"]
+    assert told["tokens"] == ["<|im_start|>", *parts]
+    assert told["text_offset"] == [0, *(text.index(c) for c in "ññ"), 13, 14, 14, 14, 15, 16]
+    assert [len(top) for top in told["top_logprobs"][1:]] == [10] * 8
+
+
 def test_stop_bias_and_schema_shape_the_text(on: Running) -> None:
     plain = on.chat(seed=1)["choices"][0]["message"]["content"]
     stopped = on.chat(seed=1, stop=[plain[4:6]])["choices"][0]
@@ -173,6 +183,7 @@ def test_what_cannot_be_done_is_refused_by_name(on: Running) -> None:
     assert on.refused(400, prompt="x", suffix="y", path="/v1/completions")["param"] == "suffix"
     assert "temperature is -1" in on.refused(400, messages=CHAT, temperature=-1)["message"]
     assert "GBNF" in on.refused(400, messages=CHAT, grammar="root ::= (")["message"]
+    assert "logit bias of token 5 is 1e+39" in on.refused(400, messages=CHAT, logit_bias={"5": 1e39})["message"]
     assert on.refused(400, messages=[{"role": "user", "content": "long " * 400}])["code"] == "context_length_exceeded"
     image = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]
     assert "image_url" in on.refused(400, messages=image)["message"]
@@ -183,6 +194,7 @@ def test_what_cannot_be_done_is_refused_by_name(on: Running) -> None:
         == "invalid_request_error"
     )
     assert on.http.post("/v1/embeddings", json={}).status_code == 404
+    assert on.http.get("/v1/completions").headers["Allow"] == "POST"
     assert on.http.get("/health", headers={"Origin": "http://elsewhere.example"}).status_code == 403
     with pytest.raises(openai.BadRequestError, match="unknown gate"):
         on.openai.chat.completions.create(model="", messages=CHAT, extra_body={"sia": {"gate": "x"}})
@@ -262,6 +274,7 @@ def test_a_reader_that_leaves_frees_its_slot_before_the_next_token(on: Running, 
 
 
 def test_utilities_and_metrics(on: Running) -> None:
+    assert [on.http.head(path).status_code for path in ("/", "/health", "/v1/models")] == [200] * 3
     assert on.http.get("/health").json() == {"status": "ok"}
     pieces = on.http.post("/tokenize", json={"content": "a dog", "with_pieces": True}).json()["tokens"]
     ids = [piece["id"] for piece in pieces]

@@ -130,7 +130,7 @@ class Server:
         get |= {"/models": self.models, "/v1/health": self.health}
         post |= {"/chat/completions": chats, "/responses": items}
         for path, handler in get.items():
-            self.app.add_api_route(path, handler, methods=["GET"])
+            self.app.add_api_route(path, handler, methods=["GET", "HEAD"])
         for path, handler in post.items():
             self.app.add_api_route(path, handler, methods=["POST"])
 
@@ -291,7 +291,7 @@ async def _answer_error(request: Request, error: Exception) -> Response:
     if isinstance(error, HTTPException):
         codes = {404: ("not_found", "there is no such address here; see docs/server.md for those there are")}
         code, message = codes.get(error.status_code, ("http_error", str(error.detail)))
-        error = RefusedError(error.status_code, message, code=code)
+        error = RefusedError(error.status_code, message, code=code, headers=dict(error.headers or {}))
     if isinstance(error, ClientDisconnect):
         return Response(status_code=499)
     return error_response(error, request.url.path)

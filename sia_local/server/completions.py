@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,6 +26,7 @@ class CompletionReply(Reply):
         self._each = max(1, len(self.choices) // len(asked.prompts))
         self._reads: list[list[dict[str, Any]]] = [[]]
         self._offsets = [0] * len(self.choices)
+        self._decoders = [codecs.getincrementaldecoder("utf-8")("replace") for _ in self.choices]
 
     @property
     def readings(self) -> list[tuple[int, ...]]:
@@ -82,17 +84,38 @@ class CompletionReply(Reply):
         return self._reads[choice.job // self._each] if self.readings else []
 
     def _listed(self, choice: Choice, entries: list[dict[str, Any]]) -> dict[str, Any]:
-        """Entries as /v1/completions spells them; text_offset counts characters of the choice's text."""
+        """Entries as /v1/completions spells them; text_offset: the character of the choice's text that a token begins,
+        or goes on with."""
+        at, echo = choice.job, self.asked.prompts[choice.job // self._each].text if self.asked.echo else ""
         offsets = []
         for entry in entries:
-            offsets.append(self._offsets[choice.job])
-            self._offsets[choice.job] += len(entry["token"])
+            offset = self._offsets[at]
+            offsets.append(offset)
+            text = self._decoders[at].decode(bytes(entry["bytes"]))
+            if not entry["bytes"] and echo.startswith(entry["token"], offset):
+                text = entry["token"]  # a control token that the prompt spells
+            elif offset == 0 and text.startswith(" ") and echo and not echo.startswith(" "):
+                text = text[1:]  # some tokenizers put a space before what they read
+            self._offsets[at] += len(text)
         return {
-            "tokens": [entry["token"] for entry in entries],
+            "tokens": list(map(_name, entries)),
             "token_logprobs": [entry["logprob"] for entry in entries],
-            "top_logprobs": [
-                None if entry["logprob"] is None else {one["token"]: one["logprob"] for one in entry["top_logprobs"]}
-                for entry in entries
-            ],
+            "top_logprobs": [None if entry["logprob"] is None else _top(entry["top_logprobs"]) for entry in entries],
             "text_offset": offsets,
         }
+
+
+def _top(entries: list[dict[str, Any]]) -> dict[str, float]:
+    """Of two that have one name, the likelier, which comes first."""
+    top: dict[str, float] = {}
+    for entry in entries:
+        top.setdefault(_name(entry), entry["logprob"])
+    return top
+
+
+def _name(entry: dict[str, Any]) -> str:
+    """A token's text; of a part of a character its bytes, as OpenAI names it: nothing else here tells them apart."""
+    try:
+        return bytes(entry["bytes"]).decode() or entry["token"]
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in entry["bytes"])
