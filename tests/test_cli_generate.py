@@ -34,6 +34,14 @@ def test_beta_0_threshold_99_and_gate_off_print_the_same_text(base_gguf: Path, v
     assert opposite[0] != opposite[1]
 
 
+def test_a_threshold_that_no_entropy_reaches_is_told(base_gguf: Path, value_gguf: Path) -> None:
+    """ln 2 is less than a nat, ln 3 is more; another gate beside, or another entropy, may steer all the same."""
+    said = "no token is steered: the entropy of 2 candidates is at most 0.69 nats, and the threshold is 1; lower"
+    assert said in generate(base_gguf, value_gguf, "-p", "hello", "-k", 2).stderr
+    for args in (["-k", 3], ["-k", 2, "--gate", "entropy+first-n"], ["-k", 2, "--entropy", "full"]):
+        assert "no token" not in generate(base_gguf, value_gguf, "-p", "hello", *args).stderr
+
+
 def test_the_prompt_comes_from_option_file_or_standard_input(base_gguf: Path, tmp_path: Path) -> None:
     (tmp_path / "prompt.txt").write_text("hello\n")
     by_option = generate(base_gguf, None, "-p", "hello").stdout

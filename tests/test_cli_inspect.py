@@ -25,6 +25,14 @@ def test_inspect_says_what_a_file_holds(base_gguf: Path, head_gguf: Path, lean_g
     assert whole["vocab_sha256"] == json.loads(run("inspect", base_gguf, "--json").stdout)["vocab_sha256"]
 
 
+def test_models_known_by_name_are_inspected_by_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SIA_MODELS")
+    told = run("inspect", "story", "-v", "happy").stdout
+    assert "demo-base.gguf\n  kind" in told and told.endswith("\ndemo-qhead.gguf fits demo-base.gguf\n")
+    assert json.loads(run("inspect", "plain", "--json").stdout)["kind"] == "value-qhead"
+    refused(run("inspect", "smollm2"), "run `sia-local fetch smollm2`")
+
+
 @pytest.mark.parametrize("kind", ["merged", "lean", "adapter", "head", "qhead"])
 def test_every_kind_of_value_file_steers_and_is_found_to_fit(make_gguf: Make, kind: str) -> None:
     base, value = make_gguf("base"), make_gguf(kind, seed=0 if kind == "head" else 1)

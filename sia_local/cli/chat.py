@@ -16,7 +16,7 @@ from ..records import Request
 from .from_dataclass import given, option_name, options_for
 from .options import model_options, preset_options
 from .resolve import GUIDES, config_from, drawn_seed, known_from, request_from
-from .ways import spread_notice, way_options, writer_from
+from .ways import notices, way_options, writer_from
 
 if TYPE_CHECKING:
     from ..chat.commands import Commands
@@ -69,7 +69,7 @@ def chat(**options: Any) -> None:
         notice(f"{base}, steered by {value}" if steered else f"{base}, unsteered")
         lacks = "the server has none" if options["url"] else "give one with -v value.gguf to steer"
         notice(commands.settings() if steered else f"no value model: {lacks}")
-        if said := spread_notice(sia, config):
+        for said in notices(sia, config):
             notice(said)
         if style.on:
             notice(_welcome(style, known_from(options), steered, config.gate))

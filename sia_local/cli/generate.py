@@ -16,7 +16,7 @@ from ..records import Request
 from .from_dataclass import options_for
 from .options import model_options, preset_options
 from .resolve import config_from, drawn_seed, request_from
-from .ways import nudge_options, spread_notice, way_options, writer_from
+from .ways import notices, nudge_options, way_options, writer_from
 
 
 @click.command()
@@ -65,7 +65,7 @@ def generate(**options: Any) -> None:
         )
         if sia.value is None and config.gate != "off" and not options["nudge"]:
             notice("no value model: the text is not steered; give one with -v value.gguf")
-        if said := spread_notice(sia, config):
+        for said in notices(sia, config):
             notice(said)
         messages = [{"role": "system", "content": options["system"]}] if options["system"] else []
         asked = prompt if request.raw or not messages else [*messages, {"role": "user", "content": prompt}]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from .resolve import file_named, model_paths
 
 if TYPE_CHECKING:
     from .inspection import Inspection
@@ -24,28 +27,34 @@ _KINDS = {
 @click.option("-v", "--value", type=click.Path(), help="Also say whether this value model fits FILE.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, long values whole.")
 def inspect(file: str, value: str | None, as_json: bool) -> None:
-    """What a GGUF holds for this program: FILE is a base or a value model.
+    """What a GGUF holds for this program: FILE is a base or a value model, by its path, a name that `sia-local models`
+    lists, or hf:owner/repo.
 
     With --value, both are loaded as a generation would load them; if they do not fit, the exit code is 2.
     """
     from ..errors import IncompatibleError
+    from ..values.sources import ValuePath, parse_specs
     from .inspection import check_fit, inspect_file
     from .terminal import visible
 
-    found = [inspect_file(path) for path in (file, value) if path is not None]
+    paths = [file_named(file)]
+    if value is not None:
+        specs = parse_specs(model_paths({"model": file, "value": [value]})[1])
+        paths += [Path(spec.path) for spec in specs if isinstance(spec, ValuePath)]
+    found = list(map(inspect_file, paths))
     if as_json:
         import json
         from dataclasses import asdict
 
         whole = [asdict(one) | {"path": str(one.path)} for one in found]
-        click.echo(json.dumps(whole if value else whole[0], ensure_ascii=False, indent=2))
+        click.echo(json.dumps(whole if len(whole) > 1 else whole[0], ensure_ascii=False, indent=2))
     else:
         click.echo(visible("\n\n".join(_describe(one) for one in found)))
-    if value is None:
+    if len(paths) == 1:
         return
     if found[0].kind != "base":
         raise IncompatibleError(f"{file}: is a value model; expected a base model first, then --value with this file")
-    check_fit(file, value)
+    check_fit(*paths)
     click.echo(f"\n{found[1].path.name} fits {found[0].path.name}", err=as_json)
 
 

@@ -16,7 +16,7 @@ from .. import hub
 from ..config import DEFAULT_CANDIDATES, PRESETS, SamplingConfig, Setup, SiaConfig
 from ..errors import ConfigError
 from ..records import Request
-from ..shipped import KnownModel, known_model, models_folder
+from ..shipped import MODELS, KnownModel, KnownValue, known_model, models_folder
 from .from_dataclass import fill, given
 
 if TYPE_CHECKING:
@@ -132,6 +132,23 @@ def _base_file(given: str | os.PathLike[str]) -> Path:
     return hub.fetch(text) if text.startswith(hub.PREFIX) and not Path(text).is_file() else Path(text)
 
 
+def file_named(given: str) -> Path:
+    """The one file that `given` means: as -m does, or as -v does where it is a value file of a model known by name.
+    Raises ConfigError, ModelFileError."""
+    owner = next((m for m in MODELS.values() if given in [value.name for value in m.values]), None)
+    if owner is None or Path(given).is_file():
+        return model_paths({"model": given})[0]
+    return _own_value(owner, given).path
+
+
+def _own_value(model: KnownModel, name: str) -> KnownValue:
+    if (own := model.value(name)) is None:
+        raise ConfigError(
+            f"the value file {name!r} of {model.name} is not in {models_folder()}; see `sia-local models`"
+        )
+    return own
+
+
 def _value_file(given: str | os.PathLike[str], model: KnownModel | None) -> str | os.PathLike[str]:
     """`[NAME=]FILE[:WEIGHT]` with the file found, where it is a name of the model's own or lies on a hub."""
     text = os.fspath(given)
@@ -144,11 +161,7 @@ def _value_file(given: str | os.PathLike[str], model: KnownModel | None) -> str 
     if what.startswith(hub.PREFIX):
         return f"{name}{equals}{hub.fetch(what)}{colon}{weight}"
     if model is not None and what in [value.name for value in model.values]:
-        if (own := model.value(what)) is None:
-            raise ConfigError(
-                f"the value file {what!r} of {model.name} is not in {models_folder()}; see `sia-local models`"
-            )
-        return f"{name or what}={own.path}{colon}{weight}"
+        return f"{name or what}={_own_value(model, what).path}{colon}{weight}"
     return given
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -96,12 +97,21 @@ def writer_from(options: Mapping[str, Any], request: Request, prompt: str | None
         raise
 
 
-def spread_notice(writer: Writer, config: SiaConfig) -> str | None:
-    """What to say where beta counts in spreads that the value file does not state."""
-    value = writer.value
-    if value is None or value.spread or config.beta_unit != "spread" or config.gate == "off":
-        return None
-    return f"{value.name} states no spread: one unit of beta is what the junctions of each text so far tell"
+def notices(writer: Writer, config: SiaConfig) -> list[str]:
+    """What to say before any text: beta counts in spreads that the value file does not state; the threshold is more
+    than the entropy of k candidates can be."""
+    value, said = writer.value, list[str]()
+    if value is None or config.gate == "off":
+        return said
+    if not value.spread and config.beta_unit == "spread":
+        said.append(f"{value.name} states no spread: one unit of beta is what the junctions of each text so far tell")
+    most = math.log(config.k)
+    if config.gate == "entropy" and config.entropy == "topk" and config.threshold > most:
+        said.append(
+            f"no token is steered: the entropy of {config.k} candidates is at most {most:.2f} nats, and the threshold "
+            f"is {config.threshold:g}; lower --threshold or raise -k"
+        )
+    return said
 
 
 def _nudged(options: Mapping[str, Any]) -> Nudged:
