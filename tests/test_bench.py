@@ -248,9 +248,13 @@ def test_kv_cache_formats_are_checked_before_a_file_is_read() -> None:
         Setup(flash_attention="no")
 
 
-def test_fresh_processes_tell_time_and_memory(base: Path, values: tuple[Path, ...]) -> None:
-    options = BenchOptions(base, (values[2],), tokens=(8,), depths=(8,), setup=Setup(n_threads=1, type_k="q8_0"))
-    plain, adapter, help = measure_cold(options, 1)
+def test_fresh_processes_tell_time_and_memory(base: Path, folder: Path, values: tuple[Path, ...]) -> None:
+    stranger = ensure(replace(SHAPES["tiny"], name="wide", n_embd=512), "head", folder, n_threads=1)
+    files, setup = (stranger, values[2]), Setup(n_threads=1, type_k="q8_0")
+    (plain, adapter, help), (failed,) = measure_cold(BenchOptions(base, files, setup=setup), 1)
+    assert (
+        f"start-up with {stranger.name}: a measured process ended with 2: Error: " in failed and "width 512" in failed
+    )
     assert isinstance(plain, ColdRow) and plain.ours.seconds > 0 and plain.rival is not None
     assert plain.of_rival == pytest.approx(plain.ours.seconds / plain.rival.seconds)
     assert adapter.of_rival == pytest.approx(adapter.ours.seconds / plain.rival.seconds) and adapter.rival is None

@@ -13,11 +13,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from ..config import DEFAULT_CANDIDATES
 from ..errors import SiaError
@@ -29,6 +29,7 @@ from ..llama.keys import KIND, LAYOUT
 if TYPE_CHECKING:
     from .settings import BenchOptions
 
+K = TypeVar("K", bound=Hashable)
 _CELLS = 256  # llama.cpp rounds the cells of a KV cache up to a multiple of this
 
 
@@ -84,12 +85,20 @@ def spawn(command: Sequence[str], compiled: str) -> Cold:
     return Cold(seconds, spent, peak)
 
 
-def in_turns(commands: Sequence[Sequence[str]], n: int) -> list[list[Cold]]:
+def in_turns(commands: Mapping[K, Sequence[str]], n: int) -> tuple[dict[K, list[Cold]], dict[K, SiaError]]:
     """n runs of every command, one of each in every round, so that a noisy machine spoils all alike; after a round that
-    warms the page cache and compiles."""
+    warms the page cache and compiles. Beside them what each that failed said, which is not run again."""
+    runs: dict[K, list[Cold]] = {name: [] for name in commands}
+    failed: dict[K, SiaError] = {}
     with tempfile.TemporaryDirectory() as compiled:
-        rounds = [[spawn(command, compiled) for command in commands] for _ in range(n + 1)][1:]
-    return [list(runs) for runs in zip(*rounds, strict=True)]
+        for _ in range(n + 1):
+            for name in list(runs):
+                try:
+                    runs[name].append(spawn(commands[name], compiled))
+                except SiaError as error:
+                    del runs[name]
+                    failed[name] = error
+    return {name: found[1:] for name, found in runs.items()}, failed
 
 
 def kv_cache_mb(model: Path, cells: int, type_k: str = "f16", type_v: str = "f16") -> float:
@@ -99,9 +108,10 @@ def kv_cache_mb(model: Path, cells: int, type_k: str = "f16", type_v: str = "f16
     return (cost.kv_bytes if cost else 0) * math.ceil(cells / _CELLS) * _CELLS / 1e6
 
 
-def measure_cold(options: BenchOptions, n: int) -> list[ColdRow]:
+def measure_cold(options: BenchOptions, n: int) -> tuple[list[ColdRow], list[str]]:
     """One row unsteered and one for each value file, n processes each, in turns; the models, context, threads and KV
-    cache of `options`. `added_mb` is memory over the unsteered process."""
+    cache of `options`. `added_mb` is memory over the unsteered process. Beside them a sentence for every process that
+    failed with a value file. Raises SiaError where one without does."""
     from .rival import STARTUP_SCRIPT, llama_options
 
     model, setup = options.model, options.setup
@@ -124,7 +134,11 @@ def measure_cold(options: BenchOptions, n: int) -> list[ColdRow]:
         if (file.kind, file.layout) == ("value", "merged"):
             commands["rival", file.path] = rival(model, file.path)
     commands["help", None] = [sys.executable, "-m", "sia_local", "--help"]
-    runs = dict(zip(commands, in_turns(list(commands.values()), n), strict=True))
+    runs, failed = in_turns(commands, n)
+    if plainly := next((error for (_, path), error in failed.items() if path is None), None):
+        raise plainly
+    started = [file for file in files if ("ours", file.path) in runs]
+    said = [f"start-up with {path.name}: {error}" for (_, path), error in failed.items() if path is not None]
     made = {which: Cold.of(found) for which, found in runs.items()}
     plain = made["ours", None].peak_mb
 
@@ -140,7 +154,7 @@ def measure_cold(options: BenchOptions, n: int) -> list[ColdRow]:
         name = path.name if path is not None else "unsteered"
         return ColdRow(name, ours, made.get(("rival", path)), ratio, added, expected)
 
-    return [row(None), *map(row, files), ColdRow("sia-local --help", made["help", None], None)]
+    return [row(None), *map(row, started), ColdRow("sia-local --help", made["help", None], None)], said
 
 
 @dataclass(frozen=True)

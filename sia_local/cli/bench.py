@@ -53,21 +53,22 @@ def bench(**options: Any) -> None:
         raise ConfigError(f"-o is {options['form']!r}; expected one of {', '.join(FORMATS)}")
     model, values = _files(options)
 
-    from ..bench.cold import measure_cold
+    from ..bench.cold import ColdRow, measure_cold
     from ..bench.report import render, setting
     from ..bench.run import Bench
 
     setup = loading_from(options, Setup())
     asked = build(BenchOptions, dict(options), model=model, values=tuple(values), setup=setup)
-    cold = []
+    cold, failed = list[ColdRow](), list[str]()
     if options["startup"] > 0:
         _say("start-up and memory, in fresh processes")
-        cold = measure_cold(asked, options["startup"])
+        cold, failed = measure_cold(asked, options["startup"])
     with Bench(asked, _say) as made:
         made.build()
         rows, about = made.measure(), setting(asked, made.model)
-    click.echo(render(options["form"], about, rows, cold, made.failed))
-    for sentence in made.failed:
+    failed += made.failed
+    click.echo(render(options["form"], about, rows, cold, failed))
+    for sentence in failed:
         _say(f"not measured: {sentence}")
 
 
