@@ -337,6 +337,8 @@ def test_branches_are_targets_without_a_teacher(make_gguf: Callable[..., Path], 
     assert facts is not None and (facts.teacher, facts.k) == ("branches", 3)
     both = CliRunner().invoke(main, ["learn", "Be brief.", *map(str, asked)])
     assert both.exit_code == 2 and "a sentence and --targets were given" in both.stderr
+    unused = CliRunner().invoke(main, ["learn", *map(str, asked), "--prompts", "x.txt", "--texts", "1000", "--raw"])
+    assert unused.exit_code == 2 and "--prompts, --texts, --raw and --targets were given" in unused.stderr
     targets.write_text(json.dumps(lines[-2]))
     none = CliRunner().invoke(main, ["learn", *map(str, asked)])
     assert none.exit_code == 2 and "no text in it has branches" in none.stderr

@@ -5,10 +5,12 @@ from __future__ import annotations
 import _thread
 import os
 import threading
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from ..errors import ConfigError
 from ..learning.collect import CollectConfig
@@ -23,6 +25,10 @@ if TYPE_CHECKING:
     from ..learning.collect import Progress
     from ..learning.fit import Epoch
     from ..values.guides import Guides
+
+
+# What --targets leaves without a use: how texts are written and asked about, and what follows one another in them.
+COLLECTING = {"prompts", "junctions", "taken", *(field.name for field in fields(CollectConfig))}
 
 
 @click.command()
@@ -60,6 +66,8 @@ def learn(**options: Any) -> None:
     given = {"a sentence": options["plus"] or options["minus"], "-v": values, "--targets": options["targets"]}
     if len(several := [name for name, what in given.items() if what]) > 1:
         raise ConfigError(f"{' and '.join(several)} were given; give one teacher")
+    if options["targets"]:
+        _check_unused(click.get_current_context())
     out, setup, fitting = options["out"], setup_from(options, base, usual=WRITING), build(FitConfig, dict(options))
     say = _Say()
     if options["targets"]:
@@ -82,6 +90,19 @@ def learn(**options: Any) -> None:
         say.epoch,
     )
     click.echo(summary(made))
+
+
+def _check_unused(ctx: click.Context) -> None:
+    given = [
+        max(param.opts, key=len)
+        for param in ctx.command.params
+        if (name := param.name or "") in COLLECTING and ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    ]
+    if given:
+        raise ConfigError(
+            f"{', '.join(given)} and --targets were given; the texts of --targets are written and tried already, leave "
+            f"out {', '.join(given)}"
+        )
 
 
 def _guides(base: Path, options: dict[str, Any]) -> Guides:
