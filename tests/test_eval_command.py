@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -101,6 +102,25 @@ def test_prompts_that_do_not_fit_are_left_out_and_counted(base_gguf: Path, value
     assert "the context holds 64; shorten" in cli(*few, *arms, "--out", tmp_path / "none").stderr
 
 
+def test_prompts_that_the_value_models_template_makes_too_long_are_left_out(
+    base_gguf: Path, make_gguf: Make, tmp_path: Path
+) -> None:
+    """They fit the base, and had failed the arm."""
+    (tmp_path / "prompts.txt").write_text(f"ab\n{'a dog ' * 4}\ncd\n")
+    wordy = make_gguf("merged", seed=1, template="{{ messages[0].content * 16 }}")
+    args = ["-m", base_gguf, "-v", wordy, "--prompts", tmp_path / "prompts.txt", "-n", 4, "--ctx", 72, "--threads", 1]
+    args += ["--betas", 1, "--beta-unit", "raw", "--judge", "none", "--best-of", 2, "--best-of-by", "value"]
+    result = cli(*args, "--arms", "off,dense,bon", "--no-report", "--out", tmp_path / "out")
+    assert result.exit_code == 0 and "1 of 3 prompts are left out: as the arms read them" in result.stderr, (
+        result.output
+    )
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert not summary["failed"] and [row["n"] for row in summary["rows"]] == [2] * len(summary["rows"])
+    (tmp_path / "prompts.txt").write_text("a dog " * 4)
+    failing = cli(*args, "--arms", "off,dense", "--no-report", "--out", tmp_path / "none")
+    assert failing.exit_code == 1 and re.search(r"dense-b1 failed: the prompt is \d+ tokens for", failing.stderr)
+
+
 def test_one_command_leaves_samples_tables_and_pictures(
     base_gguf: Path, value_gguf: Path, make_gguf: Make, tmp_path: Path
 ) -> None:
@@ -139,9 +159,14 @@ def test_one_command_leaves_samples_tables_and_pictures(
         assert refused.exit_code == 2 and said in refused.stderr, refused.stderr
     # A guide of another vocabulary fails as an arm; the others stand.
     odd = make_gguf("base", n_vocab=330)
-    failing = cli(*args, "--guide-plus", odd, "--no-report")
+    failed = tmp_path / "failed.json"
+    failing = cli(*args, "--guide-plus", odd, "--no-report", "--alpaca", failed, "--alpaca-arm", "guide-r0.3-b1")
+    assert f"{failed} is not written: its arm guide-r0.3-b1 failed" in failing.stderr and not failed.exists()
     assert failing.exit_code == 1 and "Error: the arm guide-r0.3-b1 failed:" in failing.stderr
     assert "different vocabularies" in failing.stderr and "| dense | 1 |" in failing.stdout
+    table = (out / "table.md").read_text()
+    assert "The arm guide-r0.3-b1 failed:" in table and "different vocabularies" in table
+    assert not (out / "report.html").exists()  # of the run before
     mended = cli(*args, "--guide-plus", make_gguf("base", seed=3), "--no-report")
     assert mended.exit_code == 0 and "| guide 30 % | 1 |" in mended.stdout, mended.output
 

@@ -110,13 +110,21 @@ def eval(**options: Any) -> None:
     if outcome.interrupted:
         notice(f"stopped; {len(store.samples)} texts are kept in {folder}, the same command goes on from there")
         raise SystemExit(130)
+    if outcome.left_out:
+        ctx = sized_context(options, items, request.max_tokens)
+        notice(
+            f"{len(outcome.left_out)} of {len(items)} prompts are left out: as the arms read them, they do not fit the "
+            f"context of {ctx} tokens"
+        )
     samples = plan.texts_of(store.samples.values())
     meta, kinds = _meta(options, plan, reward, judge, outcome), kinds_of(options, arms)
     summary = summarise(arms, items, samples, meta, outcome.failed, options["at_kl"] or (), kinds, store.earlier)
     if summary["rows"]:
         click.echo(tables(summary))
     written = write_outputs(folder, summary, samples, not options["no_report"])
-    if alpaca is not None:
+    if alpaca is not None and alpaca.key in outcome.failed:
+        notice(f"{options['alpaca']} is not written: its arm {alpaca.key} failed")
+    elif alpaca is not None:
         write_alpaca(options["alpaca"], samples, alpaca, f"sia-local {alpaca.key}")
         notice(f"{options['alpaca']}: texts of the arm {alpaca.key}")
     notice(f"written: {', '.join(map(str, written))}")

@@ -32,7 +32,8 @@ def fingerprint(path: str | os.PathLike[str]) -> dict[str, Any]:
 def write_outputs(
     folder: Path, summary: Mapping[str, Any], samples: Sequence[Sample], report: bool = True
 ) -> list[Path]:
-    """summary.json, table.md, frontier.svg (when anything was steered) and report.html; each whole or untouched."""
+    """summary.json, table.md, frontier.svg (when anything was steered) and report.html; each whole or untouched.
+    One that is not written now does not stay from before: it would speak of other texts."""
     texts = {
         SUMMARY: json.dumps(finite(summary), indent=1, ensure_ascii=False, allow_nan=False) + "\n",
         TABLE: tables(summary),
@@ -45,4 +46,6 @@ def write_outputs(
             with atomic_write(folder / name) as handle:
                 handle.write(text)
             written.append(folder / name)
+        else:
+            (folder / name).unlink(missing_ok=True)
     return written

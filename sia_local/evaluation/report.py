@@ -9,7 +9,7 @@ from ..views import svg
 from ..views.answer import markup, render
 from .remarks import remarks
 from .samples import Sample
-from .tables import arm_cells, equal_compute_cells, equal_kl_cells, findings, picking
+from .tables import arm_cells, equal_compute_cells, equal_kl_cells, failures, findings, picking
 
 GROUPS = {
     "off": 0, "sparse": 2, "dense": 1, "random": 3, "bon": 4, "kl-budget": 5, "guide": 5, "gain": 2, "instruction": 5,
@@ -40,7 +40,7 @@ def eval_report(summary: Mapping[str, Any], samples: Sequence[Sample]) -> str:
         warnings=[
             *remarks(summary),
             *summary["warnings"],
-            *(f"The arm {key} failed: {why}" for key, why in summary["failed"].items()),
+            *failures(summary),
         ],
         kl_chart=markup(kl_chart(summary)),
         rate_chart=markup(rate_chart),

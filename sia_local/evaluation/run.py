@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ..config import SiaConfig
-from ..errors import ConfigError, SiaError
+from ..errors import ConfigError, ContextFullError, SiaError
 from ..progress import Pace
 from ..prompts import PromptItem
 from ..records import Prompt
@@ -51,6 +51,16 @@ class Outcome:
     failed: dict[str, str] = field(default_factory=dict)  # arm key -> sentence
     thresholds: dict[float, float] = field(default_factory=dict)  # rate -> nats
     interrupted: bool = False
+    left_out: set[str] = field(default_factory=set)  # ids of prompts that do not fit as an arm reads them
+
+
+@dataclass(frozen=True)
+class _LeftOut:
+    """A text that is not written: its prompt does not fit."""
+
+    prompt_id: str
+    sample: int
+    error: ContextFullError
 
 
 def evaluate(
@@ -65,9 +75,10 @@ def evaluate(
     """Fills `store` with every text the plan asks for and it does not hold yet.
 
     load: what writes with a value source (`value`, `guide`), called when the arms change to it. An arm that fails is
-    noted in the outcome and the others go on. Ctrl-C keeps what is finished and says so in the outcome. Texts whose
-    scoring failed are stored, and scored by the next run. executor: where texts are made; where it is named, each arm
-    loads anew.
+    noted in the outcome and the others go on. A prompt that does not fit as the arm reads it, by a value model's own
+    template, say, is left out; an arm left without any failed. Ctrl-C keeps what is finished and says so in the
+    outcome. Texts whose scoring failed are stored, and scored by the next run. executor: where texts are made; where it
+    is named, each arm loads anew.
     """
     outcome = Outcome()
     missing = {arm.key: _missing(plan, arm, store) for arm in plan.arms}
@@ -96,7 +107,8 @@ def evaluate(
                 else:
                     make = partial(ArmWorker, load, run, plan, arm, config)
                     finished = _elsewhere(executor or Here(), make, todo, clock.pace)
-                _collect(finished, store, reward, judge, lambda s, at=at: report(clock.tick(at, s)))  # type: ignore[misc]
+                texts = _fitting(finished, arm, store, outcome, clock.pace)
+                _collect(texts, store, reward, judge, lambda s, at=at: report(clock.tick(at, s)))  # type: ignore[misc]
             except Exception as error:  # whatever broke this arm, the others are still worth having
                 sentence = str(error) if isinstance(error, SiaError) else f"{type(error).__name__}: {error}"
                 outcome.failed[arm.key] = sentence
@@ -109,11 +121,28 @@ def evaluate(
     return outcome
 
 
+def _fitting(
+    finished: Iterable[Sample | _LeftOut], arm: Arm, store: SampleFile, outcome: Outcome, pace: Pace
+) -> Iterator[Sample]:
+    """The texts; what is left out is noted. Raises ContextFullError, at the end, where the arm has no text at all."""
+    errors, made = list[ContextFullError](), bool(store.of_arm(arm.key))
+    for one in finished:
+        if isinstance(one, Sample):
+            made = True
+            yield one
+        else:
+            errors.append(one.error)
+            outcome.left_out.add(one.prompt_id)
+    if errors and not made:
+        raise errors[0]
+    pace.drop(len(errors))
+
+
 class ArmWorker:
     """A worker that writes texts of one arm."""
 
-    def __init__(self, load: Callable[[str], Runner], run: Callable[..., Iterator[Sample]], plan: Plan, arm: Arm,
-                 config: SiaConfig):  # fmt: skip
+    def __init__(self, load: Callable[[str], Runner], run: Callable[..., Iterator[Sample | _LeftOut]], plan: Plan,
+                 arm: Arm, config: SiaConfig):  # fmt: skip
         self.sia = load(arm.source)
         self._run = partial(run, self.sia, plan, arm, config=config, tick=silent)
 
@@ -122,7 +151,7 @@ class ArmWorker:
 
     def run(
         self, items: Iterable[tuple[PromptItem, int]], tick: Callable[[], None] = silent
-    ) -> Iterator[tuple[int, Sample]]:
+    ) -> Iterator[tuple[int, Sample | _LeftOut]]:
         todo = list(items)
         places = {(item.id, sample): i for i, (item, sample) in enumerate(todo)}
         for text in self._run(todo=todo):
@@ -131,7 +160,7 @@ class ArmWorker:
 
 def _elsewhere(
     executor: Executor, make: Callable[[], ArmWorker], todo: Sequence[tuple[PromptItem, int]], pace: Pace
-) -> Iterator[Sample]:
+) -> Iterator[Sample | _LeftOut]:
     with executor.open(make) as pool:
         pace.together = pool.size
         for _, text in pool.map(todo):
@@ -189,14 +218,27 @@ def _run(
     todo: Sequence[tuple[PromptItem, int]],
     config: SiaConfig,
     tick: Callable[[], None],
-) -> Iterator[Sample]:
-    """Yields each text as it finishes; its seconds count from the one before, so only their sum means something."""
+) -> Iterator[Sample | _LeftOut]:
+    """Yields each text as it finishes; its seconds count from the one before, so only their sum means something. Last
+    come those whose prompts do not fit."""
     open_texts: dict[int, Sample] = {}
+    too_long: list[_LeftOut] = []
+
+    def leave_out(number: int, error: ContextFullError) -> None:
+        open_texts.pop(number, None)
+        item, sample = todo[number]
+        too_long.append(_LeftOut(item.id, sample, error))
 
     def jobs() -> Iterator[Job]:
         for number, (item, sample) in enumerate(todo):
+            try:
+                job = sia.job(text_of(plan.request, item, sample, config, arm.instruction), id=number)
+            except ContextFullError as error:
+                leave_out(number, error)
+                continue
             open_texts[number] = Sample(arm=arm.key, prompt_id=item.id, sample=sample, prompt=item.text)
-            yield sia.job(text_of(plan.request, item, sample, config, arm.instruction), id=number)
+            job.left_out = partial(leave_out, number)
+            yield job
 
     keep_entropies = arm.family == "off"
     since = time.perf_counter()
@@ -212,6 +254,7 @@ def _run(
             text.seconds = now - since
             since = now
             yield open_texts.pop(step.job)
+    yield from too_long
 
 
 def _run_and_read(
@@ -222,7 +265,7 @@ def _run_and_read(
     config: SiaConfig,
     tick: Callable[[], None],
     read: Callable[[Runner, Plan, Sample], None],
-) -> Iterator[Sample]:
+) -> Iterator[Sample | _LeftOut]:
     """As `_run`, each text read once more. Raises ConfigError, before any is written, where no value can be read."""
     if arm.by_value:
         from ..generation.best_of import check_criterion
@@ -230,9 +273,14 @@ def _run_and_read(
         check_criterion(sia.value, arm.best_of, "value", None)
     for at in range(0, len(todo), READ_BATCH):
         for text in list(_run(sia, plan, arm, todo[at : at + READ_BATCH], config, tick)):
-            started = time.perf_counter()
-            read(sia, plan, text)
-            text.seconds += time.perf_counter() - started
+            if isinstance(text, Sample):
+                started = time.perf_counter()
+                try:
+                    read(sia, plan, text)
+                except ContextFullError as error:
+                    text = _LeftOut(text.prompt_id, text.sample, error)
+                else:
+                    text.seconds += time.perf_counter() - started
             yield text
 
 

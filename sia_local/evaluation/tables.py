@@ -121,6 +121,11 @@ def picking(summary: Mapping[str, Any]) -> str:
     )
 
 
+def failures(summary: Mapping[str, Any]) -> list[str]:
+    """A sentence for each arm that failed, which is no row."""
+    return [f"The arm {key} failed: {why}" for key, why in summary["failed"].items()]
+
+
 def row_name(row: Row) -> str:
     """The arm of a summary's row, without its beta."""
     return f"{row['series']} ({row['strength']})" if row["strength"] else str(row["series"])
@@ -129,7 +134,7 @@ def row_name(row: Row) -> str:
 def tables(summary: Mapping[str, Any]) -> str:
     """All tables as Markdown, with what was found and how it was measured."""
     about = [summary.get(name) for name in ("machine", "date", "command")]
-    sentences: Sequence[str] = [*findings(summary), *remarks(summary), *summary["warnings"]]
+    sentences: Sequence[str] = [*findings(summary), *remarks(summary), *failures(summary), *summary["warnings"]]
     parts = [markdown(arm_cells(summary)), NOTE if summary["rows"] else ""]
     parts += [markdown(equal_kl_cells(summary)), markdown(equal_compute_cells(summary)), picking(summary)]
     parts.append("\n\n".join(sentences))
