@@ -69,8 +69,8 @@ def chat(**options: Any) -> None:
         notice(f"{base}, steered by {value}" if steered else f"{base}, unsteered")
         lacks = "the server has none" if options["url"] else "give one with -v value.gguf to steer"
         notice(commands.settings() if steered else f"no value model: {lacks}")
-        for said in notices(sia, config):
-            notice(said)
+        for sentence in notices(sia, config):
+            notice(sentence)
         if style.on:
             notice(_welcome(style, known_from(options), steered, config.gate))
         try:
