@@ -61,6 +61,16 @@ def taken(model: Model, grammar: str, text: str) -> str:
         ({"$defs": {'a"b': {"enum": ["x"]}}, "$ref": '#/$defs/a"b'}, '"x"', 3),
         (TWICE, '["x","y"]', 9),
         (TWICE, '["x","x"]', 6),
+        ({"type": ["array", "null"], "items": {"type": "boolean"}}, "[1]", 1),
+        ({"type": ["string", "null"], "enum": ["x", None]}, '"y"', 1),
+        (
+            {
+                "$defs": {"n": {"anyOf": [{"const": 1}, {"type": "array", "items": {"$ref": "#/$defs/n"}}]}},
+                "$ref": "#/$defs/n",
+            },
+            "[[1]]",
+            5,
+        ),
         ({"anyOf": [{"const": 1}, {"type": "array", "items": {"$ref": "#"}, "minItems": 1}]}, "[[1]]", 5),
         ({"type": "array", "items": {"anyOf": [{"const": 3}, {"$ref": "#/items/anyOf/0"}]}}, "[3]", 3),
     ],

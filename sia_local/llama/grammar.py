@@ -71,10 +71,15 @@ def gathered(schema: Mapping[str, Any], name: str) -> tuple[dict[str, Any], dict
                 known[ref] = f"{name}{len(known)}"
                 definitions[known[ref]] = walked(_pointed(schema, ref))
             out["$ref"] = f"#/$defs/{known[ref]}"
+        # Of a list of types the converter keeps nothing else that the schema says.
+        if not names and isinstance(kinds := node.get("type"), list) and not {"$ref", "anyOf", "oneOf"} & set(node):
+            del out["type"]
+            return out if {"const", "enum"} & set(node) else {"anyOf": [{**out, "type": kind} for kind in kinds]}
         return out
 
-    inner = {key: x for key, x in schema.items() if key not in ("$defs", "definitions")}
-    return walked(inner), definitions
+    inner = walked({key: x for key, x in schema.items() if key not in ("$defs", "definitions")})
+    # Beside a reference the converter does not look into the definitions.
+    return ({"anyOf": [inner]} if "$ref" in inner else inner), definitions
 
 
 _COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
