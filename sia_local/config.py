@@ -44,7 +44,7 @@ class SamplingConfig:
     """What shapes the base distribution before candidates are taken, and the temperature after steering.
 
     temperature 0 takes the best candidate. Penalties look at the last `penalty_last_n` tokens, the prompt's among
-    them. `grammar` is GBNF text. logit_bias: (token id, what is added to its logit), -inf for never.
+    them; -1: at all. `grammar` is GBNF text. logit_bias: (token id, what is added to its logit), -inf for never.
     """
 
     temperature: float = setting(1.0, "0 takes the likeliest token, above 1 is wilder.", option="--temp")
@@ -53,7 +53,7 @@ class SamplingConfig:
     repeat_penalty: float = setting(1.0, "Above 1: tokens that came are less likely.")
     frequency_penalty: float = setting(0.0, "Above 0: the same, with each time they came.")
     presence_penalty: float = setting(0.0, "Above 0: the same, however often they came.")
-    penalty_last_n: int = setting(64, "Tokens penalties look at.")
+    penalty_last_n: int = setting(64, "Tokens penalties look at, -1 for the whole context.")
     grammar: str | None = setting(
         None, "GBNF grammar the text must follow.", option="--grammar-file", file="a GBNF grammar"
     )
@@ -73,7 +73,10 @@ class SamplingConfig:
         for name in ("frequency_penalty", "presence_penalty"):
             penalty = getattr(self, name)
             _require(math.isfinite(penalty), f"{name} is {penalty}; expected a finite number (0 = off)")
-        _require(self.penalty_last_n >= 0, f"penalty_last_n is {self.penalty_last_n}; expected 0 or more")
+        _require(
+            self.penalty_last_n >= -1,
+            f"penalty_last_n is {self.penalty_last_n}; expected 0 or more, or -1 for the whole context",
+        )
         for token, bias in self.logit_bias:
             # llama.cpp adds it in 32 bits; an infinite logit would leave nothing to choose from.
             _require(
@@ -82,7 +85,7 @@ class SamplingConfig:
 
     @property
     def penalizes(self) -> bool:
-        return self.penalty_last_n > 0 and (
+        return self.penalty_last_n != 0 and (
             self.repeat_penalty != 1.0 or self.frequency_penalty != 0.0 or self.presence_penalty != 0.0
         )
 

@@ -51,6 +51,26 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
+def settings_json(data: Any) -> Any:
+    """Settings as JSON can hold them: infinities in words, which float() and JavaScript read."""
+    if isinstance(data, Mapping):
+        return {str(key): settings_json(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [settings_json(value) for value in data]
+    if isinstance(data, float) and math.isinf(data):
+        return "Infinity" if data > 0 else "-Infinity"
+    return data
+
+
+def settings_of(data: Any) -> Any:
+    """What settings_json() was given, sequences as lists."""
+    if isinstance(data, dict):
+        return {key: settings_of(value) for key, value in data.items()}
+    if isinstance(data, list):
+        return [settings_of(value) for value in data]
+    return float(data) if data in ("Infinity", "-Infinity") else data
+
+
 def finite(data: Any) -> Any:
     """What JSON can hold: figures that are not known (NaN, infinite) as None, in mappings and sequences too."""
     if isinstance(data, Mapping):

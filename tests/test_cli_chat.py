@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -141,3 +142,16 @@ def test_ctrl_c_in_a_chat_stops_the_answer_and_keeps_the_session(
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(b"/undo\n", timeout=30)
     assert process.returncode == 0 and b"[stopped]" in err and out.endswith(b"forgotten: hello\n")
+
+
+def test_use_takes_what_v_takes(
+    base_gguf: Path, value_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SIA_MODELS", str(tmp_path))
+    shutil.copy(base_gguf, tmp_path / "demo-base.gguf")
+    shutil.copy(value_gguf, tmp_path / "demo-value.gguf")
+    told = run("chat", "-m", "story", "-v", "none", *FEW, input="/use happy\n/use joy=happy:2\n/use nothing\n")
+    assert [line for line in told.stdout.splitlines() if line.startswith("steering by")] == [
+        "steering by: demo-value", "steering by: 2 joy",
+    ]  # fmt: skip
+    assert "Error: nothing: " in told.stderr

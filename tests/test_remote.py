@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -93,6 +94,15 @@ def test_a_steering_server_is_told_every_setting(make_gguf: Callable[..., Path],
         assert (request.seed, request.stop, request.max_tokens) == (4, ("zz",), 6)
     names = {f.name for f in fields(SiaConfig)} - {"sampling"}
     assert set(SiaFields.model_fields) == names | {"why"}
+
+
+def test_a_server_whose_settings_have_no_bound_is_understood(make_gguf: Callable[..., Path], value_gguf: Path) -> None:
+    endless = SiaConfig(threshold=math.inf, clip=(-math.inf, 0.5), kl_total=math.inf)
+    with running(make_gguf("base", ascii=True), value_gguf, slots=1, config=endless) as server:
+        out, err = talk("--url", server.url, "-n", "4", says="A dog.\n/stats\n")
+        assert server.asked[-1].config == endless and "Error" not in err and ", 0.0 % junctions" in out
+        server.chat(repeat_last_n=-1)
+        assert server.asked[-1].config.sampling.penalty_last_n == -1
 
 
 def test_any_openai_server_answers_unsteered(plain: str) -> None:

@@ -115,6 +115,8 @@ def test_a_name_brings_its_base_the_preferred_value_file_and_its_settings(folder
     put("models/smollm2-plain-q.gguf")
     assert model_paths(asked) == model_paths({}) == (base, [models / "smollm2-plain-q.gguf"])
     assert config_from(asked).beta == config_from({}).beta == config_from({"value": ("plain",)}).beta == 7.5
+    assert config_from({"value": (str(models / "smollm2-plain-q.gguf"),)}).beta == 7.5
+    assert config_from({"value": (str(models / "smollm2-plain.gguf"),)}).beta == 1.0
     for other in ({"preset": "paper"}, {"value": ("none",)}, {"value": ("plain:1",)}, {"nudge": "x"}, {"model": base}):
         assert config_from({**asked, **other}).beta == 1.0, other
     assert model_paths({"model": "story"}) == (models / "demo-base.gguf", [models / "demo-value.gguf"])

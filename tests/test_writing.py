@@ -65,9 +65,11 @@ def test_an_endless_window_of_penalties_costs_no_memory(base_gguf: Path) -> None
     with SIA.load(base_gguf, setup=EXACT) as sia:
         texts = [
             "".join(step.text for step in sia.generate("hello", SiaConfig(sampling=sampling), max_tokens=9, seed=1))
-            for sampling in (window, replace(window, penalty_last_n=200))
+            for sampling in (window, *(replace(window, penalty_last_n=n) for n in (200, -1, 0)))
         ]
-    assert texts[0] == texts[1]
+    assert texts[0] == texts[1] == texts[2] != texts[3]
+    with pytest.raises(ConfigError, match="penalty_last_n is -2; expected 0 or more, or -1 for the whole context"):
+        SamplingConfig(penalty_last_n=-2)
 
 
 @pytest.mark.parametrize("slots", [1, 2])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +25,7 @@ HELP = """\
 /steer WORDS|off    steer by an instruction, such as in very simple words; off: as before
 /learn [N]          make a steering file of it, behind the chat, from N texts; again: how far it is
 /learn keep|stop    let it go on when the chat is over; end it, what it has is kept
-/use [FILE]         steer by what was learned, at no cost a token, or by another value file
+/use [NAME|FILE]    steer by what was learned, at no cost a token, or by another value file
 /threshold X        steer where the base's entropy is X nats or more
 /rate X             steer this share of the tokens, such as 0.2
 /why [N]            where steering acted; N: every candidate of junction N
@@ -55,8 +56,8 @@ class Reply:
 
 class Commands:
     """Bound to a session. `text` names tokens; `about` are facts for reports (model and value file); `width` is how
-    many characters a line may have now, None for any number; `loading` are options of `learn` that load the same base.
-    Close it, or what /learn began may stay."""
+    many characters a line may have now, None for any number; `loading` are options of `learn` that load the same base;
+    `find` gives the value file that /use means. Close it, or what /learn began may stay."""
 
     def __init__(
         self,
@@ -65,12 +66,14 @@ class Commands:
         about: dict[str, Any] | None = None,
         width: Callable[[], int | None] = lambda: None,
         loading: Sequence[str] = (),
+        find: Callable[[str], str | os.PathLike[str]] = at_home,
     ):
         self.session = session
         self.text = text
         self.about = about or {}
         self.width = width
         self.loading = loading
+        self.find = find
         self.learner: Learner | None = None
 
     def run(self, line: str) -> Reply:
@@ -163,7 +166,7 @@ class Commands:
     def _use(self, rest: str) -> Reply:
         learner = self.learner
         if rest:
-            self.session.use(_path(rest, "/use", "value.gguf"))
+            self.session.use(self.find(rest))
         elif learner is None or not learner.learned:
             raise ConfigError("/use takes a value file, or what /learn has learned; nothing is learned yet")
         else:

@@ -18,7 +18,7 @@ import numpy as np
 from ..config import SamplingConfig, SiaConfig
 from ..endpoint import open_url
 from ..errors import ConfigError, ContextFullError, SiaError
-from ..files import parse_json
+from ..files import parse_json, settings_of
 from ..generation.writing import Generation
 from ..reasoning import ANSWER, REASONING
 from ..records import Candidates, Messages, Prompt, Request, Stats, Step
@@ -90,7 +90,7 @@ class Remote:
             sampling = SamplingConfig(**{name: usual["params"][name] for name in numbers if name in usual["params"]})
             self.config = SiaConfig(gate="off", sampling=sampling)
             if sia["value"] is not None:
-                own = {name: value for name, value in sia["config"].items() if name in _STEERING}
+                own = {name: value for name, value in settings_of(sia["config"]).items() if name in _STEERING}
                 clip = own.pop("clip", None)
                 self.config = SiaConfig(**own, clip=tuple(clip) if clip else None, sampling=sampling)
                 self.value = RemoteValue(sia["value"])

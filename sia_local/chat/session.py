@@ -184,7 +184,7 @@ class Session:
         self.words = sentence
         self._as_words_do()
 
-    def use(self, value: Path, learned: str | None = None) -> None:
+    def use(self, value: Specs, learned: str | None = None) -> None:
         """From now on a value file steers, as strongly as the one before did. learned: the instruction that it was
         learned from, whose settings stay, or become those of steer_by(). Raises as steer_by() and SIA.use do."""
         live, meant, source = self.words, self.config, self.sia.value

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from functools import partial
+from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..config import ChatSettings, SamplingConfig, Setup, SiaConfig
 from ..errors import ConfigError, IncompatibleError, SiaError
+from ..files import at_home
 from ..records import Request
 from .from_dataclass import given, option_name, options_for
 from .options import model_options, preset_options
-from .resolve import GUIDES, config_from, drawn_seed, known_from, request_from
+from .resolve import GUIDES, config_from, drawn_seed, known_from, request_from, value_file
 from .ways import notices, way_options, writer_from
 
 if TYPE_CHECKING:
@@ -46,7 +48,7 @@ def chat(**options: Any) -> None:
     """
     sia, request = _writer(options)
     config = request.config
-    from ..chat.commands import Commands
+    from ..chat.commands import COMMANDS, Commands
     from ..chat.session import Session
     from ..views.trace import token_text
     from .terminal import Style, notice, writer
@@ -63,7 +65,7 @@ def chat(**options: Any) -> None:
         style = Style.of_terminal()
         about = {"model": base, "value": value}
         width = _columns if style.on else lambda: None
-        commands = Commands(session, token_text(sia.model), about, width, _as_learn_loads(options))
+        commands = Commands(session, token_text(sia.model), about, width, _as_learn_loads(options), _finder(options))
         if options["saved"]:
             session.load(options["saved"], _own(options))
         notice(f"{base}, steered by {value}" if steered else f"{base}, unsteered")
@@ -74,7 +76,8 @@ def chat(**options: Any) -> None:
         if style.on:
             notice(_welcome(style, known_from(options), steered, config.gate))
         try:
-            _talk(session, commands, Terminal(session, writer(), style, options["show_reasoning"]))
+            terminal = Terminal(session, writer(), style, options["show_reasoning"])
+            _talk(session, commands, terminal, [*COMMANDS, *_uses(options)])
         finally:
             if said := commands.close():
                 notice(said)
@@ -97,6 +100,18 @@ def _as_learn_loads(options: dict[str, Any]) -> list[str]:
         for value in (given,) if isinstance(given, str) else given:
             words += [f"--{name.replace('_', '-')}", value]
     return words
+
+
+def _finder(options: Mapping[str, Any]) -> Callable[[str], str | PathLike[str]]:
+    """What /use takes is what -v takes."""
+    model = known_from(options) if not options["url"] else None
+    return lambda text: value_file(at_home(text), model)
+
+
+def _uses(options: Mapping[str, Any]) -> list[str]:
+    """/use with each value file of the model's own that is there."""
+    model = known_from(options) if not options["url"] else None
+    return [f"/use {value.name}" for value in model.values if value.path.is_file()] if model is not None else []
 
 
 def _writer(options: dict[str, Any]) -> tuple[Writer, Request]:
@@ -213,12 +228,11 @@ class Terminal:
         return ""
 
 
-def _talk(session: Session, commands: Commands, terminal: Terminal) -> None:
-    from ..chat.commands import COMMANDS
+def _talk(session: Session, commands: Commands, terminal: Terminal, completed: Sequence[str]) -> None:
     from .entry import entries
     from .terminal import notice, visible
 
-    for entry in entries(COMMANDS):
+    for entry in entries(completed):
         try:
             if not entry.command:
                 terminal.answer(session.ask(entry.text))

@@ -30,7 +30,7 @@ class Entry:
 
 
 def entries(commands: Sequence[str]) -> Iterator[Entry]:
-    """What is entered until the end of input; commands: their names with `/`, completed by Tab. Ctrl-C discards a
+    """What is entered until the end of input; commands: what begins with `/` and is completed by Tab. Ctrl-C discards a
     half-typed message. What is pasted is one message, however many lines it has."""
     read = _typed(commands) if sys.stdin.isatty() else _piped
     if hasattr(sys.stdin, "reconfigure"):

@@ -86,8 +86,15 @@ def shipped_profile(options: Mapping[str, Any]) -> str | None:
     if model is None or any(options.get(name) for name in ("guide_plus", "nudge", "preset", "paper")):
         return None
     named = options.get("value") or (None,)
-    value = model.value(named[0]) if len(named) == 1 else None
+    value = _known_value(named[0], model) if len(named) == 1 else None
     return str(value.profile) if value is not None and value.profile.is_file() else None
+
+
+def _known_value(given: str | os.PathLike[str] | None, model: KnownModel) -> KnownValue | None:
+    """A value file of the model's own by its name, or by its path."""
+    if given is None or not (path := Path(given)).is_file():
+        return model.value(None if given is None else os.fspath(given))
+    return next((value for value in model.values if value.path.is_file() and value.path.samefile(path)), None)
 
 
 def profile_fields(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -120,7 +127,7 @@ def model_paths(options: Mapping[str, Any]) -> tuple[Path, list[Any]]:
     """
     model = known_from(options)
     base = model.base() if model is not None else _base_file(options["model"])
-    values: list[Any] = [_value_file(value, model) for value in options.get("value") or () if value != "none"]
+    values: list[Any] = [value_file(value, model) for value in options.get("value") or () if value != "none"]
     values += _guides(options)
     if model is not None and not values and not options.get("value") and (own := model.value()) is not None:
         values = [own.path]
@@ -149,7 +156,7 @@ def _own_value(model: KnownModel, name: str) -> KnownValue:
     return own
 
 
-def _value_file(given: str | os.PathLike[str], model: KnownModel | None) -> str | os.PathLike[str]:
+def value_file(given: str | os.PathLike[str], model: KnownModel | None) -> str | os.PathLike[str]:
     """`[NAME=]FILE[:WEIGHT]` with the file found, where it is a name of the model's own or lies on a hub."""
     text = os.fspath(given)
     if Path(text).is_file():

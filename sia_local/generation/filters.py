@@ -37,10 +37,16 @@ class LogitFilter:
     """The filters of one sequence; accept() keeps penalties and grammar in step with the text.
 
     part: what the next token belongs to, of a text whose prompt has opened its reasoning; a grammar is the answer's.
+    longest: tokens that a text may have, its prompt's among them.
     """
 
     def __init__(
-        self, model: Model, config: SamplingConfig, prompt: list[int], part: Callable[[], str] = lambda: ANSWER
+        self,
+        model: Model,
+        config: SamplingConfig,
+        prompt: list[int],
+        part: Callable[[], str] = lambda: ANSWER,
+        longest: int = _LONGEST_WINDOW,
     ):
         self._part, self._holds = part, True
         self._biases: SamplerChain | None = None
@@ -49,7 +55,8 @@ class LogitFilter:
         self._grammar: SamplerChain | None = None
         if config.logit_bias:
             self._biases = SamplerChain([samplers.logit_bias(model, config.logit_bias)])
-        window = min(config.penalty_last_n, _LONGEST_WINDOW)
+        longest = min(longest, _LONGEST_WINDOW)
+        window = longest if config.penalty_last_n < 0 else min(config.penalty_last_n, longest)
         if config.penalizes:
             sampler = samplers.penalties(
                 model,

@@ -184,7 +184,8 @@ class SIA:
         sampling = request.config.sampling
         sink = TextStream(self._pieces(request), request.stop, self._stop_tokens(request.stop), split)
         # Else the model may still choose not to reason, and a grammar holds from the first token.
-        opened = {"part": lambda: sink.part} if sink.part == REASONING else {}
+        opened: dict[str, Any] = {"part": lambda: sink.part} if sink.part == REASONING else {}
+        opened["longest"] = self.n_ctx
         return Job(
             request=request,
             prompt=made,

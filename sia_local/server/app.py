@@ -20,7 +20,7 @@ from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
 from .. import __version__
 from ..errors import SiaError
-from ..files import finite
+from ..files import settings_json
 from ..generation.sia import SIA
 from ..llama.chat import render_chat
 from ..llama.model import Model
@@ -198,7 +198,7 @@ class Server:
                     "value": value.name if value is not None else None,
                     "spread": value.spread if value is not None else None,
                     "max_candidates": value.max_candidates if value is not None else None,
-                    "config": finite({k: v for k, v in config_dict(config).items() if k != "sampling"}),
+                    "config": settings_json({k: v for k, v in config_dict(config).items() if k != "sampling"}),
                     "beta_in_spreads": _in_spreads(sia, config.beta, config.beta_unit),
                 },
             }
