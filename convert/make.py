@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from sia_local.errors import SiaError
-from sia_local.files import alone
+from sia_local.files import alone, discard
 from sia_local.progress import duration
 from sia_local.ray_workers import RayConfig, executor_for
 from sia_local.shipped import PROFILE_SUFFIX
@@ -187,7 +186,7 @@ class Chain:
         def convert() -> None:
             from .formats.gguf_to_hf import gguf_to_hf
 
-            shutil.rmtree(folder, ignore_errors=True)  # of another file: the step runs only when its input changed
+            discard(folder)  # of another file: the step runs only when its input changed
             gguf_to_hf(source, folder)
 
         return [Step("backbone from GGUF", convert, None, (source,), (folder / "config.json",))]
@@ -335,4 +334,4 @@ class Chain:
         if plan.rollouts.raw:
             settings["raw"] = True
         inputs = (value, self.base, prompts, *(plan.reward_files if section.weigh else ()))
-        return [Step("calibrate", run, settings, inputs, (out,))]
+        return [Step("calibrate", run, settings, inputs, (out,), beside=value)]

@@ -22,7 +22,8 @@ class Step:
     """One link of the chain. `settings` and the content of `inputs`, files or model folders, decide whether it
     must run again. `resumes` are left in place for a run of the same key, or of one that differs in settings named in
     `amount` alone, none of which is less (None is the most); removed otherwise. `estimate`: seconds it will take, where
-    its settings say so."""
+    its settings say so. `beside`: the file that its outputs are read with; they go before another is written in its
+    place."""
 
     name: str
     run: Callable[[], object]
@@ -32,6 +33,7 @@ class Step:
     resumes: tuple[Path, ...] = ()
     estimate: float | None = None
     amount: tuple[str, ...] = ()
+    beside: Path | None = None
 
 
 @dataclass
@@ -122,6 +124,8 @@ def run_steps(steps: Sequence[Step], state: State, echo: Callable[[str], None] =
         state.steps[step.name] = entry
         state.save()
         echo(f"{step.name} …" if not spent else f"{step.name} … continues after {duration(spent)}")
+        for path in [path for other in steps if other.beside in step.outputs for path in other.outputs]:
+            path.unlink(missing_ok=True)
         started = time.monotonic()
         try:
             step.run()

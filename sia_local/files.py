@@ -278,6 +278,33 @@ def scratch(path: str | os.PathLike[str]) -> Iterator[Path]:
         shutil.rmtree(made, ignore_errors=True)
 
 
+@contextmanager
+def together(folder: str | os.PathLike[str], mark: str) -> Iterator[Path]:
+    """A temporary folder whose files are moved into `folder` when the block ends without an error; others stay there.
+
+    mark: one of them, without which `folder` is nothing to any reader. It goes first and comes last, so that a kill
+    leaves the older files, the new ones, or no mark. Raises ModelFileError when the disk is full.
+    """
+    target = Path(folder)
+    with scratch(target / mark) as room:  # inside, for `folder` may be a file system of its own
+        yield room
+        made = sorted((path for path in room.rglob("*") if path.is_file()), key=lambda path: path == room / mark)
+        for path in made:
+            _to_disk(path)
+        (target / mark).unlink(missing_ok=True)
+        _to_disk(target)
+        for path in made:
+            place = target / path.relative_to(room)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            put(path, place)
+
+
+def discard(folder: str | os.PathLike[str]) -> None:
+    """Removes a folder, where there is one: a kill leaves it whole or not at all."""
+    with scratch(folder) as room, suppress(FileNotFoundError):
+        os.replace(folder, room / "old")
+
+
 def _if_full(error: BaseException, target: Path) -> None:
     if isinstance(error, OSError) and error.errno in FULL:
         raise ModelFileError(

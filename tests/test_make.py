@@ -26,6 +26,7 @@ pytest.importorskip("transformers")
 
 from chains import preview, run, write_plan
 from click.testing import CliRunner
+from cuts import Interrupted
 from sia_convert.cli import main
 from sia_convert.data.trajectories import read_trajectories
 from sia_convert.formats.checkpoint import ValueCheckpoint
@@ -305,3 +306,30 @@ def test_a_dry_run_sees_that_a_model_folder_will_be_another(tmp_path: Path) -> N
     assert all(": done, in " in line for line in tell(steps, state))
     anew = tell([dataclasses.replace(first, settings=2), *rest], state)
     assert [line.split(",")[0] for line in anew[:3]] == ["pretrain: to do", "base: to do", "texts: to do"]
+
+
+def test_a_new_value_file_never_lies_beside_the_profile_of_an_older_one(tmp_path: Path) -> None:
+    value, profile = tmp_path / "q.gguf", tmp_path / "q.profile.toml"
+
+    def calibrate() -> None:
+        profile.write_text(value.read_text())
+
+    def stopped() -> None:
+        value.write_text("new")
+        raise Interrupted
+
+    state = State(tmp_path / "make.json")
+    distil = Step("distill", lambda: value.write_text("older"), 1, (), (value,))
+    chain = [distil, Step("calibrate", calibrate, None, (value,), (profile,), beside=value)]
+    run_steps(chain, state, lambda _: None)
+    assert profile.read_text() == "older"
+    with pytest.raises(Interrupted):
+        run_steps([dataclasses.replace(distil, run=stopped, settings=2), *chain[1:]], state, lambda _: None)
+    assert value.read_text() == "new" and not profile.exists()
+
+
+def test_a_chain_says_which_file_its_profile_belongs_to(plan: Path) -> None:
+    change = plan.with_name("change.toml")
+    change.write_text("[calibrate]\nweigh = false\n")
+    chain = Chain(read_plan(plan, change))
+    assert [step.beside for step in chain.steps() if step.name == "calibrate"] == [chain.files.value.last]

@@ -20,9 +20,11 @@ pytest.importorskip("transformers")
 import tiny
 import torch
 import transformers
+from cuts import at_every_move
 from sia_convert.cli import main
 from sia_convert.formats.checkpoint import ValueCheckpoint
 from sia_convert.formats.export import export_base
+from sia_convert.formats.official import import_official
 from sia_convert.formats.tensors import TensorFolder, read_json
 from tiny import prove
 
@@ -173,3 +175,22 @@ def test_a_lora_of_another_backbone_is_refused(make_hf: Callable[..., Path], tmp
     result = CliRunner().invoke(main, words)
     assert result.exit_code == 2 and "is this the backbone it was trained on?" in result.output
     assert not (tmp_path / "value").exists()
+
+
+def test_an_interrupted_import_is_no_model_or_the_one_before(
+    make_hf: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over an older import there had been the new LoRA under the older head."""
+    folder, out = official(tmp_path / "official", make_hf(), "causal_lm"), tmp_path / "value"
+    older = tiny.tiny_checkpoint(tmp_path / "older", make_hf())
+
+    def begin() -> None:
+        shutil.rmtree(out, ignore_errors=True)
+        shutil.copytree(older.folder, out)
+
+    def read() -> str | None:
+        return ValueCheckpoint.open(out).fingerprint() if (out / "value.json").exists() else None
+
+    found = at_every_move(monkeypatch, begin, lambda: import_official(folder, out), read)
+    new = import_official(folder, tmp_path / "new").fingerprint()
+    assert found[-1] == new and set(found[:-1]) == {None, older.fingerprint()}

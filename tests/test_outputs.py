@@ -5,19 +5,21 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from cuts import Interrupted, at_every_move
 from sia_convert.data.outputs import Appender
 from sia_convert.data.score import score_files
 from sia_convert.data.trajectories import Shard, Trajectory, read_trajectories
 
 from sia_local.errors import ConfigError, DataError
 from sia_local.evaluation.samples import SampleFile
-from sia_local.files import alone, aside, atomic_write, scratch, sweep
+from sia_local.files import alone, aside, atomic_write, discard, scratch, sweep, together
 from sia_local.learning.junctions import JunctionWriter
 
 TEXT = Trajectory("0-0", 0, "the king", "the king", [3], "good", reward=1.0)
@@ -195,3 +197,46 @@ def test_the_next_run_removes_what_killed_ones_left(tmp_path: Path) -> None:
             sweep(target)  # running writers keep their own
             assert held.exists() and room.exists()
     assert sorted(os.listdir(tmp_path)) == [".other.gguf.abc.tmp", "model[1].gguf"]
+
+
+def test_files_that_belong_together_are_the_older_ones_or_the_new_ones_or_lack_their_mark(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, names = tmp_path / "out", ("a", "mark", "part/b", "z")
+
+    def write(text: str) -> None:
+        with together(out, "mark") as room:
+            (room / "part").mkdir()
+            for name in names:
+                (room / name).write_text(text)
+
+    def read() -> str | None:
+        assert (out / "other").read_text() == "stays" and len(list(out.rglob("*"))) == 6 - (not (out / "mark").exists())
+        return "".join((out / name).read_text() for name in names) if (out / "mark").exists() else None
+
+    def begin() -> None:
+        write("o")
+        (out / "other").write_text("stays")
+
+    assert at_every_move(monkeypatch, begin, lambda: write("n"), read) == [None] * 4 + ["nnnn"]
+    with pytest.raises(Interrupted), together(out, "mark") as room:
+        (room / "mark").write_text("half")
+        raise Interrupted
+    assert read() == "nnnn"
+
+
+def test_a_folder_is_removed_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "a").touch()
+
+    def stopped(*_: object, **__: object) -> None:
+        raise Interrupted
+
+    with monkeypatch.context() as within:
+        within.setattr(shutil, "rmtree", stopped)
+        with pytest.raises(Interrupted):
+            discard(folder)
+    assert not folder.exists()
+    discard(folder)
+    assert not list(tmp_path.iterdir())

@@ -14,6 +14,7 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 import torch
+from cuts import Interrupted
 from safetensors.torch import load_file, save_file
 from sia_convert.cli import main
 from sia_convert.data.hf_reward import chat, load_hf, render, token_rows
@@ -21,9 +22,9 @@ from sia_convert.data.preferences import Pair, read_pairs
 from sia_convert.train.model import load_backbone
 from sia_convert.train.preference import fit, last_states, loss, split, train_reward_model
 from tokenizers import processors
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
 
-from sia_local.errors import DataError, IncompatibleError
+from sia_local.errors import ConfigError, DataError, IncompatibleError
 from sia_local.rewards.load import load_reward
 
 
@@ -180,3 +181,26 @@ def test_a_dialogue_begins_with_its_first_token_once_whoever_writes_it(
     (row,) = token_rows(tokenizer, [render(tokenizer, dialogue)], 99, "test")
     assert row == tokenizer.apply_chat_template(dialogue, tokenize=True, return_dict=False)
     assert row[0] == tokenizer.bos_token_id != row[1]
+
+
+def test_an_interrupted_reward_model_is_none_or_the_one_before(
+    make_hf: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its weights had been there without its tokenizer, or beside that of another."""
+    pairs = [Pair((("user", f"cat {i}"),), "good", "bad") for i in range(20)]
+
+    def content(folder: Path) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def stopped(*_: object, **__: object) -> None:
+        raise Interrupted
+
+    train_reward_model(make_hf(), pairs, tmp_path / "before")
+    before = content(tmp_path / "before")
+    monkeypatch.setattr(PreTrainedTokenizerBase, "save_pretrained", stopped)
+    for name in ("before", "new"):
+        with pytest.raises(Interrupted):
+            train_reward_model(make_hf("qwen2", seed=9), pairs, tmp_path / name)
+    assert content(tmp_path / "before") == before and not content(tmp_path / "new")
+    with pytest.raises(ConfigError):
+        load_hf(str(tmp_path / "new"))

@@ -19,10 +19,11 @@ from sia_local.errors import ConfigError, DataError
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+from cuts import Interrupted
 from sia_convert.demo.corpus import Sources, Story, document, epoch, load_sources, mood_of, with_article
 from sia_convert.demo.pretrain import Progress, learning_rate, pack, pretrain, train_tokenizer
 from sia_convert.demo.prompts import make_prompts
-from sia_convert.demo.recipe import PretrainConfig
+from sia_convert.demo.recipe import PretrainConfig, begin
 from sia_convert.demo.textclean import clean_fable, cut, recase
 from sia_convert.registry import Maker
 
@@ -221,6 +222,27 @@ def test_a_run_of_other_settings_or_data_is_not_taken_up(data: Path, tmp_path: P
     (tmp_path / "one/run.json").unlink()
     with pytest.raises(ConfigError, match=r"\(of another version\): give the same ones, name another --work"):
         pretrain(config("one", seed=7))
+
+
+def test_a_tokenizer_of_other_settings_is_removed_whole_or_not_at_all(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The settings of the run before stay until the end: half its tokenizer would be taken up by a run of those."""
+    config = PretrainConfig(**{**TINY, "data": data, "work": tmp_path})
+    begin(config, anew=False)
+    (tmp_path / "tokenizer").mkdir()
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "tokenizer" / name).touch()
+
+    def stopped(folder: Path, **_: object) -> None:
+        next(path for path in Path(folder).rglob("*") if path.is_file()).unlink()
+        raise Interrupted
+
+    monkeypatch.setattr(shutil, "rmtree", stopped)
+    with pytest.raises(Interrupted):
+        begin(replace(config, seed=config.seed + 1), anew=True)
+    assert not (tmp_path / "tokenizer").exists()
+    begin(config, anew=False)
 
 
 def test_prompts_are_distinct_and_disjoint() -> None:

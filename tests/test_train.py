@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,12 +20,16 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 import tiny
+import torch
+from cuts import Interrupted, at_every_move
 from sia_convert.cli import main
+from sia_convert.data.examples import Example
 from sia_convert.formats.checkpoint import ValueCheckpoint
 from sia_convert.train import run_folder
 from sia_convert.train.config import LoraSettings, Place, TrainConfig
 from sia_convert.train.loop import Trainer, _line, train
 from sia_convert.train.run_folder import RunFolder
+from sia_convert.train.shared import SharedModel
 from training import two_epochs
 
 
@@ -56,8 +60,55 @@ def test_a_run_goes_on_elsewhere_and_under_other_names(
     assert "continuing" not in capsys.readouterr().out and anew["loss_curve"] == report["loss_curve"]
 
 
-class Interrupted(KeyboardInterrupt):
-    pass
+def test_the_best_epoch_replaces_the_one_before_whole_or_leaves_none(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between LoRA and head there had been a mix of two epochs."""
+    run, out, older = Trainer(config), Path(config.out), tmp_path / "older"
+
+    def save() -> None:
+        run.folder.save_model(run.split, 7, run.reader.template, run.stop_token)
+
+    save()
+    shutil.move(out, older)
+    with torch.no_grad():
+        for weight in run.model.trainable().values():
+            weight.add_(1.0)
+
+    def begin() -> None:
+        shutil.rmtree(out, ignore_errors=True)
+        shutil.copytree(older, out)
+
+    def read() -> str | None:
+        return ValueCheckpoint.open(out).fingerprint() if (out / "value.json").exists() else None
+
+    found = at_every_move(monkeypatch, begin, save, read)
+    assert set(found[:-1]) == {None, ValueCheckpoint.open(older).fingerprint()}
+    assert found[-1] not in found[:-1]
+
+
+def test_held_out_branches_are_read_with_as_few_texts_as_in_training(
+    config: TrainConfig, scored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    branch = {"logits": [0.0] * 2, "means": [0.5, -0.25], "stds": [0.0] * 2, "counts": [2] * 2}
+    lines = [json.loads(line) for line in scored.read_text().splitlines()]
+    for n, entry in enumerate(lines):
+        entry["branches"] = [branch | {"at": at, "ids": [20 + n, 61 + n]} for at in (0, 3)]
+    tried = tmp_path / "branched.jsonl"
+    tried.write_text("".join(json.dumps(entry) + "\n" for entry in lines))
+    config = replace(config, data=(str(tried),), loss="branched", held_out=0.9)
+    read, values = [], SharedModel.values
+
+    def counted(self: SharedModel, part: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor]:
+        read.append(len(part))
+        return values(self, part)
+
+    monkeypatch.setattr(SharedModel, "values", counted)
+    few, whole = Trainer(config), Trainer(replace(config, batch=32))
+    texts = len(few.split.held_out)
+    figures = few.evaluate()
+    assert len(read) > 1 and max(read) == 4 * 5 and sum(read) == texts * 5
+    assert whole.evaluate() == pytest.approx(figures, rel=1e-5, abs=1e-6) and read[-1] == texts * 5
 
 
 @pytest.mark.parametrize("placement", ["separate", "head"])

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sia_local.config import setting
 from sia_local.errors import ConfigError
-from sia_local.files import atomic_write, parse_json, sha256_of
+from sia_local.files import atomic_write, discard, parse_json, sha256_of
 
 from ..settings import decisive
 from .corpus import COLLECTIONS, check_sources
@@ -106,7 +105,7 @@ def begin(config: PretrainConfig, anew: bool) -> None:
             )
         for path in files:
             path.unlink(missing_ok=True)
-        shutil.rmtree(tokenizer, ignore_errors=True)
+        discard(tokenizer)
     # Last: a kill leaves the older run's beside nothing of it, not this one's beside that.
     with atomic_write(run) as handle:
         json.dump(wanted, handle, indent=1)

@@ -23,6 +23,7 @@ from .lora import Lora
 from .tensors import TensorFolder, read_json
 
 FORMAT = "sia-value-1"
+META_FILE = "value.json"  # the mark of a whole folder
 SPREAD_FILE = "spread.json"
 # What `messages` looks like to a model without a chat template: the user's text and nothing else.
 RAW_TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
@@ -112,11 +113,11 @@ class ValueCheckpoint:
     @classmethod
     def open(cls, folder: str | os.PathLike[str], backbone: str | os.PathLike[str] | None = None) -> ValueCheckpoint:
         root = Path(folder)
-        if not (root / "value.json").is_file():
+        if not (root / META_FILE).is_file():
             official = (root / "model_config.json").is_file()
             hint = "read the paper's layout with `sia-convert import-official`" if official else "train one first"
             raise ModelFileError(f"no value model at {root}: expected a folder with value.json; {hint}")
-        raw = read_json(root / "value.json")
+        raw = read_json(root / META_FILE)
         if raw.get("format") != FORMAT:
             raise IncompatibleError(f"{root}/value.json has format {raw.get('format')!r}, expected {FORMAT!r}")
         known = {f.name for f in dataclasses.fields(ValueMeta)}
@@ -145,7 +146,7 @@ class ValueCheckpoint:
             tensors |= {"hidden.weight": self.head.hidden_weight, "hidden.bias": self.head.hidden_bias}
         with atomic_write(self.folder / "head.safetensors", "wb") as handle:
             handle.write(save({name: np.ascontiguousarray(t, np.float32) for name, t in tensors.items()}))
-        with atomic_write(self.folder / "value.json") as handle:
+        with atomic_write(self.folder / META_FILE) as handle:
             json.dump(dataclasses.asdict(self.meta), handle, indent=1, ensure_ascii=False)
 
     def fingerprint(self) -> str:

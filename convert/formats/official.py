@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from sia_local.errors import IncompatibleError, ModelFileError
-from sia_local.files import atomic_write
+from sia_local.files import atomic_write, together
 
 from ..provenance import provenance
-from .checkpoint import RAW_TEMPLATE, Head, ValueCheckpoint, ValueMeta
+from .checkpoint import META_FILE, RAW_TEMPLATE, Head, ValueCheckpoint, ValueMeta
 from .hf import Backbone, load_tokenizer
 from .lora import Lora
 from .tensors import TensorFolder, load_torch_file, read_json
@@ -32,7 +32,7 @@ def import_official(
     Raises ModelFileError for a missing or pickled part, IncompatibleError when head, LoRA, configuration and
     backbone do not fit together. The official code trains on raw rewards, so mean 0 and std 1 are stored.
     """
-    root, target = Path(folder), Path(out)
+    root = Path(folder)
     if not (root / "model_config.json").is_file():
         raise ModelFileError(f"no model_config.json in {root}: {EXPECTED}")
     config = read_json(root / "model_config.json")
@@ -68,11 +68,10 @@ def import_official(
         prompt_template=_template(Path(place)),
         made_by={**provenance(), "official": {key: config.get(key) for key in ("step", "model_type")}},
     )
-    target.mkdir(parents=True, exist_ok=True)
-    _copy_lora(root / "lora_weights", target / "lora_weights")
-    checkpoint = ValueCheckpoint(target, meta, head)
-    checkpoint.save()
-    return checkpoint
+    with together(out, META_FILE) as room:
+        _copy_lora(root / "lora_weights", room / "lora_weights")
+        ValueCheckpoint(room, meta, head).save()
+    return ValueCheckpoint(Path(out), meta, head)
 
 
 def read_head(path: Path) -> Head:

@@ -30,7 +30,7 @@ def train(config: TrainConfig, resume: bool = True, anew: bool = False) -> dict[
     """Runs to the end of training and returns the report also written to `training.json`.
 
     With `resume` an interrupted run of the same configuration and data continues exactly where its last state
-    was saved; another one is refused or, with `anew`, replaced. The folder always holds the best model so far. Errors:
+    was saved; another one is refused or, with `anew`, replaced. The folder holds the best model so far, whole. Errors:
     ConfigError, DataError, NumericError.
     """
     return Trainer(config).run(resume, anew)
@@ -186,7 +186,9 @@ class Trainer:
         rows: list[list[float]] = []  # index, loss, squared error a token, mean V, last V
         examples = self.split.held_out
         self.shared.keep(examples, "held-out")
-        packed = batches(examples, max(self.config.batch, 32), None)
+        # Where branches come along, all of each text's, no more texts than training takes.
+        size = self.config.batch if self.config.loss == "branched" else max(self.config.batch, 32)
+        packed = batches(examples, size, None)
         # Every rank makes as many passes, for what is wrapped may wait for the others; what is read twice counts once.
         for at in range(rank, -(-len(packed) // world) * world, world):
             batch = packed[at % len(packed)]

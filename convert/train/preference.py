@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from sia_local.errors import ConfigError, DataError
+from sia_local.files import together
 from sia_local.progress import Progress
 
 from ..data.hf_reward import longest, render, token_rows
@@ -65,9 +65,9 @@ def train_reward_model(
     weight = fit(rows[which > 0], ridge)
     with torch.no_grad():
         model.score.weight.copy_(torch.from_numpy((weight / scale).astype(np.float32))[None])
-    Path(out).mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
+    with together(out, "config.json") as made:
+        model.save_pretrained(made)
+        tokenizer.save_pretrained(made)
     longer = np.array([len(pair.chosen) > len(pair.rejected) for pair in pairs])[which == 0]
     return {
         "pairs": float((which > 0).sum()),

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 from sia_local.errors import ConfigError, ModelFileError
-from sia_local.files import atomic_write, finite, sweep
+from sia_local.files import atomic_write, finite, sweep, together
 from sia_local.progress import duration
 
 from ..data.examples import Split
-from ..formats.checkpoint import ValueCheckpoint, ValueMeta
+from ..formats.checkpoint import META_FILE, ValueCheckpoint, ValueMeta
 from ..formats.tensors import load_torch_file
 from ..provenance import provenance
 from .config import MOVING, Place, TrainConfig
@@ -25,7 +25,7 @@ from .shared import SharedModel
 
 # What a killed run may have been writing.
 WRITTEN = (
-    "state.pt", "value.json", "head.safetensors", "training.json", "tuned.safetensors",
+    "state.pt", META_FILE, "head.safetensors", "training.json", "tuned.safetensors",
     "lora_weights/adapter_model.safetensors", "lora_weights/adapter_config.json",
 )  # fmt: skip
 
@@ -66,7 +66,6 @@ class RunFolder:
         c, weights = self.config, self.shared.weights()
         if not self.main:
             return
-        save_changes(self.shared.model, weights, self.path, c.tuning)
         meta = ValueMeta(
             backbone=str(Path(c.backbone).resolve()),
             placement=c.placement,
@@ -82,7 +81,9 @@ class RunFolder:
             stop_token=stop_token,
             made_by=provenance(),
         )
-        ValueCheckpoint(self.path, meta, self.shared.model.head.to_head()).save()
+        with together(self.path, META_FILE) as room:
+            save_changes(self.shared.model, weights, room, c.tuning)
+            ValueCheckpoint(room, meta, self.shared.model.head.to_head()).save()
 
     def save_state(self, place: Place) -> None:
         """Writes `state.pt`: weights, optimiser, random generators and place."""
@@ -154,7 +155,7 @@ class RunFolder:
         from .plot import loss_curve
 
         c = self.config
-        if (self.path / "value.json").is_file():  # maybe written elsewhere, or under other names
+        if (self.path / META_FILE).is_file():  # maybe written elsewhere, or under other names
             ValueCheckpoint.open(self.path, Path(c.backbone).resolve()).called(c.reward_name, c.base_name).save()
         best = min(place.history, key=lambda h: h["loss"]) if place.history else {}
         report = {
