@@ -195,12 +195,13 @@ def test_an_interrupted_reward_model_is_none_or_the_one_before(
     def stopped(*_: object, **__: object) -> None:
         raise Interrupted
 
+    other = make_hf("qwen2", seed=9)
     train_reward_model(make_hf(), pairs, tmp_path / "before")
     before = content(tmp_path / "before")
     monkeypatch.setattr(PreTrainedTokenizerBase, "save_pretrained", stopped)
     for name in ("before", "new"):
         with pytest.raises(Interrupted):
-            train_reward_model(make_hf("qwen2", seed=9), pairs, tmp_path / name)
+            train_reward_model(other, pairs, tmp_path / name)
     assert content(tmp_path / "before") == before and not content(tmp_path / "new")
     with pytest.raises(ConfigError):
         load_hf(str(tmp_path / "new"))

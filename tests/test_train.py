@@ -104,7 +104,7 @@ def test_held_out_branches_are_read_with_as_few_texts_as_in_training(
         return values(self, part)
 
     monkeypatch.setattr(SharedModel, "values", counted)
-    few, whole = Trainer(config), Trainer(replace(config, batch=32))
+    few, whole = Trainer(config), Trainer(replace(config, batch=64))
     texts = len(few.split.held_out)
     figures = few.evaluate()
     assert len(read) > 1 and max(read) == 4 * 5 and sum(read) == texts * 5
