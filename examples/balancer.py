@@ -3,7 +3,7 @@
 Asks every replica for /health and /slots once a second, as Paddler does, and gives a request to the one with the most
 idle slots. One that cannot be reached, or answers 502 to 504, gives its request to the next as long as nothing of the
 answer was sent on. A stream that breaks later ends with an error event. Nobody left: 503. So what was accepted gets an
-answer or an error.
+answer or an error. Clients bring their own keys; replicas with --api-key are watched with the first one of SIA_API_KEY.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -26,10 +27,12 @@ PASSING = (502, 503, 504)
 
 
 class Balancer:
-    """idle: slots that nobody uses, by replica; only those that are healthy are in it."""
+    """key: what replicas let in that keep /slots to themselves. idle: slots that nobody uses, by replica; only those
+    that are healthy are in it."""
 
-    def __init__(self, urls: list[str], every: float = 1.0):
+    def __init__(self, urls: list[str], every: float = 1.0, key: str = ""):
         self.urls, self.every = urls, every
+        self.headers = {"Authorization": f"Bearer {key}"} if key else {}
         self.idle: dict[str, int] = {}
         self.client = httpx.AsyncClient(
             timeout=httpx.Timeout(600, connect=2), limits=httpx.Limits(max_connections=1024)
@@ -55,7 +58,7 @@ class Balancer:
     async def look(self, url: str) -> None:
         try:
             health = await self.client.get(f"{url}/health", timeout=2)
-            slots = await self.client.get(f"{url}/slots", timeout=2)
+            slots = await self.client.get(f"{url}/slots", timeout=2, headers=self.headers)
             if health.status_code == slots.status_code == 200:
                 self.idle[url] = sum(not slot["is_processing"] for slot in slots.json())
                 return
@@ -102,4 +105,5 @@ if __name__ == "__main__":
     parser.add_argument("urls", nargs="+")
     parser.add_argument("--port", type=int, default=8090)
     given = parser.parse_args()
-    uvicorn.run(Balancer(given.urls).app, port=given.port, log_level="warning")
+    first = os.environ.get("SIA_API_KEY", "").split(",")[0].strip()
+    uvicorn.run(Balancer(given.urls, key=first).app, port=given.port, log_level="warning")

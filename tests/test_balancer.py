@@ -54,3 +54,21 @@ def test_the_idlest_replica_answers_and_a_lost_one_is_passed_over() -> None:
         assert status == 503 and told["error"]["message"].startswith("no replica answers")
         a.status = 400
         assert asyncio.run(ask(urls, 1))[0][0] == 400
+
+
+def test_slots_behind_a_key_are_seen_and_requests_go_on_with_none_but_their_own() -> None:
+    def replica(request: httpx.Request) -> httpx.Response:
+        if request.url.path != "/health" and request.headers.get("Authorization") != "Bearer sesame":
+            return httpx.Response(401, json={})
+        return httpx.Response(200, json=[{"is_processing": False}] if request.url.path == "/slots" else {})
+
+    async def statuses() -> list[int]:
+        balancer = BALANCER(["http://a"], key="sesame")
+        balancer.client = httpx.AsyncClient(transport=httpx.MockTransport(replica))
+        transport = httpx.ASGITransport(balancer.app)
+        async with balancer.client, httpx.AsyncClient(transport=transport, base_url="http://balancer") as client:
+            await balancer.look("http://a")
+            keys: list[dict[str, str]] = [{}, {"Authorization": "Bearer sesame"}]
+            return [(await client.get("/v1/models", headers=key)).status_code for key in keys]
+
+    assert asyncio.run(statuses()) == [401, 200]
