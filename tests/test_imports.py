@@ -79,6 +79,17 @@ def test_the_ground_stands_on_itself() -> None:
         assert {m.split(".")[1] for m in used if m.startswith("sia_local.")} <= GROUND, name
 
 
+@pytest.mark.parametrize("name", ["steering", "values", "generation", "llama"])
+def test_nothing_between_two_decodes_multiplies_through_blas(name: str) -> None:
+    """Its threads and llama.cpp's wait for each other: one product of a vocabulary's length a token took two thirds of
+    the speed. np.einsum has loops of its own."""
+    for path in (ROOT / "sia_local" / name).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            called = node.attr if isinstance(node, ast.Attribute) else ""
+            blas = called in ("dot", "matmul", "inner", "vdot", "tensordot", "linalg")
+            assert not blas and not isinstance(node, ast.MatMult), (path.name, called)
+
+
 def test_the_bindings_come_without_the_package_and_it_can_follow() -> None:
     """What llama.cpp logs stays this program's when the rest of llama-cpp-python is imported later."""
     script = """

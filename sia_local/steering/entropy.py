@@ -64,7 +64,7 @@ def entropy(logits: Floats) -> float:
     shifted = np.maximum(logits - logits.max(), -700.0)
     weights = np.exp(shifted)
     total = float(weights.sum(dtype=np.float64))
-    return max(0.0, float(np.log(total)) - float(weights @ shifted) / total)
+    return max(0.0, float(np.log(total)) - float(np.einsum("i,i->", weights, shifted)) / total)
 
 
 def varentropy(logits: Floats) -> float:
@@ -75,5 +75,6 @@ def varentropy(logits: Floats) -> float:
     weights /= weights.sum()
     alive = weights > 0
     surprise = -np.log(weights[alive])
-    mean = weights[alive] @ surprise
-    return float(weights[alive] @ (surprise - mean) ** 2)
+    p = weights[alive]
+    mean = np.einsum("i,i->", p, surprise)
+    return float(np.einsum("i,i->", p, (surprise - mean) ** 2))

@@ -55,7 +55,7 @@ def kl(probabilities: Float64, base_logprobs: Float64) -> float:
     """KL(pi || base) in nats: sum of pi log(pi / base) where pi > 0. base_logprobs are over the whole vocabulary."""
     alive = probabilities > 0
     p = probabilities[alive]
-    return float(p @ (np.log(p) - base_logprobs[alive]))
+    return float(np.einsum("i,i->", p, np.log(p) - base_logprobs[alive]))
 
 
 def truncation_kl(base_logprobs: Float64) -> float:
@@ -69,7 +69,7 @@ def gain(logits: Floats, tilts: Floats) -> float:
     float[k]. It is KL(p || tilted) and never negative."""
     p = softmax(logits)
     top = float(tilts.max())
-    return max(0.0, top + math.log(float(p @ np.exp(tilts - top))) - float(p @ tilts))
+    return max(0.0, top + math.log(float((p * np.exp(tilts - top)).sum())) - float((p * tilts).sum()))
 
 
 def beta_for_kl(

@@ -58,7 +58,7 @@ class ValueHead:
                 # As in QHead: BLAS would start threads that wait for llama.cpp's.
                 inner = np.einsum("nj,ij->ni", hidden, self.hidden_weight) + self.hidden_bias
                 hidden = ACTIVATIONS[self.activation](inner)
-            return (hidden @ self.weight).astype(np.float64) + self.bias
+            return np.einsum("nj,j->n", hidden, self.weight).astype(np.float64) + self.bias
 
     @property
     def n_embd(self) -> int:

@@ -94,7 +94,7 @@ class QHead:
         """V(s) in reward units, float32 [..., n_embd] -> float64 [...]; None if no level rides along."""
         if self.level_weight is None:
             return None
-        return (hidden @ self.level_weight).astype(np.float64) + self.level_bias
+        return np.einsum("...j,j->...", hidden, self.level_weight).astype(np.float64) + self.level_bias
 
 
 @dataclass(frozen=True, kw_only=True)
